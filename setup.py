@@ -1,0 +1,58 @@
+"""Package definition. ParlAI itself is not among the requirements: its own pins would win over everything here.
+
+`requirements.lock`, installed with `pip install --no-deps`, brings ParlAI 1.7.2 and versions that work with it.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'spt_parlai' / '__init__.py').read_text()).group(1)
+
+setup(
+    name='spt_parlai',
+    version=VERSION,
+    description='Selective Prompt Tuning for personalised dialogue, as a ParlAI agent',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='MIT',
+    python_requires='>=3.11,<3.14',
+    packages=find_packages(include=['spt_parlai', 'spt_parlai.*']),
+    package_data={
+        'spt_parlai.tasks.sample': ['*.txt', 'README.md'],
+        'spt_parlai.demo': ['*.opt', 'lm/*'],
+    },
+    install_requires=[
+        'torch>=2.11,<2.14',
+        'transformers>=5,<6',
+        'accelerate>=1.10',
+        'numpy>=2',
+        'sacrebleu>=2.5',
+        'nltk>=3.9',
+        'rich>=13',
+        'tqdm>=4.66',
+        'typer>=0.15',
+        # what ParlAI 1.7.2 imports
+        'GitPython',
+        'iopath>=0.1.10',
+        'joblib',
+        'pillow',
+        'portalocker',
+        'py-rouge>=1.1',
+        'PyYAML',
+        'regex',
+        'requests',
+        'scikit-learn',
+        'scipy',
+        'setuptools<82',
+        'tensorboardX',
+    ],
+    extras_require={
+        'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
+        'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model
+        'test': ['hypothesis', 'pytest'],
+    },
+    entry_points={'console_scripts': ['spt = spt_parlai.cli:main']},
+)

@@ -1,0 +1,16 @@
+"""Selective Prompt Tuning as a ParlAI agent (arXiv 2406.18187)."""
+
+from spt_parlai import _requirements
+
+__version__ = '0.1.0'
+
+_requirements.check()
+
+from spt_parlai import compat  # noqa: E402  (after the check: it needs a ParlAI that can be imported)
+
+compat.apply()
+
+from spt_parlai import datasets, resume  # noqa: E402
+
+datasets.install_download_advice()
+resume.install()

@@ -1,0 +1,58 @@
+"""Personas for interactive use, and what a chat shows of them."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from pathlib import Path
+
+from spt_parlai.dialogue.messages import OWN_PERSONA, clean, split_message
+from spt_parlai.errors import UsageError
+
+TASKS_WITHOUT_PERSONA = ('interactive', 'self_chat', None)  # ParlAI's bare chat worlds; other worlds send a persona
+SAMPLE = Path(__file__).parent / 'tasks' / 'sample' / 'train.txt'
+
+
+def chosen_persona(opt) -> list[str] | None:
+    """The persona of --persona or --persona-file as sentences; None where neither was given."""
+    if opt.get('persona_file'):
+        return read_persona_file(opt['persona_file'])
+    if opt.get('persona') is not None:
+        return [sentence for sentence in map(clean, opt['persona'].split('|')) if sentence]
+    return None
+
+
+def read_persona_file(path: str) -> list[str]:
+    """One sentence a line; `your persona:` before it is allowed. Raises UsageError for a file without any."""
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f'--persona-file {path} cannot be read ({getattr(error, "strerror", None) or "not UTF-8 text"}).') from error
+    sentences = [clean(line.removeprefix(OWN_PERSONA)) for line in map(str.strip, text.splitlines())]
+    sentences = [s for s in sentences if s]
+    if not sentences:
+        raise UsageError(f'--persona-file {path} is empty: write one sentence of the persona a line.')
+    return sentences
+
+
+@lru_cache(maxsize=1)
+def sample_personas() -> tuple[tuple[str, ...], ...]:
+    """The personas of the embedded sample task."""
+    personas: list[list[str]] = []
+    for line in SAMPLE.read_text(encoding='utf-8').splitlines():
+        number, _, text = line.partition(' ')
+        if number == '1':
+            personas.append([])
+        personas[-1] += split_message(text)[0]
+    return tuple(map(tuple, personas))
+
+
+def draw_persona() -> list[str]:
+    return list(random.choice(sample_personas()))
+
+
+def announce(name: str, persona: list[str]) -> None:
+    """Print whose persona this is."""
+    print(f'[ {name} has the persona ]')
+    for sentence in persona or ['(none)']:
+        print(f'    {sentence}')

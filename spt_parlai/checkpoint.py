@@ -1,0 +1,88 @@
+"""What a checkpoint says besides its tensors, and how one is written and read without ever being half there.
+
+A checkpoint holds the trainable tensors, optimizer and scheduler, the LLM's name, revision and shape fingerprint,
+and the progress of the training run; never the LLM. It is plain data: reading one runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spt_parlai.errors import UsageError
+
+FORMAT = 1
+
+
+def write_atomically(path: str | os.PathLike, write) -> None:
+    """`write(temporary path)`, then rename: whoever reads `path` sees the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.part{os.getpid()}')
+    try:
+        write(part)
+        with open(part, 'rb') as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_states(states: dict[str, Any], path: str | os.PathLike) -> None:
+    write_atomically(path, lambda part: torch.save(states, part))
+
+
+def save_json(value: Any, path: str | os.PathLike) -> None:
+    write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=4), encoding='utf-8'))
+
+
+def load_states(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint on the CPU. Raises UsageError for a file that is damaged or not one of ours."""
+    try:
+        states = torch.load(path, map_location='cpu', weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f'{path} is damaged or no checkpoint of this agent ({type(error).__name__}); '
+            'restore it from a copy, or delete it to train anew.'
+        ) from error
+    if not isinstance(states, dict) or not isinstance(states.get('spt'), dict) or 'model' not in states:
+        raise UsageError(f'{path} was not written by spt_parlai; give the model file of an SptAgent.')
+    if states['spt'].get('format') != FORMAT:
+        raise UsageError(
+            f"{path} has checkpoint format {states['spt'].get('format')}, this version of spt_parlai reads {FORMAT}; "
+            'install the version that wrote it.'
+        )
+    return states
+
+
+def describe(opt, llm, model) -> dict[str, Any]:
+    """The `spt` entry of a checkpoint."""
+    return {
+        'format': FORMAT,
+        'llm': opt['llm'],
+        'llm_revision': opt.get('llm_revision'),
+        'fingerprint': llm.fingerprint(),
+        'num_prompts': model.soft_prompts.num_prompts,
+        'prompt_length': model.soft_prompts.length,
+        'seed': opt.get('seed'),
+    }
+
+
+def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse a checkpoint made around another LLM or with other K and L, naming both sides."""
+    if saved['fingerprint'] != here['fingerprint']:
+        differing = [k for k, v in here['fingerprint'].items() if saved['fingerprint'].get(k) != v]
+        detail = ', '.join(f"{k} {saved['fingerprint'].get(k)} / {here['fingerprint'][k]}" for k in differing)
+        raise UsageError(
+            f"{path} was trained around --llm {saved['llm']}, which differs in shape from --llm {here['llm']} ({detail}); "
+            f"use --llm {saved['llm']} or another model file."
+        )
+    for key, flag in (('num_prompts', '--num-prompts'), ('prompt_length', '--prompt-length')):
+        if saved[key] != here[key]:
+            raise UsageError(f'{path} holds {flag} {saved[key]}, not {here[key]}: leave {flag} out or train anew.')

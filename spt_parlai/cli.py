@@ -1,0 +1,76 @@
+"""The `spt` command: what the project offers beside ParlAI's own commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    help='Selective Prompt Tuning for ParlAI. Train, evaluate and chat with `parlai …`; this command has the rest.',
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Install data in ParlAI's layout.", no_args_is_help=True)
+app.add_typer(data, name='data')
+
+
+@app.command()
+def demo(
+    out: Annotated[Optional[Path], typer.Option(help='Folder to keep the trained model in (default: runs/demo).')] = None,
+    steps: Annotated[Optional[int], typer.Option(min=1, help='Training steps (default: what the preset says).')] = None,
+    seed: Annotated[int, typer.Option(help='Makes the run repeat exactly.')] = 0,
+) -> None:
+    """Train SPT on the sample task around the demo LM, evaluate it, and show three exchanges. Offline, minutes."""
+    from spt_parlai.demo.run import run_demo
+
+    run_demo(out or Path('runs') / 'demo', steps, seed)
+
+
+@data.command()
+def convai2(
+    source: Annotated[Path, typer.Option('--from', help='Folder with your ConvAI2 files (…_self_original.txt and so on).')],
+    datapath: Annotated[Optional[Path], typer.Option(help="ParlAI datapath to install into (default: ParlAI's own).")] = None,
+    force: Annotated[bool, typer.Option(help='Replace files that are already there.')] = False,
+) -> None:
+    """Put your own ConvAI2 files where `-t convai2:self` finds them, so that nothing is downloaded."""
+    from spt_parlai.datasets import install_convai2
+
+    folder = install_convai2(source, datapath, force)
+    print(f'ConvAI2 is installed in {folder}.')
+    if datapath is not None:
+        print(f'Use it with: parlai train_model -t convai2:self -dp {datapath} …')
+
+
+@app.command()
+def info(model_file: Annotated[Path, typer.Argument(help='A model file of an SptAgent.')]) -> None:
+    """Say what a checkpoint holds: its LLM, the shapes of what was trained, and how far training went."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from spt_parlai.checkpoint import load_states
+
+    states = load_states(model_file)
+    table = Table(show_header=False, box=None)
+    for key, value in states['spt'].items():
+        table.add_row(key, str(value))
+    for name, tensor in states['model'].items():
+        table.add_row(name, f'{list(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}')
+    stats = states.get('progress', {}).get('train_stats', {})
+    for key in ('train_steps', 'total_epochs', 'best_valid'):
+        if stats.get(key) is not None:
+            table.add_row(key, f'{stats[key]:.5g}')
+    Console().print(table)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option('--version', help='Print the version and exit.')] = False) -> None:
+    if show:
+        from spt_parlai import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    app()

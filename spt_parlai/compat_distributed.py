@@ -1,0 +1,278 @@
+"""Multi-process training and evaluation of ParlAI 1.7.2 without CUDA.
+
+ParlAI gives every worker a GPU: with none, ``multiprocessing_train`` and
+``multiprocessing_eval`` fail as soon as they count them. Here the workers meet over
+gloo and stay on the CPU. Where CUDA is available, one thing alone changes: the
+spawned workers import this package, hence every patch, before they work.
+"""
+
+import contextlib
+import copy
+import os
+import sys
+import threading
+from multiprocessing.connection import wait
+
+# How long the first worker may outlive another worker's failure, in seconds.
+_GRACE = 10
+
+# A gloo process group that is destroyed while the interpreter shuts down can wait
+# forever for its own threads. When ParlAI's and torch's objects drop their
+# references depends on garbage collection, so one more is kept here.
+_process_groups = []
+
+# ParlAI's own worker functions, by script.
+_parlai_workers = {}
+
+
+def apply() -> None:
+    """Apply every patch without CUDA, and :func:`patch_workers` alone with it."""
+    import torch
+
+    patch_workers()
+    if torch.cuda.is_available():
+        return
+    patch_launchers()
+    patch_all_gather_list()
+    patch_distributed_context()
+    patch_join_device()
+    patch_data_parallel()
+
+
+def patch_workers() -> None:
+    """Make a spawned worker import this package before it works.
+
+    Breaks: spawned workers run without the patches, as they import only the module
+    of the function they were given, which is ParlAI's.
+    Where: ``parlai/scripts/multiprocessing_train.py:36`` and
+    ``parlai/scripts/multiprocessing_eval.py:35``.
+    Safe: the replacements call ParlAI's functions with the same arguments.
+    Goes: with the last of the other patches.
+    """
+    from parlai.scripts import multiprocessing_eval, multiprocessing_train
+
+    _parlai_workers['train'] = multiprocessing_train.multiprocess_train
+    _parlai_workers['eval'] = multiprocessing_eval.multiprocess_eval
+    multiprocessing_train.multiprocess_train = train_worker
+    multiprocessing_eval.multiprocess_eval = eval_worker
+
+
+def train_worker(*args, **kwargs):
+    """ParlAI's ``multiprocess_train``, from a module that applies the patches."""
+    return _parlai_workers['train'](*args, **kwargs)
+
+
+def eval_worker(*args, **kwargs):
+    """ParlAI's ``multiprocess_eval``, from a module that applies the patches."""
+    return _parlai_workers['eval'](*args, **kwargs)
+
+
+def patch_launchers() -> None:
+    """End the whole run when one of its workers fails.
+
+    Breaks: the first worker waits for half an hour for one that failed before it
+    joined the group; a failure in the first worker leaves the others running; with
+    three workers or more, a late failure of one does not reach the exit status. And
+    without CUDA the number of workers is 0 unless it is given.
+    Where: ``launch_and_train``, ``parlai/scripts/multiprocessing_train.py:62``, and
+    ``launch_and_eval``, ``parlai/scripts/multiprocessing_eval.py:57``.
+    Safe: a run that succeeds starts and joins the same processes.
+    Goes: with :func:`patch_distributed_context`.
+    """
+    from parlai.scripts import multiprocessing_eval, multiprocessing_train
+
+    multiprocessing_train.launch_and_train = launch_training
+    multiprocessing_eval.launch_and_eval = launch_evaluation
+
+
+def launch_training(opt, port=None):
+    """Train in ``distributed_world_size`` processes, of which this is the first."""
+    return _launch(train_worker, opt, port)
+
+
+def launch_evaluation(opt, port=None):
+    """Evaluate in ``distributed_world_size`` processes, of which this is the first."""
+    return _launch(eval_worker, opt, port)
+
+
+def _launch(worker, opt, port):
+    from parlai.utils.distributed import find_free_port
+    from torch.multiprocessing import start_processes
+
+    opt = copy.deepcopy(opt)
+    opt['distributed_world_size'] = max(1, opt['distributed_world_size'])
+    port = port or find_free_port()
+    others = start_processes(
+        worker,
+        (opt, port, 1),  # the others' ranks start at 1
+        nprocs=opt['distributed_world_size'] - 1,
+        join=False,
+        start_method='spawn',
+    )
+    finished = threading.Event()
+    threading.Thread(
+        target=_exit_after_failure, args=(others, finished), daemon=True
+    ).start()
+    try:
+        result = worker(0, opt, port)
+        while not others.join():
+            pass
+        return result
+    except BaseException:
+        # Also on Ctrl-C, which a worker inside a collective does not notice.
+        _terminate(others)
+        raise
+    finally:
+        finished.set()
+
+
+def _exit_after_failure(others, finished):
+    """End this process if another worker failed and this one does not notice.
+
+    A worker that waits in torch for another one cannot be interrupted from Python.
+    """
+    running = {process.sentinel: process for process in others.processes}
+    while running:
+        for sentinel in wait(list(running)):
+            if running.pop(sentinel).exitcode and not finished.wait(_GRACE):
+                print('A worker failed; stopping the others.', file=sys.stderr)
+                _terminate(others)
+                os._exit(1)
+
+
+def _terminate(others):
+    for process in others.processes:
+        process.terminate()
+    for process in others.processes:
+        process.join()
+
+
+def patch_all_gather_list() -> None:
+    """Gather Python objects without CUDA buffers.
+
+    Breaks: ``AssertionError: Torch not compiled with CUDA enabled`` at the first
+    synchronisation, as objects are exchanged in CUDA tensors.
+    Where: ``parlai/utils/distributed.py:142`` and ``:151``; other modules import the
+    function by name.
+    Safe: torch's ``all_gather_object`` has the same result: every worker's object, in
+    the order of the ranks. ``sync_object`` is built on this function.
+    Goes: when ParlAI exchanges objects on the backend's own device.
+    """
+    from parlai.scripts import eval_model, tod_world_script, train_model  # noqa: F401
+    from parlai.utils import distributed
+
+    parlai_all_gather_list = distributed.all_gather_list
+
+    def all_gather_list(data):
+        import torch.distributed as dist
+
+        if not distributed.is_distributed():
+            return [data]
+        gathered = [None] * distributed.num_workers()
+        dist.all_gather_object(gathered, data)
+        return gathered
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith('parlai.'):
+            if getattr(module, 'all_gather_list', None) is parlai_all_gather_list:
+                module.all_gather_list = all_gather_list
+
+
+def patch_distributed_context() -> None:
+    """Start a distributed run over gloo.
+
+    Breaks: ``ZeroDivisionError``, then nccl and ``torch.cuda.init`` fail.
+    Where: ``parlai/utils/distributed.py:260``, ``:279`` and ``:287``.
+    Safe: used only where ParlAI's own function cannot work.
+    Goes: when ParlAI chooses the backend by the device.
+    """
+    from parlai.utils import distributed
+
+    distributed.distributed_context = distributed_context
+
+
+@contextlib.contextmanager
+def distributed_context(
+    rank, opt, rank_offset=0, gpu=None, init_method='tcp://localhost:61337'
+):
+    """ParlAI's ``distributed_context`` for the CPU; ``gpu`` is not used."""
+    import torch
+    import torch.distributed as dist
+    from parlai.utils.distributed import get_dist_group, override_print, sync_object
+
+    rank += rank_offset
+    opt = copy.deepcopy(opt)
+    opt['rank'] = rank
+    opt['gpu'] = -1
+    # Against the GPU that the model's option file may name.
+    opt.setdefault('override', {})['gpu'] = -1
+    verbose = opt.get('verbose')
+    prefix = f'rank:{rank:3d} |' if verbose or rank else None
+
+    with override_print(bool(rank and not verbose), prefix):
+        dist.init_process_group(
+            'gloo',
+            init_method=init_method,
+            world_size=opt['distributed_world_size'],
+            rank=rank,
+        )
+        _process_groups.append(get_dist_group())
+        try:
+            with _share_of_threads(opt['distributed_world_size']):
+                # The same start for all workers, at the same time.
+                torch.manual_seed(42)
+                sync_object(None)
+                yield opt
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _share_of_threads(num_workers):
+    """Divide torch's threads among the workers, unless the user has set them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(max(1, threads // num_workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def patch_join_device() -> None:
+    """Let workers wait for each other on the CPU.
+
+    Breaks: ``RuntimeError`` when the loop ends: torch makes a tensor on the device
+    that ParlAI names, ``-1`` without a GPU.
+    Where: ``parlai/utils/fsdp.py:234`` and ``:286``.
+    Safe: without CUDA every tensor is on the CPU.
+    Goes: when ParlAI names a device instead of a GPU's number.
+    """
+    import torch
+    from parlai.utils.fsdp import JoinableEvaluator, JoinableTrainLoop
+
+    on_cpu = property(lambda self: torch.device('cpu'))
+    JoinableTrainLoop.join_device = on_cpu
+    JoinableEvaluator.join_device = on_cpu
+
+
+def patch_data_parallel() -> None:
+    """Wrap a model on the CPU in ``DistributedDataParallel``.
+
+    Breaks: ``ValueError``, as ParlAI passes ``device_ids=[gpu]`` with ``gpu`` -1.
+    Where: ``parlai/core/torch_generator_agent.py:584``, ``torch_ranker_agent.py:255``.
+    Safe: changes only the call with ``[-1]``, which no device has.
+    Goes: when ParlAI passes no ``device_ids`` for a model on the CPU.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch_init = DistributedDataParallel.__init__
+
+    def init(self, module, device_ids=None, *args, **kwargs):
+        if device_ids == [-1]:
+            device_ids = None
+        torch_init(self, module, device_ids, *args, **kwargs)
+
+    DistributedDataParallel.__init__ = init

@@ -1,0 +1,118 @@
+"""The LLM's own tokenizer as a ParlAI dictionary: nothing is added to it, and no copy of it is saved."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from parlai.core.dict import DictionaryAgent
+
+from spt_parlai.errors import UsageError
+from spt_parlai.hub import load_tokenizer
+
+NULL_ID = -1  # padding: no token has this id, so no real token can be taken for padding
+START_ID = -2  # what ParlAI's search starts from; never embedded, and never mistaken for EOS (OPT's BOS is its EOS)
+_WORD_START = ('▁', 'Ġ')  # how SentencePiece and byte-level BPE write a leading space
+_PIECES_KEPT = 200_000
+
+
+class TokenizerDictionary(DictionaryAgent):
+    """ids and strings of a Hugging Face tokenizer behind the calls that ParlAI makes of a dictionary."""
+
+    null_token, start_token = '__null__', '__start__'
+
+    @classmethod
+    def add_cmdline_args(cls, parser, partial_opt=None):
+        return parser  # the tokenizer is the LLM's: there is nothing to choose
+
+    def __init__(self, opt, shared=None):
+        self.opt = opt
+        self.tokenizer = load_tokenizer(opt['llm'], opt.get('llm_revision'))
+        if self.tokenizer.eos_token_id is None:
+            raise UsageError(
+                f"--llm {opt['llm']}: its tokenizer has no end-of-sequence token, which every reply must end in; "
+                'choose another LLM or set eos_token in its tokenizer_config.json.'
+            )
+        self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        self.end_token = self.tokenizer.eos_token
+        self.unk_token = self.tokenizer.unk_token or self.end_token
+        self._adds_space = self._tokenizer_adds_space()
+        self.piece = lru_cache(maxsize=_PIECES_KEPT)(self._piece)
+
+    def _tokenizer_adds_space(self) -> bool:
+        """Does the tokenizer itself mark the start of a text as the start of a word?"""
+        ids = self.tokenizer.encode('Q', add_special_tokens=False)
+        return bool(ids) and self.tokenizer.convert_ids_to_tokens(ids[0]).startswith(_WORD_START)
+
+    def _piece(self, text: str, opens: bool) -> tuple[int, ...]:
+        """Token ids of one template piece; a piece that does not open the context follows a space. What looks like a
+        special token in a user's text is text."""
+        if not opens and not self._adds_space:
+            text = ' ' + text
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    # ---- what ParlAI asks of a dictionary -------------------------------------------------------------
+
+    def is_prebuilt(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __contains__(self, key) -> bool:
+        return key in self.tokenizer.get_vocab() if isinstance(key, str) else 0 <= int(key) < len(self)
+
+    def __getitem__(self, key):
+        special = {self.null_token: NULL_ID, self.start_token: START_ID}
+        if isinstance(key, str):
+            if key in special:
+                return special[key]
+            found = self.tokenizer.get_vocab().get(key)
+            return self.tokenizer.get_vocab()[self.unk_token] if found is None else found
+        for token, token_id in special.items():
+            if key == token_id:
+                return token
+        return self.tokenizer.convert_ids_to_tokens(int(key))
+
+    def __setitem__(self, key, value) -> None:
+        """The dictionary never grows: ParlAI pads a dictionary for fp16, ours has the LLM's exact size."""
+
+    @property
+    def tok2ind(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    @property
+    def ind2tok(self) -> dict[int, str]:
+        return {i: t for t, i in self.tokenizer.get_vocab().items()}
+
+    def keys(self):
+        return self.tokenizer.get_vocab().keys()
+
+    def txt2vec(self, text: str, vec_type=list):
+        """A reply's token ids (without EOS), as it stands after `R:`."""
+        return vec_type(self.piece(' '.join(text.split()), False)) if text.strip() else vec_type()
+
+    def vec2txt(self, vector, delimiter: str = ' ') -> str:
+        ids = [int(i) for i in vector]
+        return self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True).strip()
+
+    def tokenize(self, text: str, building: bool = False) -> list[str]:
+        return self.tokenizer.convert_ids_to_tokens(self.txt2vec(text))
+
+    def add_additional_special_tokens(self, additional_special_tokens) -> None:
+        raise UsageError(
+            f'--special-tok-lst {",".join(additional_special_tokens)}: no tokens are added to a frozen LLM; leave it out.'
+        )
+
+    def act(self):
+        return {}
+
+    def shutdown(self) -> None:
+        """Nothing to save."""
+
+    def save(self, filename=None, append=False, sort=True) -> None:
+        """ParlAI looks for this file beside a model; the tokenizer itself belongs to the LLM and is not copied."""
+        with open(filename or self.opt['dict_file'], 'w', encoding='utf-8') as file:
+            file.write(f"the tokenizer of --llm {self.opt['llm']}\n")
+
+    def load(self, filename) -> None:
+        """Nothing to load: the tokenizer belongs to the LLM."""

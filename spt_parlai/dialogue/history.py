@@ -1,0 +1,67 @@
+"""ParlAI's `History`, kept as persona and turns instead of one string."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from parlai.core.torch_agent import History
+
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.template import Context, build_context
+
+
+class DialogueHistory(History):
+    """The dialogue so far, rendered by the method's template.
+
+    :param persona: sentences known before the first message (interactive use); every reset returns to them.
+    """
+
+    def __init__(self, opt, persona: Sequence[str] = (), **kwargs):
+        self.given_persona = list(persona)
+        super().__init__(opt, **kwargs)
+        self.reset()
+
+    def parse(self, text):
+        return []  # the base class tokenizes its delimiter; nothing here has one
+
+    def reset(self) -> None:
+        self.dialogue = Dialogue(persona=list(self.given_persona))
+
+    def update_history(self, obs, temp_history: str | None = None) -> None:
+        if obs.get(self.field) is not None:
+            self.dialogue.observe(obs[self.field])
+            self._forget()
+        self.temp_history = temp_history
+
+    def add_reply(self, text: str) -> None:
+        self.dialogue.reply(text)
+        self._forget()
+
+    def _forget(self) -> None:
+        """`--history-size n` keeps the newest n utterances; the persona always stays."""
+        if self.size >= 0:
+            del self.dialogue.turns[: max(0, len(self.dialogue.turns) - self.size)]
+
+    def context(self) -> Context:
+        """The context of the next reply, at most `max_len` tokens."""
+        return self._context(self.max_len)
+
+    def full_context(self) -> Context:
+        """The context of the next reply, however long."""
+        return self._context(None)
+
+    def _context(self, limit: int | None) -> Context:
+        dialogue = self.dialogue
+        if self.temp_history is not None:  # heard for this turn only
+            dialogue = Dialogue(list(dialogue.persona), list(dialogue.turns))
+            dialogue.observe(self.temp_history)
+        return build_context(dialogue, self.dict.piece, self.dict.bos, limit)
+
+    def get_history_str(self) -> str:
+        return self.context().text
+
+    def get_history_vec(self) -> list[int]:
+        return list(self.context().ids)
+
+    def get_history_vec_list(self) -> list[list[int]]:
+        return [self.get_history_vec()]

@@ -1,0 +1,57 @@
+"""ParlAI messages → persona sentences and utterances (self-persona setting, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SILENCE = '__SILENCE__'
+OWN_PERSONA = 'your persona:'
+PARTNER_PERSONA = "partner's persona:"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance; `own` is true for the agent's own side (R:), false for its partner (Q:)."""
+
+    text: str
+    own: bool
+
+
+@dataclass
+class Dialogue:
+    """What is known before the next reply: the agent's own persona and the turns so far, oldest first."""
+
+    persona: list[str] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+
+    def observe(self, text: str) -> None:
+        """Take in a partner's message: persona lines and, joined by spaces, what is left of it."""
+        persona, utterance = split_message(text)
+        self.persona += persona
+        self._add(utterance, own=False)
+
+    def reply(self, text: str) -> None:
+        """Take in the agent's own utterance (a label, or a generated reply)."""
+        self._add(clean(text), own=True)
+
+    def _add(self, utterance: str, own: bool) -> None:
+        if utterance:
+            self.turns.append(Turn(utterance, own))
+
+
+def clean(text: str | None) -> str:
+    """Collapse white space; `__SILENCE__`, None and blank text become the empty string (no utterance)."""
+    text = ' '.join((text or '').split())
+    return '' if text == SILENCE else text
+
+
+def split_message(text: str | None) -> tuple[list[str], str]:
+    """`\\n`-joined message text → (own persona sentences, utterance). The partner's persona is ignored."""
+    persona, spoken = [], []
+    for line in (text or '').split('\n'):
+        line = line.strip()
+        if line.startswith(OWN_PERSONA):
+            persona.append(clean(line[len(OWN_PERSONA):]))
+        elif not line.startswith(PARTNER_PERSONA):
+            spoken.append(clean(line))
+    return [p for p in persona if p], ' '.join(s for s in spoken if s)

@@ -1,0 +1,1 @@
+"""The method's own measurements as ParlAI metrics. Knows no model."""

@@ -1,0 +1,132 @@
+"""A frozen causal LM driven by input embeddings; the projection to the vocabulary only where it is asked for.
+
+Deliberately not a `torch.nn.Module`: what holds it can be trained, halved, moved, saved and synchronised between
+processes without ever touching, or even seeing, a weight of the LM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
+
+
+class FrozenLM:
+    """Wraps a `…ForCausalLM`.
+
+    :param lm: the Hugging Face model; its parameters stop requiring gradients and it stays in eval mode.
+    """
+
+    def __init__(self, lm: torch.nn.Module):
+        self.lm = lm.eval()
+        for parameter in self.lm.parameters():
+            parameter.requires_grad_(False)
+        self._take_input_projection()
+        self._positions: Tensor | None = None
+        self.lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        self._takes_positions = 'position_ids' in inspect.signature(self.lm.forward).parameters
+
+    def _take_input_projection(self) -> None:
+        """OPT-350m projects word embeddings (512) to its width (1024) inside the body; soft prompts are of the body's
+        width, so the projection is taken out of the body and applied in `embed` instead."""
+        self._project_in = None
+        for module in self.lm.modules():
+            if getattr(module, 'project_in', None) is not None:
+                self._project_in, module.project_in = module.project_in, None
+                return
+
+    def _select_positions(self, _head, args: tuple) -> tuple:
+        """Before the output projection: hidden states [R, T, D] → [1, N, D] at the wanted flat positions."""
+        if self._positions is None:
+            return args
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[self._positions.to(hidden.device)].unsqueeze(0), *args[1:])
+
+    @contextmanager
+    def _only_at(self, positions: Tensor | None):
+        self._positions = positions
+        try:
+            yield
+        finally:
+            self._positions = None
+
+    # ---- shapes ---------------------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the width of the body, and of soft prompts."""
+        return self._project_in.weight.shape[0] if self._project_in is not None else self._embedding.weight.shape[-1]
+
+    @property
+    def vocab_size(self) -> int:
+        """V: rows of the output projection."""
+        return self.lm.get_output_embeddings().weight.shape[0]
+
+    @property
+    def _embedding(self) -> torch.nn.Module:
+        return self.lm.get_input_embeddings()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        weight = self._embedding.weight
+        return weight.dtype if weight.dtype.is_floating_point else self.lm.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the embedding's device, or where accelerate runs it."""
+        hook = getattr(self._embedding, '_hf_hook', None)
+        execution = getattr(hook, 'execution_device', None)
+        return torch.device(execution) if execution is not None else self._embedding.weight.device
+
+    def fingerprint(self) -> dict:
+        """The LM's shape, stored with every checkpoint: sizes by name, and a digest of all weights' shapes."""
+        config = self.lm.config.get_text_config(decoder=True)
+        shapes = sorted((name, list(p.shape)) for name, p in self.lm.named_parameters())
+        digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+        return {**{k: getattr(config, k, None) for k in SHAPE_KEYS}, 'shapes': digest}
+
+    # ---- computation ----------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word embeddings [..., T] → [..., T, D] in the LM's dtype, after its own input projection (eq. 1)."""
+        with torch.no_grad():
+            embedded = self._embedding(ids.to(self.device))
+            return embedded if self._project_in is None else self._project_in(embedded)
+
+    def logits_at(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits that follow chosen positions of whole rows.
+
+        embeddings: [R, T, D]; mask: bool [R, T], true at real positions; positions: int64 [N], flat indices into
+        R × T. Returns logits [N, V] in the LM's dtype; their gradient reaches `embeddings` alone.
+        """
+        with self._only_at(positions):
+            return self._forward(embeddings, mask, use_cache=False).logits[0]
+
+    def prefill(self, embeddings: Tensor, mask: Tensor):
+        """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache)."""
+        rows, length = mask.shape
+        last = torch.arange(1, rows + 1, device=mask.device) * length - 1
+        with self._only_at(last):
+            output = self._forward(embeddings, mask, use_cache=True)
+        return output.logits[0], output.past_key_values
+
+    def decode(self, ids: Tensor, mask: Tensor, cache):
+        """Continue cached rows. ids int64 [R, S]; mask bool [R, T + S] over cache and ids → (logits [R, S, V], cache)."""
+        output = self._forward(self.embed(ids), mask, use_cache=True, cache=cache)
+        return output.logits, output.past_key_values
+
+    def _forward(self, embeddings: Tensor, mask: Tensor, use_cache: bool, cache=None):
+        kwargs = {}
+        if self._takes_positions:  # counted over real positions only, so padding on either side changes nothing
+            kwargs['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1]:]
+        if cache is not None:
+            kwargs['past_key_values'] = cache
+        return self.lm(
+            inputs_embeds=embeddings.to(self.dtype), attention_mask=mask.long(), use_cache=use_cache, **kwargs
+        )

@@ -1,0 +1,84 @@
+"""Options → a FrozenLM on its device: dtype, accelerate's placement, quantized bases."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+
+from spt_parlai.errors import UsageError
+from spt_parlai.hub import load_causal_lm, load_config
+from spt_parlai.model.frozen_lm import FrozenLM
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+PLACEMENTS = ('auto', 'balanced')
+
+
+def load_frozen_lm(
+    llm: str,
+    revision: str | None = None,
+    dtype: str = 'auto',
+    device: torch.device | str = 'cpu',
+    device_map: str = 'none',
+    quantization: str = 'none',
+) -> FrozenLM:
+    """Load `llm` and freeze it.
+
+    :param dtype: `auto` is float32 on a CPU, and on an accelerator the dtype the weights are stored in.
+    :param device_map: `none` puts all on `device`; `auto`, `balanced` or a JSON file are accelerate's placements.
+    :param quantization: `8bit` or `4bit` through bitsandbytes.
+    :raises UsageError: for anything that cannot be loaded.
+    """
+    load_config(llm, revision)  # refuses encoder-decoders before any weight is read
+    device = torch.device(device)
+    kwargs: dict = {'dtype': _dtype(dtype, device)}
+    placement = _device_map(device_map)
+    if placement is not None:
+        kwargs['device_map'] = placement
+    if quantization != 'none':
+        kwargs['quantization_config'] = _quantization(quantization, kwargs['dtype'])
+        kwargs.setdefault('device_map', {'': str(device)})
+    lm = load_causal_lm(llm, revision, **kwargs)
+    if lm.get_output_embeddings() is None:
+        raise UsageError(f'--llm {llm}: {type(lm).__name__} has no output projection, so it is no causal LM for this method.')
+    if 'device_map' not in kwargs:
+        lm = lm.to(device)
+    return FrozenLM(lm)
+
+
+def _dtype(name: str, device: torch.device):
+    if name != 'auto':
+        return DTYPES[name]
+    return torch.float32 if device.type == 'cpu' else 'auto'
+
+
+def _device_map(value: str):
+    if value == 'none':
+        return None
+    if importlib.util.find_spec('accelerate') is None:
+        raise UsageError(f'--llm-device-map {value} needs accelerate: pip install accelerate.')
+    if value in PLACEMENTS:
+        return value
+    path = Path(value)
+    if not path.is_file():
+        raise UsageError(f'--llm-device-map {value}: give none, auto, balanced, or the path of a JSON file (no such file).')
+    try:
+        placement = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f'--llm-device-map {value} is not valid JSON ({error}).') from error
+    if not isinstance(placement, dict) or not placement:
+        raise UsageError(f'--llm-device-map {value} must hold an object of module names and devices, e.g. {{"": 0}}.')
+    return placement
+
+
+def _quantization(bits: str, dtype):
+    if importlib.util.find_spec('bitsandbytes') is None:
+        raise UsageError(f"--llm-quantization {bits} needs bitsandbytes: pip install 'spt_parlai[quantization]'.")
+    from transformers import BitsAndBytesConfig
+
+    if bits == '8bit':
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)

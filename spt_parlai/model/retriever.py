@@ -1,0 +1,42 @@
+"""The dense retriever of equation 1."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SOFTPLUS_BETA = 10.0  # linear above beta * x > 1: keeps scores in [0, 1] as the paper claims
+
+
+class Retriever(nn.Module):
+    """Scores every soft prompt for every context.
+
+    v_C = lin_C(mean of the context's word embeddings), v_i = lin_sp(mean of prompt i's tokens); a linear layer
+    commutes with the mean, so the mean comes first. Score = softplus(cosine(v_C, v_i)).
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.lin_context = nn.Linear(hidden_size, hidden_size)
+        self.lin_prompt = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, context_mean: Tensor, soft_prompts: Tensor) -> Tensor:
+        """context_mean: float32 [B, D]; soft_prompts: float32 [K, L, D] → scores float32 [B, K]."""
+        v_context = self.lin_context(context_mean)  # [B, D]
+        v_prompt = self.lin_prompt(soft_prompts.mean(1))  # [K, D]
+        raw = F.cosine_similarity(v_context[:, None], v_prompt[None], dim=-1)  # [B, K]
+        return F.softplus(raw, beta=SOFTPLUS_BETA, threshold=1.0)
+
+
+def context_mean(embeddings: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the context's real tokens alone. embeddings [B, T, D], mask bool [B, T] → float32 [B, D]."""
+    weights = mask.float()
+    total = torch.einsum('btd,bt->bd', embeddings.float(), weights)
+    return total / weights.sum(1, keepdim=True).clamp(min=1)
+
+
+def select(scores: Tensor) -> Tensor:
+    """i* of equation 7: scores [B, K] → int64 [B]; of equal scores the lowest index."""
+    best = scores == scores.max(dim=1, keepdim=True).values
+    return best.int().argmax(dim=1)

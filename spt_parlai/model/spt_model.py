@@ -1,0 +1,132 @@
+"""The model of the method: soft prompt group + retriever around a frozen LM, as ParlAI drives a generator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from parlai.core.torch_generator_agent import TorchGeneratorModel
+from torch import Tensor
+
+from spt_parlai.model.decoding import DecodingState
+from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.retriever import Retriever, context_mean, select
+from spt_parlai.model.rows import join_all, join_chosen, target_positions, token_rows
+from spt_parlai.model.soft_prompts import SoftPromptGroup
+
+
+class Prediction(NamedTuple):
+    """What the objective and the metrics need of one batch.
+
+    log_probs: float32 [K, N], every prompt's log-probability of every target token (eq. 2);
+    scores: float32 [B, K] (eq. 1); selected: int64 [B] (eq. 7); example: int64 [N], whose token each is;
+    targets: int64 [N]; greedy: int64 [N], the likeliest token under the selected prompt.
+    """
+
+    log_probs: Tensor
+    scores: Tensor
+    selected: Tensor
+    example: Tensor
+    targets: Tensor
+    greedy: Tensor
+
+
+class SptModel(TorchGeneratorModel):
+    """Trainable: `soft_prompts` and `retriever`, in float32 always. The LM is held, not registered.
+
+    :param llm: the frozen LM.
+    :param soft_prompts: the group [K, L, D].
+    :param retriever: scores prompts for contexts.
+    :param padding_idx, start_idx, end_idx: ids as ParlAI's search uses them.
+    """
+
+    def __init__(
+        self, llm: FrozenLM, soft_prompts: SoftPromptGroup, retriever: Retriever,
+        padding_idx: int, start_idx: int, end_idx: int,
+    ):
+        super().__init__(padding_idx, start_idx, end_idx)
+        self.register_buffer('START', self.START, persistent=False)  # a checkpoint holds what is trained, no more
+        self.llm = llm
+        self.soft_prompts = soft_prompts
+        self.retriever = retriever
+
+    def half(self):
+        """Prompts and retriever stay in float32 whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
+        return self
+
+    def forward(self, contexts: Tensor, targets: Tensor) -> Prediction:
+        """contexts int64 [B, T], targets int64 [B, U], both right-padded with negative ids."""
+        rows = token_rows(contexts.to(self.llm.device), targets.to(self.llm.device))
+        prompts = self.soft_prompts.tokens
+        K, L, _ = prompts.shape
+        words = self.llm.embed(rows.ids)  # [B, M, D]
+        scores, selected = self._retrieve(words, rows.context)
+        embeddings, mask = join_all(prompts, words, rows.mask)
+        logits = self.llm.logits_at(embeddings, mask, target_positions(rows, K, L))  # [K·N, V]
+        targets = rows.targets.to(logits.device)
+        log_probs = -F.cross_entropy(logits.float(), targets.repeat(K), reduction='none').view(K, -1)
+        with torch.no_grad():
+            token = torch.arange(len(targets), device=logits.device)
+            own = selected.to(logits.device)[rows.example.to(logits.device)]  # [N], the prompt of each token's example
+            greedy = logits.detach().view(K, len(targets), -1)[own, token].argmax(-1)
+        device = scores.device
+        return Prediction(
+            log_probs.to(device), scores, selected, rows.example.to(device), rows.targets.to(device), greedy.to(device)
+        )
+
+    # ---- decoding, as ParlAI's search calls it --------------------------------------------------------
+
+    def encoder(self, contexts: Tensor) -> DecodingState:
+        """Select a prompt for each context (int64 [B, T], right-padded) and run [sp ; c] once."""
+        words, mask = self._embed_contexts(contexts)
+        scores, selected = self._retrieve(words, mask)
+        rows, row_mask = join_chosen(self.soft_prompts.tokens[selected], words, mask)
+        logits, cache = self.llm.prefill(rows, row_mask)
+        return DecodingState(logits, cache, row_mask, scores, selected)
+
+    def retrieve(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """contexts int64 [B, T], right-padded → (scores float32 [B, K] of eq. 1, selected int64 [B] of eq. 7)."""
+        return self._retrieve(*self._embed_contexts(contexts))
+
+    def _embed_contexts(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        contexts = contexts.to(self.llm.device)
+        return self.llm.embed(contexts.clamp(min=0)), contexts >= 0
+
+    def _retrieve(self, words: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """words [B, M, D] and bool [B, M], true at context tokens → scores and selected."""
+        prompts = self.soft_prompts.tokens
+        scores = self.retriever(context_mean(words, context).to(prompts), prompts)
+        return scores, select(scores)
+
+    def decoder(self, ids: Tensor, encoded: DecodingState, state: DecodingState | None = None):
+        """ids int64 [R, steps]; returns (logits [R, 1, V], state). The first step's logits come from the prefill."""
+        if state is None:
+            return encoded.logits[:, None], encoded
+        state = state.extended(state.mask.new_ones(len(ids), 1))
+        logits, state.cache = self.llm.decode(ids[:, -1:].clamp(min=0).to(self.llm.device), state.mask, state.cache)
+        return logits, state
+
+    def decode_forced(self, encoded: DecodingState, ys: Tensor) -> tuple[Tensor, Tensor]:
+        """ys int64 [R, U], right-padded with negative ids → (logits [R, U, V], likeliest tokens [R, U])."""
+        logits = encoded.logits[:, None]
+        if ys.shape[1] > 1:
+            inputs = ys[:, :-1].to(self.llm.device)
+            state = encoded.reordered(torch.arange(len(ys), device=encoded.logits.device)).extended(inputs >= 0)
+            rest, _ = self.llm.decode(inputs.clamp(min=0), state.mask, state.cache)
+            logits = torch.cat([logits, rest], dim=1)
+        return logits, logits.argmax(-1)
+
+    def output(self, logits: Tensor) -> Tensor:
+        """The decoder's output is logits already; a float32 copy, for ParlAI's search works in place."""
+        return logits.to(torch.float32, copy=True)
+
+    def reorder_encoder_states(self, encoder_states: DecodingState, indices) -> DecodingState:
+        return encoder_states.reordered(torch.as_tensor(indices, device=encoder_states.logits.device))
+
+    def reorder_decoder_incremental_state(self, incremental_state: DecodingState, inds: Tensor) -> DecodingState:
+        inds = inds.to(incremental_state.logits.device)
+        if torch.equal(inds, torch.arange(len(incremental_state.mask), device=inds.device)):
+            return incremental_state
+        return incremental_state.reordered(inds)
+

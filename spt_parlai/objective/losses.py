@@ -1,0 +1,95 @@
+"""The four losses of equations 2–6, per example, in float32 or better.
+
+Symbols: K prompts, B examples, N target tokens of the batch. `example` int64 [N] says whose token each is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_per_example(values: Tensor, example: Tensor, num_examples: int) -> Tensor:
+    """Mean over each example's tokens: [..., N] → [..., B]."""
+    total = values.new_zeros(*values.shape[:-1], num_examples).index_add(-1, example, values)
+    count = torch.bincount(example, minlength=num_examples).to(values)
+    return total / count.clamp(min=1)
+
+
+def prompt_nll(log_probs: Tensor, example: Tensor, num_examples: int) -> Tensor:
+    """Eq. 2: log_probs [K, N] → nll [K, B], the mean negative log-likelihood per target token under each prompt."""
+    return mean_per_example(-log_probs, example, num_examples)
+
+
+def gold_distribution(nll: Tensor, tau_gold: float) -> Tensor:
+    """Which prompt the LM liked (eq. 3, left): nll [K, B] → softmax over prompts [B, K], without gradient."""
+    return torch.softmax(-nll.detach().T / tau_gold, dim=-1)
+
+
+def selection_loss(gold: Tensor, scores: Tensor, tau_score: float) -> Tensor:
+    """Eq. 3: KL(gold ‖ softmax(scores / τ_s)). gold [B, K], scores [B, K] → [B]."""
+    return F.kl_div(torch.log_softmax(scores / tau_score, dim=-1), gold, reduction='none').sum(-1)
+
+
+def contrastive_loss(scores: Tensor, similar: Tensor) -> Tensor:
+    """Eq. 4 for every unordered pair of the batch.
+
+    scores [B, K]; similar: bool [B, B], read above the diagonal. Returns [B, B], zero on and below the diagonal:
+    1 − cos where similar, else max(0, cos).
+    """
+    unit = F.normalize(scores, dim=-1)
+    cosine = unit @ unit.T
+    return torch.where(similar, 1 - cosine, cosine.clamp(min=0)).triu(1)
+
+
+def fusion_nll(log_probs: Tensor, example: Tensor, num_examples: int) -> Tensor:
+    """Eq. 5: −log of the mean of the prompts' probabilities, mean over target tokens. [K, N] → [B]."""
+    fused = math.log(len(log_probs)) - torch.logsumexp(log_probs, dim=0)  # [N]
+    return mean_per_example(fused, example, num_examples)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The terms of eq. 6 for one batch.
+
+    total: scalar; nll: [K, B]; selection, fusion: [B]; contrastive: [B, B] above the diagonal.
+    A term that is switched off is None.
+    """
+
+    total: Tensor
+    nll: Tensor
+    selection: Tensor | None
+    contrastive: Tensor | None
+    fusion: Tensor | None
+
+
+@dataclass(frozen=True)
+class SptObjective:
+    """Eq. 6: Σ_i nll + λ1·contrastive + λ2·selection + λ3·fusion; a λ of 0 switches its term off."""
+
+    lambda_selection: float = 1.0
+    lambda_contrastive: float = 1.0
+    lambda_fusion: float = 1.0
+    tau_gold: float = 1.0
+    tau_score: float = 1.0
+
+    def __call__(self, log_probs: Tensor, scores: Tensor, example: Tensor, similar: Tensor | None) -> Losses:
+        """log_probs [K, N], scores [B, K], example int64 [N]; similar: bool [B, B], needed for the contrast alone."""
+        B = len(scores)
+        nll = prompt_nll(log_probs, example, B)
+        total = nll.sum(0).mean() + 0.0 * scores.sum()  # every trainable tensor takes part in every step
+        selection = contrastive = fusion = None
+        if self.lambda_selection:
+            selection = selection_loss(gold_distribution(nll, self.tau_gold), scores, self.tau_score)
+            total = total + self.lambda_selection * selection.mean()
+        if self.lambda_contrastive:
+            contrastive = contrastive_loss(scores, similar)
+            total = total + self.lambda_contrastive * contrastive.sum() / max(B * (B - 1) // 2, 1)
+        if self.lambda_fusion:
+            fusion = fusion_nll(log_probs, example, B)
+            total = total + self.lambda_fusion * fusion.mean()
+        return Losses(total, nll, selection, contrastive, fusion)

@@ -1,0 +1,193 @@
+"""Training that continues exactly where it was stopped, by Ctrl-C or by SIGKILL.
+
+ParlAI's `TrainLoop` saves its counters in a second file and restarts the data from nowhere. Here the counters and the
+random generators' states travel inside the checkpoint (one file, written atomically), and a resumed run first replays
+the data stream up to the checkpoint, without computing anything, so that batch n + 1 is the batch it would have been.
+Only loops around an agent with a `progress` attribute are touched; ParlAI's own agents train as they always did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from pathlib import Path
+
+from parlai.scripts import train_model
+from parlai.utils import logging
+from parlai.utils.distributed import get_rank, is_primary_worker
+from tqdm import tqdm
+
+from spt_parlai.checkpoint import load_states, save_json
+from spt_parlai.errors import UsageError
+from spt_parlai.seeding import new_seed, random_state, restore_random_state, seed_everything
+
+_LONG_REPLAY = 500  # batches, from which a progress bar is shown
+
+
+def install() -> None:
+    """Give ParlAI's TrainLoop the methods below; safe to call twice."""
+    loop = train_model.TrainLoop
+    if getattr(loop, '_resumes_exactly', False):
+        return
+    loop._resumes_exactly = True
+    for name, wrapper in (
+        ('__init__', _init), ('train_steps', _train_steps), ('save_model', _save_model), ('_save_train_stats', _save_train_stats),
+    ):
+        setattr(loop, name, _wrap(getattr(loop, name), wrapper))
+    train_model.set_seed = lambda seed: seed_everything(seed, get_rank())
+
+
+def _wrap(original, wrapper):
+    def method(self, *args, **kwargs):
+        return wrapper(original, self, *args, **kwargs)
+
+    return method
+
+
+def _init(original, loop, opt) -> None:
+    """Settle the seed, put the counters back beside the checkpoint, and refuse data without examples."""
+    if not _is_ours(opt):
+        return original(loop, opt)
+    path = _checkpoint_to_resume(opt)
+    saved = load_states(path) if path else {}
+    if opt.get('seed') is None:
+        opt['seed'] = saved.get('spt', {}).get('seed') or new_seed()
+        logging.info(f'--seed {opt["seed"]} was chosen; give it to repeat this run.')
+    seed_everything(opt['seed'], get_rank())
+    stats = saved.get('progress', {}).get('train_stats')
+    if path and stats and is_primary_worker():
+        _restore_train_stats(Path(f'{path}.trainstats'), stats)
+    original(loop, opt)
+    if loop.world.num_examples() == 0:
+        raise UsageError(f"-t {opt['task']}: the training data ({opt['datatype']}) holds no example; check the task's files.")
+    seed_everything(opt['seed'], get_rank())
+    loop.parleys_done = loop.parleys
+    if loop.parleys:  # counters were loaded: this run was here before
+        reports = [r.get('train_steps', 0) for r in loop.valid_reports]
+        loop._last_valid_steps = reports[-1] if reports else 0
+        logged = [r.get('train_steps', 0) for r in loop.train_reports]
+        loop._last_log_steps = loop._train_steps - (logged[-1] if logged else 0)
+        loop.saved = loop.best_valid is not None and Path(opt['model_file']).exists()
+    return None
+
+
+def _is_ours(opt) -> bool:
+    return str(opt.get('model', '')).startswith('spt_parlai.')
+
+
+def _checkpoint_to_resume(opt) -> Path | None:
+    """The file that ParlAI is about to resume from."""
+    if not opt.get('model_file'):
+        return None
+    for suffix in ('.checkpoint', '') if opt.get('load_from_checkpoint') else ('',):
+        path = Path(opt['model_file'] + suffix)
+        if path.exists():
+            return path
+    return None
+
+
+def _restore_train_stats(path: Path, stats: dict) -> None:
+    """The counters inside the checkpoint are the true ones; a file that disagrees was cut off or is older."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text())['parleys'] == stats['parleys']:
+            return
+    save_json(stats, path)
+
+
+def _train_steps(original, loop):
+    if not hasattr(loop.agent, 'progress'):
+        yield from original(loop)
+        return
+    _replay(loop)
+    _count_whole_parleys(loop)
+    try:
+        yield from original(loop)
+    except KeyboardInterrupt:
+        if not loop.opt.get('model_file'):
+            raise
+        loop.save_model('.checkpoint')
+        logging.info(f"interrupted: {loop.opt['model_file']}.checkpoint is saved, the same command continues from it.")
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _replay(loop) -> None:
+    """Draw the batches that the checkpoint has seen, without computing, and set the generators to where they were."""
+    agent, done = loop.agent, loop.parleys
+    if not done:
+        return
+    logging.info(f'resuming after {done} batches: replaying the data stream up to there')
+    loop._preempted_epochs = 0.0  # the replay counts the epochs again
+    with agent.replaying():
+        for _ in tqdm(range(done), desc='replay', disable=done < _LONG_REPLAY):
+            loop.world.parley()
+    loop.world.reset_metrics()
+    if is_primary_worker() and 'random' in agent.progress:
+        restore_random_state(agent.progress['random'])
+
+
+def _count_whole_parleys(loop) -> None:
+    """A Ctrl-C waits for the batch at hand, so that a checkpoint never holds half an update."""
+    parley = loop.world.parley
+
+    def whole_parley():
+        with _interrupts_deferred():
+            parley()
+            loop.parleys_done += 1
+
+    loop.world.parley = whole_parley
+
+
+@contextlib.contextmanager
+def _interrupts_deferred():
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = []
+    previous = signal.signal(signal.SIGINT, lambda *args: received.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if received:
+        raise KeyboardInterrupt
+
+
+def _save_model(original, loop, suffix=None):
+    if hasattr(loop.agent, 'progress') and loop.opt.get('model_file') and is_primary_worker():
+        loop.parleys = loop.parleys_done
+        loop._train_steps = loop.parleys // loop.update_freq
+        loop.agent.progress = {'train_stats': _train_stats(loop), 'random': random_state()}
+    return original(loop, suffix)
+
+
+def _train_stats(loop) -> dict:
+    """What ParlAI keeps in `.trainstats`, as plain data."""
+    stats = {
+        'parleys': loop.parleys,
+        'train_time': loop.train_time.time(),
+        'train_steps': loop._train_steps,
+        'total_epochs': getattr(loop, '_total_epochs', 0.0),
+        'train_reports': loop.train_reports,
+        'valid_reports': loop.valid_reports,
+        'best_valid': loop.best_valid,
+        'impatience': loop.impatience,
+        'final_valid_report': {},
+        'final_test_report': {},
+        'final_extra_valid_report': {},
+    }
+    return json.loads(json.dumps(stats))
+
+
+def _save_train_stats(original, loop, suffix=None):
+    """ParlAI's own, but whole or not at all."""
+    if not hasattr(loop.agent, 'progress') or not loop.opt.get('model_file') or not is_primary_worker():
+        return original(loop, suffix)
+    stats = {
+        **_train_stats(loop),
+        **{name: train_model.dict_report(getattr(loop, name)) for name in
+           ('final_valid_report', 'final_test_report', 'final_extra_valid_report')},
+    }
+    save_json(stats, loop.opt['model_file'] + (suffix or '') + '.trainstats')
+    return None

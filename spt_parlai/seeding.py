@@ -1,0 +1,44 @@
+"""One seed for everything random, and the generators' states as plain data."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed python, NumPy and torch. Workers share torch's seed (the same initialisation) and differ in the other two
+    (different data)."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed)
+
+
+def new_seed() -> int:
+    return random.SystemRandom().randrange(2**31)
+
+
+def random_state() -> dict:
+    """All generators' states, of types that `torch.load(weights_only=True)` admits."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        'python': (version, list(words), gauss),
+        'numpy': (kind, keys.tolist(), int(position), int(has_gauss), float(cached)),
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict) -> None:
+    version, words, gauss = state['python']
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state['numpy']
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state['torch'])
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])

@@ -1,0 +1,1 @@
+"""ParlAI tasks that ship inside the package."""
