@@ -1,9 +1,12 @@
 """Selective Prompt Tuning as a ParlAI agent (arXiv 2406.18187)."""
 
+import warnings
+
 from spt_parlai import _requirements
 
 __version__ = '0.1.0'
 
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # ParlAI imports it, on purpose
 _requirements.check()
 
 from spt_parlai import compat  # noqa: E402  (after the check: it needs a ParlAI that can be imported)

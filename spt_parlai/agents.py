@@ -120,7 +120,7 @@ class SptAgent(TorchGeneratorAgent):
 
     def set_interactive_mode(self, mode, shared=False):
         super().set_interactive_mode(mode, shared)
-        self.skip_generation = not mode and skips_generation(self.opt, self._should_initialize_optimizer())
+        self.skip_generation = not mode and skips_generation(self.opt)
 
     # ---- observations → batch -------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class SptAgent(TorchGeneratorAgent):
         """Options first, then the checkpoint, each whole or not at all."""
         path = self.opt.get('model_file') if path is None else path
         if path:
-            checkpoint.save_json(dict(self.opt), f'{path}.opt')
+            checkpoint.save_json({k: v for k, v in self.opt.items() if k != 'training_loop'}, f'{path}.opt')
             self.dict.save(f'{path}.dict')
             checkpoint.save_states(self.state_dict(), path)
 

@@ -10,6 +10,8 @@ patches change modules that are already loaded. ParlAI is imported inside the
 functions: importing this module costs nothing until :func:`apply` is called.
 """
 
+import warnings
+
 from spt_parlai import compat_distributed
 
 _applied = False
@@ -21,12 +23,24 @@ def apply() -> None:
     if _applied:
         return
     _applied = True
+    quieten_broadcast_buffers()
     patch_reduce_on_plateau()
     patch_delayed_nucleus_beam()
     patch_absent_metrics()
     patch_rouge_tokenizer()
     patch_txt2vec_array()
     compat_distributed.apply()
+
+
+def quieten_broadcast_buffers() -> None:
+    """Drop one warning of torch's about ParlAI's call, for nothing can be done about it.
+
+    Breaks: nothing; every distributed run prints ``broadcast_buffers is deprecated``.
+    Where: ``parlai/core/torch_generator_agent.py:584``, with torch 2.13.
+    Safe: the argument still does what it did.
+    Goes: when ParlAI passes ``forward_sync_buffers``.
+    """
+    warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')
 
 
 def patch_reduce_on_plateau() -> None:
@@ -74,7 +88,7 @@ def patch_absent_metrics() -> None:
 
     Breaks: ``TypeError`` (``None + None``) in every evaluation that generates, on an
     installation without nltk: ``BleuMetric.compute`` then answers ``None``.
-    Where: ``parlai/core/metrics.py:953``, called from line 1056.
+    Where: ``parlai/core/metrics.py:953``, called from line 1071.
     Safe: for a metric with earlier values, adding ``None`` already changes nothing.
     Goes: when ``Metrics.add`` accepts the ``None`` that its signature allows.
     """
@@ -95,7 +109,7 @@ def patch_rouge_tokenizer() -> None:
     Breaks: the ``rouge`` metrics vanish, with one warning, unless nltk's ``punkt``
     data is installed: py-rouge calls ``nltk.word_tokenize``, which first splits the
     text into sentences.
-    Where: ``RougeMetric.compute_many``, ``parlai/core/metrics.py:747``.
+    Where: ``RougeMetric.compute_many``, ``parlai/core/metrics.py:748``.
     Safe: ParlAI removes all punctuation before it calls py-rouge, so there is no
     sentence to split off, and ``preserve_line`` skips only that split; the words
     come from the same nltk tokenizer. The evaluator is ParlAI's own otherwise.

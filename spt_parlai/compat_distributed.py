@@ -11,7 +11,7 @@ import copy
 import os
 import sys
 import threading
-from multiprocessing.connection import wait
+from concurrent.futures import ThreadPoolExecutor
 
 # How long the first worker may outlive another worker's failure, in seconds.
 _GRACE = 10
@@ -45,7 +45,7 @@ def patch_workers() -> None:
     Breaks: spawned workers run without the patches, as they import only the module
     of the function they were given, which is ParlAI's.
     Where: ``parlai/scripts/multiprocessing_train.py:36`` and
-    ``parlai/scripts/multiprocessing_eval.py:35``.
+    ``parlai/scripts/multiprocessing_eval.py:34``.
     Safe: the replacements call ParlAI's functions with the same arguments.
     Goes: with the last of the other patches.
     """
@@ -74,8 +74,8 @@ def patch_launchers() -> None:
     joined the group; a failure in the first worker leaves the others running; with
     three workers or more, a late failure of one does not reach the exit status. And
     without CUDA the number of workers is 0 unless it is given.
-    Where: ``launch_and_train``, ``parlai/scripts/multiprocessing_train.py:62``, and
-    ``launch_and_eval``, ``parlai/scripts/multiprocessing_eval.py:57``.
+    Where: ``launch_and_train``, ``parlai/scripts/multiprocessing_train.py:60``, and
+    ``launch_and_eval``, ``parlai/scripts/multiprocessing_eval.py:52``.
     Safe: a run that succeeds starts and joins the same processes.
     Goes: with :func:`patch_distributed_context`.
     """
@@ -110,34 +110,33 @@ def _launch(worker, opt, port):
         start_method='spawn',
     )
     finished = threading.Event()
-    threading.Thread(
-        target=_exit_after_failure, args=(others, finished), daemon=True
-    ).start()
+    # One thread alone joins the others: two of them can lose an exit status.
+    watch = ThreadPoolExecutor(1).submit(_watch, others, finished)
     try:
         result = worker(0, opt, port)
-        while not others.join():
-            pass
+        finished.set()
+        watch.result()  # raises what another worker failed with
         return result
     except BaseException:
-        # Also on Ctrl-C, which a worker inside a collective does not notice.
+        # Also Ctrl-C, which a worker inside a collective does not notice.
+        finished.set()
         _terminate(others)
         raise
-    finally:
-        finished.set()
 
 
-def _exit_after_failure(others, finished):
-    """End this process if another worker failed and this one does not notice.
+def _watch(others, finished):
+    """Join the other workers; end this process if one failed and it does not notice.
 
-    A worker that waits in torch for another one cannot be interrupted from Python.
+    A worker that waits for another one inside torch cannot be interrupted by Python.
     """
-    running = {process.sentinel: process for process in others.processes}
-    while running:
-        for sentinel in wait(list(running)):
-            if running.pop(sentinel).exitcode and not finished.wait(_GRACE):
-                print('A worker failed; stopping the others.', file=sys.stderr)
-                _terminate(others)
-                os._exit(1)
+    try:
+        while not others.join():
+            pass
+    except Exception as failure:
+        if not finished.wait(_GRACE):
+            print(failure, file=sys.stderr, flush=True)
+            os._exit(1)
+        raise
 
 
 def _terminate(others):
@@ -246,7 +245,7 @@ def patch_join_device() -> None:
 
     Breaks: ``RuntimeError`` when the loop ends: torch makes a tensor on the device
     that ParlAI names, ``-1`` without a GPU.
-    Where: ``parlai/utils/fsdp.py:234`` and ``:286``.
+    Where: ``parlai/utils/fsdp.py:235`` and ``:287``.
     Safe: without CUDA every tensor is on the CPU.
     Goes: when ParlAI names a device instead of a GPU's number.
     """

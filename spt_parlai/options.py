@@ -66,11 +66,12 @@ def set_spt_defaults(parser) -> None:
     )
 
 
-def skips_generation(opt, training: bool) -> bool:
-    """--skip-generation as given; else validation during training generates only if its metric needs replies."""
+def skips_generation(opt) -> bool:
+    """--skip-generation as given; else validation during training (`training_loop`, set by spt_parlai.resume) generates
+    only if its metric needs replies, and everything else generates."""
     if opt.get('skip_generation') is not None:
         return opt['skip_generation']
-    return training and opt.get('validation_metric', 'ppl') in NO_GENERATION_NEEDED
+    return opt.get('training_loop', False) and opt.get('validation_metric', 'ppl') in NO_GENERATION_NEEDED
 
 
 # ---- checks ----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import signal
 import threading
 from pathlib import Path
 
+from parlai.core.params import get_model_name
 from parlai.scripts import train_model
 from parlai.utils import logging
 from parlai.utils.distributed import get_rank, is_primary_worker
@@ -50,10 +51,12 @@ def _init(original, loop, opt) -> None:
     """Settle the seed, put the counters back beside the checkpoint, and refuse data without examples."""
     if not _is_ours(opt):
         return original(loop, opt)
+    opt['training_loop'] = True
     path = _checkpoint_to_resume(opt)
     saved = load_states(path) if path else {}
     if opt.get('seed') is None:
-        opt['seed'] = saved.get('spt', {}).get('seed') or new_seed()
+        stored = saved.get('spt', {}).get('seed')
+        opt['seed'] = new_seed() if stored is None else stored
         logging.info(f'--seed {opt["seed"]} was chosen; give it to repeat this run.')
     seed_everything(opt['seed'], get_rank())
     stats = saved.get('progress', {}).get('train_stats')
@@ -74,7 +77,7 @@ def _init(original, loop, opt) -> None:
 
 
 def _is_ours(opt) -> bool:
-    return str(opt.get('model', '')).startswith('spt_parlai.')
+    return str(get_model_name(opt)).startswith('spt_parlai.')  # also where -mf alone says which model
 
 
 def _checkpoint_to_resume(opt) -> Path | None:

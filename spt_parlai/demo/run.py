@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +23,9 @@ SHOWN = (
 
 def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
     """Train, evaluate and chat; the model is left in `out`. Returns the evaluation's report."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the LM is there in a blink
     console = Console()
     preset = json.loads(PRESET.read_text())
     if steps:
@@ -31,7 +36,7 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
 
     console.rule('[bold]1. train')
     console.print('$ parlai train_model -o opt_presets/demo.opt -mf ' + model_file, style='cyan')
-    _train(console, {**preset, 'model_file': model_file, 'seed': seed, 'loglevel': 'warning'})
+    _train(console, {**preset, 'model_file': model_file, 'seed': seed, 'loglevel': 'warn'})
     console.rule('[bold]2. evaluate')
     console.print(f'$ parlai eval_model -mf {model_file} -t {preset["task"]} -dt valid', style='cyan')
     report = _evaluate(console, model_file, preset)
@@ -77,10 +82,14 @@ def _usage(report) -> str:
 
 def _evaluate(console: Console, model_file: str, preset: dict) -> dict:
     from parlai.scripts.eval_model import EvalModel
+    from parlai.utils import logging
 
-    report = EvalModel.main(
-        model_file=model_file, task=preset['task'], datatype='valid', batchsize=preset['eval_batchsize'], loglevel='warning'
-    )
+    logging.disable()  # its log and report would stand before the table
+    with contextlib.redirect_stdout(io.StringIO()):
+        report = EvalModel.main(
+            model_file=model_file, task=preset['task'], datatype='valid', batchsize=preset['eval_batchsize']
+        )
+    logging.enable()
     table = Table('metric', 'value', 'meaning')
     for key, meaning in SHOWN:
         table.add_row(key, f'{float(report[key]):.4g}', meaning)
@@ -92,8 +101,11 @@ def _evaluate(console: Console, model_file: str, preset: dict) -> dict:
 
 def _chat(console: Console, model_file: str) -> None:
     from parlai.core.agents import create_agent_from_model_file
+    from parlai.utils import logging
 
-    agent = create_agent_from_model_file(model_file, {'interactive_mode': True, 'task': 'interactive', 'loglevel': 'warning'})
+    logging.disable()
+    agent = create_agent_from_model_file(model_file, {'interactive_mode': True, 'task': 'interactive'})
+    logging.enable()
     for question in QUESTIONS:
         agent.observe({'id': 'you', 'text': question, 'episode_done': False})
         reply = agent.act()

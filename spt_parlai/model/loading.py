@@ -11,6 +11,7 @@ import torch
 from spt_parlai.errors import UsageError
 from spt_parlai.hub import load_causal_lm, load_config
 from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.suitability import freeze
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 PLACEMENTS = ('auto', 'balanced')
@@ -29,7 +30,7 @@ def load_frozen_lm(
     :param dtype: `auto` is float32 on a CPU, and on an accelerator the dtype the weights are stored in.
     :param device_map: `none` puts all on `device`; `auto`, `balanced` or a JSON file are accelerate's placements.
     :param quantization: `8bit` or `4bit` through bitsandbytes.
-    :raises UsageError: for anything that cannot be loaded.
+    :raises UsageError: for anything that cannot be loaded, or that the method does not work with.
     """
     load_config(llm, revision)  # refuses encoder-decoders before any weight is read
     device = torch.device(device)
@@ -41,11 +42,9 @@ def load_frozen_lm(
         kwargs['quantization_config'] = _quantization(quantization, kwargs['dtype'])
         kwargs.setdefault('device_map', {'': str(device)})
     lm = load_causal_lm(llm, revision, **kwargs)
-    if lm.get_output_embeddings() is None:
-        raise UsageError(f'--llm {llm}: {type(lm).__name__} has no output projection, so it is no causal LM for this method.')
     if 'device_map' not in kwargs:
         lm = lm.to(device)
-    return FrozenLM(lm)
+    return freeze(llm, lm)
 
 
 def _dtype(name: str, device: torch.device):

@@ -15,7 +15,7 @@ from parlai.core.opt import Opt  # noqa: E402
 
 import spt_parlai.tasks.sample.agents as agents  # noqa: E402
 
-TASK = 'spt_parlai.tasks.sample.agents'
+TASK = 'spt_parlai.tasks.sample'
 FOLDER = Path(agents.__file__).parent
 COUNTS = {'train': (74, 496), 'valid': (16, 108)}  # fold -> (episodes, examples)
 SILENCE = '__SILENCE__'

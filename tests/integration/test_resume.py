@@ -1,0 +1,110 @@
+"""A training run that was stopped continues exactly: the same updates and the same losses."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from helpers import SMALL, loss_curve, train
+from parlai.scripts import train_model
+
+RUN = """
+import sys
+sys.path.insert(0, {here!r})
+import helpers
+helpers.train({model_file!r}, {llm!r}, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10, save_every_n_secs=0.2)
+"""
+
+
+def command(model_file, llm):
+    return [sys.executable, '-c', RUN.format(here=os.path.dirname(__file__), model_file=str(model_file), llm=llm)]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tiny_llms, tmp_path_factory):
+    model_file = tmp_path_factory.mktemp('whole') / 'model'
+    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+    return dict(loss_curve(model_file))
+
+
+def wait_for(path, process, seconds=60):
+    deadline = time.time() + seconds
+    while not path.exists():
+        assert time.time() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize('kill', [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_continues_to_the_same_losses(uninterrupted, tiny_llms, tmp_path, kill):
+    model_file = tmp_path / 'model'
+    process = subprocess.Popen(command(model_file, tiny_llms.opt), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(tmp_path / 'model.checkpoint.trainstats', process)
+    process.send_signal(kill)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode in (-kill, 128 + kill), out.decode()[-2000:]
+    assert max(dict(loss_curve(tmp_path / 'model.checkpoint')), default=0) < 30  # it was stopped in the middle
+    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+    curve = dict(loss_curve(model_file))
+    assert max(curve) == max(uninterrupted)
+    assert {step: pytest.approx(loss, rel=1e-6) for step, loss in curve.items()} == {s: uninterrupted[s] for s in curve}
+
+
+def test_interrupt_waits_for_the_batch_and_saves(uninterrupted, tiny_llms, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of a batch: the batch is finished, the checkpoint is whole, the exit status says interrupted."""
+    from spt_parlai.agents import SptAgent
+
+    train_step, steps = SptAgent.train_step, []
+
+    def interrupted(self, batch):
+        if not self._replaying:
+            steps.append(1)
+            if len(steps) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+        return train_step(self, batch)
+
+    monkeypatch.setattr(SptAgent, 'train_step', interrupted)
+    assert threading.current_thread() is threading.main_thread()
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / 'm', tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+    assert stopped.value.code == 128 + signal.SIGINT
+    monkeypatch.setattr(SptAgent, 'train_step', train_step)
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+    curve = dict(loss_curve(tmp_path / 'm'))
+    assert curve[max(curve)] == pytest.approx(uninterrupted[max(curve)], rel=1e-6)
+
+
+def test_counters_lost_or_cut_off_are_taken_from_the_checkpoint(uninterrupted, tiny_llms, tmp_path):
+    """A kill between the checkpoint and ParlAI's own counter file leaves the latter old, cut off or missing."""
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=10, log_every_n_steps=1, validation_every_n_steps=10)
+    for content in ('{"parleys": 3', None):
+        for name in ('m.trainstats', 'm.checkpoint.trainstats'):
+            (tmp_path / name).unlink(missing_ok=True)
+            if content is not None:
+                (tmp_path / name).write_text(content)
+        loop = train_model.TrainLoop
+        opt = train_model.TrainModel.setup_args().parse_kwargs(
+            **{**SMALL, 'llm': tiny_llms.opt, 'model_file': str(tmp_path / 'm')}
+        )
+        assert loop(opt).parleys == 10
+
+
+def test_a_run_without_seed_continues_with_the_seed_it_chose(tiny_llms, tmp_path):
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=2, seed=None, save_after_valid=True, validation_every_n_steps=1)
+    first = torch.load(tmp_path / 'm', weights_only=True)['spt']['seed']
+    assert isinstance(first, int)
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=4, seed=None, validation_every_n_steps=1)
+    assert torch.load(tmp_path / 'm.checkpoint', weights_only=True)['spt']['seed'] == first
+
+
+def test_the_model_file_alone_is_enough_to_continue(uninterrupted, tiny_llms, tmp_path):
+    options = {'log_every_n_steps': 1, 'validation_every_n_steps': 10}
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=10, **options)
+    train_model.TrainModel.main(
+        model_file=str(tmp_path / 'm'), task=SMALL['task'], max_train_steps=30, batchsize=SMALL['batchsize'], **options
+    )
+    curve = dict(loss_curve(tmp_path / 'm'))
+    assert curve[max(curve)] == pytest.approx(uninterrupted[max(uninterrupted)], rel=1e-6)
