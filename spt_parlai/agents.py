@@ -6,15 +6,14 @@ import contextlib
 from typing import Any
 
 import torch
-from parlai.core.metrics import AverageMetric
-from parlai.core.torch_generator_agent import PPLMetric, TorchGeneratorAgent
+from parlai.core.torch_generator_agent import TorchGeneratorAgent
 from parlai.utils.distributed import get_rank
 
 from spt_parlai import checkpoint, hub
 from spt_parlai.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
-from spt_parlai.metrics.usage import UsageEntropy
+from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup, initial_prompts
@@ -183,38 +182,19 @@ class SptAgent(TorchGeneratorAgent):
             similar = similar_pairs(batch.contrastive_texts, self.opt['similarity_threshold'])
             similar = similar.to(prediction.scores.device)
         losses = self.objective(prediction.log_probs, prediction.scores, prediction.example, similar)
-        self._record_prediction(batch, prediction)
-        self._record_losses(losses, prediction)
+        self._record(prediction, losses)
         return (losses.total, (None, prediction)) if return_output else losses.total
 
-    def _record_prediction(self, batch, prediction: Prediction) -> None:
-        """ParlAI's own metrics, under the selected prompt."""
-        log_probs, example = prediction.log_probs.detach(), prediction.example
-        B = batch.batchsize
-        own = log_probs[prediction.selected[example], torch.arange(len(example), device=example.device)]  # [N]
-        nll = log_probs.new_zeros(B, dtype=torch.float64).index_add(0, example, -own.double()).tolist()
-        tokens = torch.bincount(example, minlength=B).tolist()
-        correct = torch.bincount(example, (prediction.greedy == prediction.targets).double(), minlength=B).tolist()
-        self.record_local_metric('loss', AverageMetric.many(nll, tokens))
-        self.record_local_metric('ppl', PPLMetric.many(nll, tokens))
-        self.record_local_metric('token_acc', AverageMetric.many(correct, tokens))
-        self.record_local_metric('token_em', AverageMetric.many([int(c == n) for c, n in zip(correct, tokens)]))
-
-    def _record_losses(self, losses: Losses, prediction: Prediction) -> None:
-        """The terms of eq. 6 and the use of each prompt."""
-        B, K = prediction.scores.shape
-        self.record_local_metric('nll', AverageMetric.many(losses.nll.detach().sum(0).tolist()))
-        if losses.selection is not None:
-            self.record_local_metric('selection', AverageMetric.many(losses.selection.detach().tolist()))
-        if losses.contrastive is not None:  # an example's share: its pairs with the earlier ones
-            self.record_local_metric('contrastive', AverageMetric.many(losses.contrastive.detach().sum(0).tolist(), range(B)))
-        if losses.fusion is not None:
-            self.record_local_metric('fusion', AverageMetric.many(losses.fusion.detach().tolist()))
-        self.record_local_metric('spt_loss', AverageMetric.many([float(losses.total.detach())] * B))
-        selected = prediction.selected.tolist()
-        for k in range(K):
-            self.record_local_metric(f'prompt_usage_{k}', AverageMetric.many([int(s == k) for s in selected]))
-        self.record_local_metric('prompt_usage_entropy', [UsageEntropy.selected(s, K) for s in selected])
+    def _record(self, prediction: Prediction, losses: Losses) -> None:
+        K = prediction.scores.shape[1]
+        for name, values in (
+            *prediction_metrics(
+                prediction.log_probs, prediction.greedy, prediction.targets, prediction.example, prediction.selected
+            ),
+            *loss_metrics(losses.total, losses.nll, losses.selection, losses.contrastive, losses.fusion),
+            *usage_metrics(prediction.selected.tolist(), K),
+        ):
+            self.record_local_metric(name, values)
 
     def _construct_label_token_losses(self, labels, model_output):
         """(token, loss under the selected prompt) pairs of each example, for `--verbose`."""

@@ -51,9 +51,13 @@ class SptModel(TorchGeneratorModel):
         self.soft_prompts = soft_prompts
         self.retriever = retriever
 
-    def half(self):
-        """Prompts and retriever stay in float32 whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
-        return self
+    def _apply(self, fn, recurse=True):
+        """Prompts and retriever are moved but never cast, whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
+        def moved_only(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved_only, recurse)
 
     def forward(self, contexts: Tensor, targets: Tensor) -> Prediction:
         """contexts int64 [B, T], targets int64 [B, U], both right-padded with negative ids."""

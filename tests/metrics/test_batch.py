@@ -1,0 +1,42 @@
+"""The metrics of a batch against loops over its examples."""
+
+import math
+
+import pytest
+import torch
+
+from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
+
+
+def mean(values):
+    return sum(values[1:], values[0]).value()
+
+
+def test_prediction_metrics_are_those_of_the_selected_prompt():
+    torch.manual_seed(0)
+    example = torch.tensor([0, 0, 0, 1, 2, 2])
+    log_probs = -torch.rand(3, 6)
+    selected, targets = torch.tensor([2, 0, 1]), torch.tensor([4, 5, 6, 7, 8, 9])
+    greedy = torch.tensor([4, 5, 6, 0, 8, 0])
+    got = dict(prediction_metrics(log_probs, greedy, targets, example, selected))
+    own = [-float(log_probs[selected[n], i]) for i, n in enumerate(example)]
+    assert mean(got['loss']) == pytest.approx(sum(own) / 6)
+    assert mean(got['ppl']) == pytest.approx(math.exp(sum(own) / 6))
+    assert mean(got['token_acc']) == pytest.approx(4 / 6)
+    assert mean(got['token_em']) == pytest.approx(1 / 3)
+    assert [m.value() for m in got['loss']] == pytest.approx([sum(own[:3]) / 3, own[3], sum(own[4:]) / 2])
+
+
+def test_contrastive_is_the_mean_over_pairs_and_zero_for_a_batch_of_one():
+    pairs = torch.tensor([[0.0, 0.5, 0.25], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    got = dict(loss_metrics(torch.tensor(1.0), torch.ones(2, 3), torch.ones(3), pairs, None))
+    assert mean(got['contrastive']) == pytest.approx((0.5 + 0.25 + 1.0) / 3)
+    assert mean(got['nll']) == 2 and 'fusion' not in got
+    alone = dict(loss_metrics(torch.tensor(1.0), torch.ones(2, 1), None, torch.zeros(1, 1), None))
+    assert mean(alone['contrastive']) == 0 and 'selection' not in alone
+
+
+def test_usage_names_every_prompt_also_an_unused_one():
+    got = dict(usage_metrics([0, 2, 2, 2], 4))
+    assert [mean(got[f'prompt_usage_{k}']) for k in range(4)] == [0.25, 0, 0.75, 0]
+    assert 0 < mean(got['prompt_usage_entropy']) < 1

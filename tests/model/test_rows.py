@@ -1,0 +1,98 @@
+"""[sp_i ; c_n ; y_n] as padded rows, against lists built by hand."""
+
+from __future__ import annotations
+
+import torch
+from families import pad
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spt_parlai.model.rows import join_all, join_chosen, target_positions, token_rows
+
+ROWS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 9), min_size=1, max_size=7),
+        st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    ),
+    min_size=1, max_size=5,
+)
+PROMPTS = st.tuples(st.integers(1, 4), st.integers(1, 3))  # K, L
+quick = settings(max_examples=60, deadline=None)
+
+
+def numbered(*shape: int) -> torch.Tensor:
+    """No two entries alike, and none zero."""
+    return torch.arange(1, 1 + torch.Size(shape).numel()).float().view(shape)
+
+
+@quick
+@given(ROWS, st.integers(0, 2), st.integers(0, 2))
+def test_token_rows(examples, more_context, more_target):
+    contexts, targets = pad([c for c, _ in examples]), pad([y for _, y in examples])
+    contexts = torch.nn.functional.pad(contexts, (0, more_context), value=-1)
+    targets = torch.nn.functional.pad(targets, (0, more_target), value=-1)
+    rows = token_rows(contexts, targets)
+    M = max(len(c) + len(y) - 1 for c, y in examples)
+    for n, (c, y) in enumerate(examples):
+        seen, empty = c + y[:-1], M - len(c) - len(y) + 1
+        assert rows.ids[n].tolist() == seen + [0] * empty
+        assert rows.mask[n].tolist() == [True] * len(seen) + [False] * empty
+        assert rows.context[n].tolist() == [True] * len(c) + [False] * (M - len(c))
+    assert rows.targets.tolist() == [t for _, y in examples for t in y]
+    assert rows.example.tolist() == [n for n, (_, y) in enumerate(examples) for _ in y]
+    assert rows.column.tolist() == [len(c) - 1 + i for c, y in examples for i in range(len(y))]
+
+
+@quick
+@given(ROWS, st.integers(-9, -1))
+def test_token_rows_takes_any_negative_id_for_padding(examples, padding):
+    contexts, targets = [c for c, _ in examples], [y for _, y in examples]
+    expected = token_rows(pad(contexts), pad(targets))
+    rows = token_rows(pad(contexts, padding), pad(targets, padding))
+    assert all(torch.equal(a, b) for a, b in zip(rows, expected))
+
+
+@quick
+@given(ROWS, PROMPTS)
+def test_join_all_and_target_positions(examples, group):
+    """Every row is prompt, context, target; each position's output is that of the column before its token."""
+    K, L = group
+    rows = token_rows(pad([c for c, _ in examples]), pad([y for _, y in examples]))
+    B, M = rows.ids.shape
+    prompts, words = -numbered(K, L, 2), numbered(B, M, 2)
+    joined, mask = join_all(prompts, words, rows.mask)
+    assert joined.shape == (K * B, L + M, 2) and mask.shape == (K * B, L + M)
+    for k in range(K):
+        for n in range(B):
+            assert joined[k * B + n].tolist() == prompts[k].tolist() + words[n].tolist()
+            assert mask[k * B + n].tolist() == [True] * L + rows.mask[n].tolist()
+    expected = [
+        (k * B + n) * (L + M) + L + len(c) + i - 1
+        for k in range(K) for n, (c, y) in enumerate(examples) for i in range(len(y))
+    ]
+    positions = target_positions(rows, K, L)
+    assert positions.tolist() == expected
+    assert mask.flatten()[positions].all()
+
+
+@quick
+@given(ROWS, st.integers(1, 3))
+def test_join_chosen(examples, L):
+    """Rows end together, all padding on the left."""
+    contexts = pad([c for c, _ in examples])
+    B, M = contexts.shape
+    chosen, words = -numbered(B, L, 2), numbered(B, M, 2)
+    joined, mask = join_chosen(chosen, words, contexts >= 0)
+    assert joined.shape == (B, L + M, 2)
+    for n, (c, _) in enumerate(examples):
+        empty = M - len(c)
+        assert mask[n].tolist() == [False] * empty + [True] * (L + len(c))
+        assert joined[n, empty:].tolist() == chosen[n].tolist() + words[n, : len(c)].tolist()
+
+
+def test_prompts_take_the_dtype_of_the_words_and_keep_their_gradient():
+    prompts = torch.randn(2, 3, 4, requires_grad=True)
+    joined, _ = join_all(prompts, torch.randn(5, 2, 4, dtype=torch.bfloat16), torch.ones(5, 2, dtype=torch.bool))
+    assert joined.dtype == torch.bfloat16
+    joined.float().sum().backward()
+    assert torch.equal(prompts.grad, torch.full((2, 3, 4), 5.0))  # one for each example

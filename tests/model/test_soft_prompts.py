@@ -1,0 +1,70 @@
+"""How a soft prompt group begins: shapes, then values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spt_parlai.model.soft_prompts import INITIALISATIONS, SoftPromptGroup, initial_prompts
+
+WORDS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + torch.arange(6) * 10
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('K, L', [(1, 1), (4, 8), (3, 2)])
+@pytest.mark.parametrize('init', INITIALISATIONS)
+def test_shape(init, K, L, dtype):
+    prompts = initial_prompts(init, K, L, WORDS.to(dtype))
+    assert prompts.shape == (K, L, 6) and prompts.dtype == torch.float32 and prompts.device.type == 'cpu'
+    group = SoftPromptGroup(prompts)
+    assert (group.num_prompts, group.length) == (K, L)
+    assert [(n, p.shape, p.requires_grad) for n, p in group.named_parameters()] == [('tokens', (K, L, 6), True)]
+
+
+def test_values_normal():
+    torch.manual_seed(0)
+    prompts = initial_prompts('normal', 40, 50, WORDS)  # 12,000 draws
+    assert float(prompts.mean()) == pytest.approx(0, abs=0.03)
+    assert float(prompts.std()) == pytest.approx(1, abs=0.03)
+    assert (prompts.flatten(0, 1).std(0) - 1).abs().max() < 0.08
+
+
+def test_values_embedding_scale():
+    torch.manual_seed(0)
+    prompts = initial_prompts('embedding-scale', 40, 50, WORDS).flatten(0, 1)
+    torch.testing.assert_close(prompts.std(0), WORDS.std(0), rtol=0.08, atol=0)
+    assert ((prompts.mean(0) - WORDS.mean(0)).abs() < 0.1 * WORDS.std(0)).all()
+
+
+def test_values_vocab():
+    torch.manual_seed(0)
+    rows = initial_prompts('vocab', 10, 5, WORDS).flatten(0, 1).tolist()
+    assert sorted(rows) == sorted(WORDS.tolist())  # 50 of 50 words: each once
+    few = initial_prompts('vocab', 2, 3, WORDS).flatten(0, 1).tolist()
+    assert len(set(map(tuple, few))) == 6 and all(row in WORDS.tolist() for row in few)
+
+
+@pytest.mark.parametrize('init', INITIALISATIONS)
+def test_the_seed_decides(init):
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return initial_prompts(init, 2, 3, WORDS)
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+
+def test_too_few_words():
+    with pytest.raises(ValueError, match='17 x 3 soft prompt tokens from a vocabulary of 50'):
+        initial_prompts('vocab', 17, 3, WORDS)
+
+
+def test_unknown_initialisation():
+    with pytest.raises(ValueError, match="'uniform' is none of normal, embedding-scale, vocab"):
+        initial_prompts('uniform', 2, 2, WORDS)
+
+
+def test_the_group_owns_its_tensor():
+    start = torch.zeros(1, 1, 2)
+    group = SoftPromptGroup(start)
+    group.tokens.data.add_(1)
+    assert start.sum() == 0
