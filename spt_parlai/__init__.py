@@ -16,4 +16,5 @@ compat.apply()
 from spt_parlai import datasets, resume  # noqa: E402
 
 datasets.install_download_advice()
+datasets.install_reading_advice()
 resume.install()

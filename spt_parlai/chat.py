@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 from pathlib import Path
+from typing import Iterable
 
 from spt_parlai.dialogue.messages import OWN_PERSONA, clean, split_message
 from spt_parlai.errors import UsageError
@@ -18,18 +19,28 @@ def chosen_persona(opt) -> list[str] | None:
     if opt.get('persona_file'):
         return read_persona_file(opt['persona_file'])
     if opt.get('persona') is not None:
-        return [sentence for sentence in map(clean, opt['persona'].split('|')) if sentence]
+        return _sentences(opt['persona'].split('|'))
     return None
+
+
+def _sentences(lines: Iterable[str]) -> list[str]:
+    """What was typed or read, with or without `your persona:` before it."""
+    cleaned = (clean(line.strip().removeprefix(OWN_PERSONA)) for line in lines)
+    return [sentence for sentence in cleaned if sentence]
 
 
 def read_persona_file(path: str) -> list[str]:
     """One sentence a line; `your persona:` before it is allowed. Raises UsageError for a file without any."""
     try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f'--persona-file {path} cannot be read ({getattr(error, "strerror", None) or "not UTF-8 text"}).') from error
-    sentences = [clean(line.removeprefix(OWN_PERSONA)) for line in map(str.strip, text.splitlines())]
-    sentences = [s for s in sentences if s]
+        text = Path(path).read_text(encoding='utf-8-sig')
+        if '\0' in text:
+            raise ValueError('a binary file')
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
+        raise UsageError(
+            f'--persona-file {path} cannot be read ({reason}): give a text file with one sentence of the persona a line.'
+        ) from error
+    sentences = _sentences(text.splitlines())
     if not sentences:
         raise UsageError(f'--persona-file {path} is empty: write one sentence of the persona a line.')
     return sentences

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from spt_parlai.errors import UsageError
 
 FORMAT = 1
+DESCRIPTION = ('llm', 'fingerprint', 'num_prompts', 'prompt_length')
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
@@ -46,7 +45,9 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint on the CPU. Raises UsageError for a file that is damaged or not one of ours."""
     try:
         states = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except FileNotFoundError as error:
+        raise UsageError(f'{path}: no such file; give the model file of an SptAgent.') from error
+    except Exception as error:  # foreign bytes make the unpickler raise almost anything
         raise UsageError(
             f'{path} is damaged or no checkpoint of this agent ({type(error).__name__}); '
             'restore it from a copy, or delete it to train anew.'
@@ -58,6 +59,9 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} has checkpoint format {states['spt'].get('format')}, this version of spt_parlai reads {FORMAT}; "
             'install the version that wrote it.'
         )
+    missing = [key for key in DESCRIPTION if key not in states['spt']]
+    if missing:
+        raise UsageError(f'{path} is damaged: it does not say its {missing[0]}; restore it from a copy, or delete it to train anew.')
     return states
 
 

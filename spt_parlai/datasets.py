@@ -1,4 +1,4 @@
-"""A user's own ConvAI2 files → ParlAI's datapath, and what to say when a data set cannot be downloaded."""
+"""A user's own ConvAI2 files → ParlAI's datapath, and what to say when a data set cannot be downloaded or read."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ ADVICE = {
 def install_download_advice() -> None:
     """Make ParlAI's failed downloads end in one sentence: what, from where, and how to do without the network."""
     import requests
+    from parlai.core import build_data
     from parlai.core.build_data import DownloadableFile
 
     download = DownloadableFile.download_file
@@ -25,9 +26,16 @@ def install_download_advice() -> None:
     DownloadableFile._gives_advice = True
 
     def download_file(self, dpath):
+        file = Path(dpath) / self.file_name
+        placed_by_hand = file.exists()
         try:
+            if not placed_by_hand and not self.from_google:
+                with build_data.get_http_session() as session:  # no network: known at once, not after 15 s of retries
+                    session.head(self.url, timeout=5)
             download(self, dpath)
         except (RuntimeError, AssertionError, OSError, requests.exceptions.RequestException) as error:
+            if not placed_by_hand:  # half a file would be taken for the whole one next time
+                file.unlink(missing_ok=True)
             name = Path(dpath).name
             raise UsageError(
                 f'{name}: {self.url} could not be downloaded to {dpath} ({type(error).__name__}); '
@@ -36,6 +44,34 @@ def install_download_advice() -> None:
             ) from error
 
     DownloadableFile.download_file = download_file
+
+
+def install_reading_advice() -> None:
+    """Make a task whose files are missing or are not what its teacher reads end in one sentence."""
+    from parlai.core import worlds
+
+    create = worlds._create_task_agents
+    if getattr(create, '_gives_advice', False):
+        return
+
+    def create_task_agents(opt):
+        try:
+            return create(opt)
+        except FileNotFoundError as error:
+            raise UsageError(f"-t {opt['task']}: {error.filename}: no such file; check the path of the task's data.") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"-t {opt['task']}: the data {_data_of(opt)}is not UTF-8 text; convert it to UTF-8.") from error
+        except ValueError as error:
+            if not str(error).startswith('ParlaiDialogTeacher requires'):
+                raise
+            raise UsageError(f"-t {opt['task']}: {' '.join(str(error).split())}; write the entry as text:…<tab>labels:….") from error
+
+    create_task_agents._gives_advice = True
+    worlds._create_task_agents = create_task_agents
+
+
+def _data_of(opt) -> str:
+    return f"({opt['fromfile_datapath']}) " if opt.get('fromfile_datapath') else ''
 
 
 def install_convai2(source: Path, datapath: Path | None = None, force: bool = False) -> Path:
@@ -47,26 +83,35 @@ def install_convai2(source: Path, datapath: Path | None = None, force: bool = Fa
     """
     if not source.is_dir():
         raise UsageError(f'--from {source}: no such folder; give the folder that holds ConvAI2\'s .txt files.')
-    files = {p.name: p for p in sorted(source.rglob('*.txt')) if 'self' in p.name or 'both' in p.name or 'none' in p.name}
+    files: dict[str, Path] = {}
+    for path in sorted(source.rglob('*.txt')):
+        if not path.name.startswith(('train_', 'valid_', 'test_')) or not any(s in path.name for s in ('self', 'both', 'none')):
+            continue
+        if path.name in files:
+            raise UsageError(f'--from {source} holds both {files[path.name]} and {path}: give the folder of one of them.')
+        files[path.name] = path
     for name in CONVAI2_NEEDED:
         if f'{name}.txt' not in files and f'{name}_no_cands.txt' not in files:
-            raise UsageError(f'--from {source}: neither {name}.txt nor {name}_no_cands.txt is there.')
+            raise UsageError(f'--from {source}: neither {name}.txt nor {name}_no_cands.txt is there; give the folder that holds them.')
     for path in files.values():
         _check_format(path)
     target = (datapath or _default_datapath()) / 'ConvAI2'
     present = [p.name for p in target.glob('*.txt')] if target.is_dir() else []
     if present and not force:
         raise UsageError(f'{target} already holds {", ".join(sorted(present)[:3])} …: pass --force to replace them.')
-    target.mkdir(parents=True, exist_ok=True)
-    for name, path in files.items():
-        if path.resolve() != (target / name).resolve():
-            shutil.copyfile(path, target / name)
-    for name in CONVAI2_NEEDED:
-        plain, bare = target / f'{name}.txt', target / f'{name}_no_cands.txt'
-        if not bare.exists():
-            bare.write_text(_without_candidates(plain.read_text(encoding='utf-8')), encoding='utf-8')
-        elif not plain.exists():
-            shutil.copyfile(bare, plain)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, path in files.items():
+            if path.resolve() != (target / name).resolve():
+                shutil.copyfile(path, target / name)
+        for name in CONVAI2_NEEDED:
+            plain, bare = target / f'{name}.txt', target / f'{name}_no_cands.txt'
+            if bare.name not in files:
+                bare.write_text(_without_candidates(plain.read_text(encoding='utf-8')), encoding='utf-8')
+            elif plain.name not in files:
+                shutil.copyfile(bare, plain)
+    except OSError as error:
+        raise UsageError(f'{error.filename} cannot be written ({error.strerror}): pass another --datapath.') from error
     from parlai.core.build_data import mark_done
 
     mark_done(str(target), CONVAI2_VERSION)
@@ -74,11 +119,13 @@ def install_convai2(source: Path, datapath: Path | None = None, force: bool = Fa
 
 
 def _check_format(path: Path) -> None:
-    """ConvAI2's first line is `1 your persona: …` (or a dialogue line where there are no personas)."""
-    with path.open(encoding='utf-8', errors='replace') as file:
-        first = file.readline()
+    """ConvAI2 is UTF-8, and its first line is `1 your persona: …` (or a dialogue line where there are no personas)."""
+    try:
+        first = path.read_text(encoding='utf-8').partition('\n')[0]
+    except UnicodeDecodeError as error:
+        raise UsageError(f'{path} is not UTF-8 text: give ConvAI2\'s own files.') from error
     if not first.startswith('1 '):
-        raise UsageError(f'{path} is not in ConvAI2\'s format: its first line starts {first[:30]!r}, not with "1 ".')
+        raise UsageError(f'{path} is not in ConvAI2\'s format: its first line starts {first[:30]!r}, not with "1 "; give ConvAI2\'s own files.')
 
 
 def _without_candidates(text: str) -> str:

@@ -1,12 +1,13 @@
 """`--llm` → tokenizer, configuration and weights, with every way this can fail told in one sentence.
 
-`--llm` is a Hugging Face id, a local folder, or `demo` (the small LM that this package carries). Nothing here
-touches the network when the files are local or cached.
+`--llm` is a Hugging Face id, a local folder, or `demo` (the small LM that this package carries). A folder is read
+without the network; an id whose hub does not answer is read from the cache, without the library's minutes of retries.
 """
 
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from spt_parlai.errors import UsageError
@@ -21,12 +22,14 @@ def resolve(llm: str) -> str:
         return str(DEMO_FOLDER)
     if not llm or not str(llm).strip():
         raise UsageError('--llm is empty: give a Hugging Face id, a local folder, or "demo".')
-    path = Path(os.path.expanduser(llm))
-    if path.is_dir():
-        if not (path / 'config.json').is_file():
-            raise UsageError(f'--llm {llm}: the folder holds no config.json, so it is no Hugging Face model folder.')
-        return str(path.resolve())
-    looks_like_path = llm.startswith(('.', '/', '~')) or llm.count('/') > 1 or path.exists()
+    path = os.path.expanduser(llm)
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, 'config.json')):
+            raise UsageError(
+                f'--llm {llm}: the folder holds no config.json, so it is no Hugging Face model folder; give one that does.'
+            )
+        return str(Path(path).resolve())
+    looks_like_path = llm.startswith(('.', '/', '~')) or llm.count('/') > 1 or os.path.exists(path)
     if looks_like_path:
         raise UsageError(f'--llm {llm}: no such folder; give a model folder, a Hugging Face id, or "demo".')
     return llm
@@ -52,31 +55,61 @@ def load_config(llm: str, revision: str | None = None):
 
 
 def load_tokenizer(llm: str, revision: str | None = None):
-    """The LLM's own tokenizer, unchanged."""
+    """The LLM's own tokenizer, unchanged. Without tokenizer files transformers answers with one that knows no text."""
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer.from_pretrained, llm, revision)
+    tokenizer = _load(AutoTokenizer.from_pretrained, llm, revision)
+    if not tokenizer.encode('Q: R:', add_special_tokens=False):
+        raise UsageError(f'--llm {llm}: no tokenizer files were found with it; put its tokenizer.json beside its config.json.')
+    return tokenizer
 
 
 def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
-    """The LLM's weights as a `…ForCausalLM`; `kwargs` go to `from_pretrained`."""
+    """The LLM's weights as a `…ForCausalLM`; `kwargs` go to `from_pretrained`. No weight is ever left random."""
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM.from_pretrained, llm, revision, **kwargs)
+    lm, info = _load(
+        AutoModelForCausalLM.from_pretrained, llm, revision,
+        output_loading_info=True, ignore_mismatched_sizes=True, **kwargs,
+    )
+    wrong = [*sorted(info['missing_keys']), *sorted(name for name, *_ in info['mismatched_keys'])]
+    if wrong:
+        raise UsageError(
+            f'--llm {llm}: its weights do not belong to its config.json ({len(wrong)} tensors are missing or of another '
+            f'shape: {wrong[0]} …); take both from the same model.'
+        )
+    return lm
 
 
 def _load(loader, llm: str, revision: str | None, **kwargs):
     source = resolve(llm)
+    local = os.path.isdir(source) or not _hub_answers()
     try:
-        return loader(source, revision=revision or 'main', **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return loader(source, revision=revision or 'main', local_files_only=local, **kwargs)
+    except Exception as error:  # damaged files raise what their readers please, bare Exception included
         raise UsageError(_explain(llm, source, revision, error)) from error
+
+
+@lru_cache(maxsize=1)
+def _hub_answers() -> bool:
+    """One short question, asked once: is the hub there?"""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # the HTTP library's, which changed with the hub library's versions
+        return False
+    return True
 
 
 def _explain(llm: str, source: str, revision: str | None, error: Exception) -> str:
     reason = ' '.join(str(error).split())[:200]
     if os.path.isdir(source):
-        return f'--llm {llm}: the folder could not be loaded as a causal LM ({reason}).'
+        return f'--llm {llm}: the folder could not be loaded as a causal LM ({reason}); restore it, or give another.'
+    if 'gated' in reason:
+        return f'--llm {llm} is gated: accept its licence at https://huggingface.co/{llm} and log in with `hf auth login`.'
     at = f' at revision {revision}' if revision else ''
     return (
         f'--llm {llm}{at} is neither in the local Hugging Face cache nor could it be downloaded from huggingface.co; '

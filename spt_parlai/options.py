@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.model.loading import DTYPES
@@ -77,7 +78,10 @@ def skips_generation(opt) -> bool:
 # ---- checks ----------------------------------------------------------------------------------------------
 
 _AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'max_new_tokens', 'batchsize')
-_NOT_NEGATIVE = ('lambda_selection', 'lambda_contrastive', 'lambda_fusion')
+_NOT_NEGATIVE = {
+    'lambda_selection': 'switches the loss off', 'lambda_contrastive': 'switches the loss off',
+    'lambda_fusion': 'switches the loss off', 'learningrate': 'trains nothing',
+}
 _POSITIVE = ('tau_gold', 'tau_score', 'temperature')
 _CHOICES = {
     'llm_dtype': ('auto', *DTYPES), 'llm_quantization': QUANTIZATIONS, 'prompt_init': INITIALISATIONS,
@@ -99,9 +103,9 @@ def check_options(opt) -> None:
         value = opt.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise _bad(name, value, 'give a whole number of at least 1')
-    for name in _NOT_NEGATIVE:
+    for name, zero in _NOT_NEGATIVE.items():
         if not _number(opt.get(name, 0.0)) or opt.get(name, 0.0) < 0:
-            raise _bad(name, opt[name], 'give a number of at least 0 (0 switches the loss off)')
+            raise _bad(name, opt[name], f'give a number of at least 0 (0 {zero})')
     for name in _POSITIVE:
         if not _number(opt.get(name, 1.0)) or opt.get(name, 1.0) <= 0:
             raise _bad(name, opt[name], 'give a number above 0')
@@ -118,6 +122,9 @@ def check_options(opt) -> None:
         raise _bad('ddp_backend', opt['ddp_backend'], 'only ddp works here: what trains is too small to shard')
     if opt.get('persona') is not None and opt.get('persona_file'):
         raise UsageError('--persona and --persona-file were both given: give one of them.')
+    start, model_file = opt.get('init_model'), opt.get('model_file')
+    if start and not os.path.isfile(start) and not (model_file and os.path.isfile(model_file)):
+        raise _bad('init_model', start, 'no such file; give the model file to start from, or leave the option out')
     for name in ('text_truncate', 'label_truncate', 'truncate'):
         value = opt.get(name)
         if value is not None and (not isinstance(value, int) or value == 0 or value < -1):

@@ -28,6 +28,8 @@ def share_window(
     """
     if label_truncate is None or label_truncate < 0:
         label_truncate = max(min(DEFAULT_TARGET, window // 4), 2)
+    if label_truncate < 2:
+        raise UsageError(f'--label-truncate {label_truncate} leaves nothing of a target but its end: give at least 2, or -1.')
     target = max(label_truncate, max_new_tokens)
     room = window - prompt_length - target
     if room < SMALLEST_CONTEXT:
@@ -39,7 +41,7 @@ def share_window(
         text_truncate = room
     if not SMALLEST_CONTEXT <= text_truncate <= room:
         raise UsageError(
-            f"--text-truncate {text_truncate}: the LLM's window of {window} tokens has room for {SMALLEST_CONTEXT} to {room} "
-            'tokens of context beside the soft prompt and the target.'
+            f"--text-truncate {text_truncate} (or --truncate): the LLM's window of {window} tokens has room for {SMALLEST_CONTEXT} to {room} "
+            'tokens of context beside the soft prompt and the target; give -1 for as many as fit.'
         )
     return text_truncate, label_truncate

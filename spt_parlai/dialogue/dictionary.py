@@ -7,7 +7,7 @@ from functools import lru_cache
 from parlai.core.dict import DictionaryAgent
 
 from spt_parlai.errors import UsageError
-from spt_parlai.hub import load_tokenizer
+from spt_parlai.hub import load_config, load_tokenizer
 
 NULL_ID = -1  # padding: no token has this id, so no real token can be taken for padding
 START_ID = -2  # what ParlAI's search starts from; never embedded, and never mistaken for EOS (OPT's BOS is its EOS)
@@ -32,6 +32,12 @@ class TokenizerDictionary(DictionaryAgent):
                 f"--llm {opt['llm']}: its tokenizer has no end-of-sequence token, which every reply must end in; "
                 'choose another LLM or set eos_token in its tokenizer_config.json.'
             )
+        vocabulary = load_config(opt['llm'], opt.get('llm_revision')).vocab_size
+        if len(self.tokenizer) > vocabulary:
+            raise UsageError(
+                f"--llm {opt['llm']}: its tokenizer has {len(self.tokenizer)} tokens, but the LLM knows {vocabulary}; "
+                'take both from the same model.'
+            )
         self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         self.end_token = self.tokenizer.eos_token
         self.unk_token = self.tokenizer.unk_token or self.end_token
@@ -45,7 +51,8 @@ class TokenizerDictionary(DictionaryAgent):
 
     def _piece(self, text: str, opens: bool) -> tuple[int, ...]:
         """Token ids of one template piece; a piece that does not open the context follows a space. What looks like a
-        special token in a user's text is text."""
+        special token in a user's text is text, and half a surrogate pair (from JSON) is an unknown character."""
+        text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
         if not opens and not self._adds_space:
             text = ' ' + text
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
@@ -59,7 +66,7 @@ class TokenizerDictionary(DictionaryAgent):
         return len(self.tokenizer)
 
     def __contains__(self, key) -> bool:
-        return key in self.tokenizer.get_vocab() if isinstance(key, str) else 0 <= int(key) < len(self)
+        return key in self.tokenizer.get_vocab() if isinstance(key, str) else key in range(len(self))
 
     def __getitem__(self, key):
         special = {self.null_token: NULL_ID, self.start_token: START_ID}
@@ -93,7 +100,7 @@ class TokenizerDictionary(DictionaryAgent):
 
     def vec2txt(self, vector, delimiter: str = ' ') -> str:
         ids = [int(i) for i in vector]
-        return self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True).strip()
+        return self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
     def tokenize(self, text: str, building: bool = False) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(self.txt2vec(text))

@@ -17,6 +17,13 @@ from torch import Tensor
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
 
 
+def input_device(lm: torch.nn.Module) -> torch.device:
+    """Where inputs go: the embedding's device, or where accelerate runs it."""
+    embedding = lm.get_input_embeddings()
+    execution = getattr(getattr(embedding, '_hf_hook', None), 'execution_device', None)
+    return torch.device(execution) if execution is not None else embedding.weight.device
+
+
 class FrozenLM:
     """Wraps a `…ForCausalLM`.
 
@@ -79,10 +86,7 @@ class FrozenLM:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the embedding's device, or where accelerate runs it."""
-        hook = getattr(self._embedding, '_hf_hook', None)
-        execution = getattr(hook, 'execution_device', None)
-        return torch.device(execution) if execution is not None else self._embedding.weight.device
+        return input_device(self.lm)
 
     def fingerprint(self) -> dict:
         """The LM's shape, stored with every checkpoint: sizes by name, and a digest of all weights' shapes."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from spt_parlai.errors import UsageError
-from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.frozen_lm import FrozenLM, input_device
 
 NEEDED = ('inputs_embeds', 'attention_mask', 'past_key_values')
 WITHOUT_POSITIONS = ('bloom', 'mpt')  # ALiBi: distances alone count, and padding changes none
@@ -42,7 +42,7 @@ def freeze(llm: str, lm: torch.nn.Module) -> FrozenLM:
     """
     check_class(llm, lm)
     lm.eval()
-    ids = torch.tensor(TRIAL, device=lm.get_input_embeddings().weight.device)
+    ids = torch.tensor(TRIAL, device=input_device(lm))
     try:
         with torch.no_grad():
             plain = lm(input_ids=ids).logits  # [2, 3, V]
@@ -55,7 +55,7 @@ def freeze(llm: str, lm: torch.nn.Module) -> FrozenLM:
         raise _refusal(llm, lm, f'does not run from input embeddings ({reason})') from error
     if _differ(plain[0, :2], plain[1, :2]):
         raise _refusal(llm, lm, 'looks ahead at later tokens, so it is no causal LM')
-    if last.shape != (3, plain.shape[-1]) or _differ(last[:2], plain[:, -1]):
+    if _differ(last[:2], plain[:, -1]):
         raise _refusal(llm, lm, 'computes something else from word embeddings than from words')
     if type(cache) is not DynamicCache or not all(map(_is_key_value, cache.layers)):
         raise _refusal(llm, lm, 'keeps no plain key-value cache that a search could reorder')

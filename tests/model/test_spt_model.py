@@ -89,7 +89,7 @@ def test_scores_depend_on_the_context_alone(model):
 
 def test_a_changed_context_changes_scores_and_log_probs(model):
     before = predict(model, pad(CONTEXTS), pad(TARGETS))
-    contexts = [[(c[0] + 1) % VOCAB, *c[1:]] for c in CONTEXTS]
+    contexts = [[*c[:-1], (c[-1] + 1) % VOCAB] for c in CONTEXTS]
     after = predict(model, pad(contexts), pad(TARGETS))
     assert ((after.scores - before.scores).abs().amax(1) > 1e-4).all()
     for n in range(len(CONTEXTS)):
@@ -116,19 +116,23 @@ def test_scores_are_of_the_naive_context_mean():
 
 def test_reordering_leaves_the_encoder_states_as_they_were():
     model, _ = build(tiny_lm('mistral'))
+    rows, begin, next_ids = [2, 0, 2], torch.full((3, 1), -2), torch.tensor([[1], [2], [3]])
+
+    def decoded():
+        picked = model.reorder_encoder_states(encoded, rows)
+        assert picked.selected.tolist() == encoded.selected[rows].tolist()
+        logits, state = model.decoder(begin, picked)
+        assert torch.equal(logits[:, 0], encoded.logits[rows])
+        followed = [logits]
+        for _ in range(3):
+            logits, state = model.decoder(next_ids, picked, state)
+            followed.append(logits)
+        return torch.cat(followed, 1)
+
     with torch.no_grad():
         encoded = model.encoder(pad(CONTEXTS))
         first = encoded.logits.clone()
-        for _ in range(2):
-            picked = model.reorder_encoder_states(encoded, [2, 0, 2])
-            assert torch.equal(picked.logits, first[[2, 0, 2]])
-            assert picked.selected.tolist() == encoded.selected[[2, 0, 2]].tolist()
-            logits, state = model.decoder(torch.full((3, 1), -2), picked)
-            for _ in range(3):
-                logits, state = model.decoder(torch.tensor([[1], [2], [3]]), picked, state)
-            if _:
-                assert torch.equal(logits, again)
-            again = logits
+        assert torch.equal(decoded(), decoded())
     assert torch.equal(encoded.logits, first) and encoded.mask.shape[1] == 2 + 11
 
 

@@ -61,6 +61,34 @@ def test_accepted(family, dtype):
     assert frozen.lm is lm and frozen.dtype == dtype
 
 
+def test_an_lm_that_passes_its_output_projection_by_is_refused():
+    lm = tiny_lm('opt')
+    bypassed = torch.nn.Linear(32, 60)
+    lm.get_output_embeddings = lambda: bypassed
+    with pytest.raises(UsageError, match='something else'):
+        freeze('opt', lm)
+
+
+@pytest.mark.parametrize('family', ['opt-350m', 'llama'])
+def test_offloaded_weights(family):
+    """Where accelerate keeps the weights elsewhere, inputs go to where it runs them; the results are the same."""
+    accelerate = pytest.importorskip('accelerate')
+    expected = freeze(family, tiny_lm(family))
+    lm = tiny_lm(family)
+    accelerate.cpu_offload(lm, execution_device='cpu')
+    assert lm.get_input_embeddings().weight.device.type == 'meta'
+    frozen = freeze(family, lm)
+    assert frozen.device.type == 'cpu'
+    ids = torch.tensor([[5, 6, 7]])
+    for a, b in zip(_prefill(frozen, ids), _prefill(expected, ids)):
+        torch.testing.assert_close(a, b)
+
+
+def _prefill(frozen, ids):
+    words = frozen.embed(ids)
+    return words, frozen.prefill(words, torch.ones_like(ids, dtype=torch.bool))[0]
+
+
 def test_loading_freezes(tmp_path):
     tiny_lm('opt-350m').save_pretrained(tmp_path)
     frozen = load_frozen_lm(str(tmp_path), dtype='bfloat16')

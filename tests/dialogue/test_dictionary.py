@@ -1,0 +1,86 @@
+"""The LLM's tokenizer as a dictionary that never grows and never takes a user's text for a special token."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spt_parlai.dialogue.dictionary import NULL_ID, START_ID, TokenizerDictionary
+from spt_parlai.errors import UsageError
+
+settings.register_profile('quick', deadline=None, max_examples=60)
+settings.load_profile('quick')
+
+# the word-start mark of SentencePiece is a space to it, so no text can have it back
+TEXTS = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='▁'), max_size=30)
+
+
+@given(text=TEXTS)
+def test_text_comes_back(dictionaries, text):
+    for dictionary in dictionaries.values():
+        ids = dictionary.txt2vec(text)
+        assert dictionary.vec2txt([*ids, dictionary.eos]) == ' '.join(text.split())
+        assert not {NULL_ID, START_ID, *dictionary.tokenizer.all_special_ids} & set(ids)
+
+
+@pytest.mark.parametrize('text', [
+    'hello there', "do n't you ?", 'a . b , c !', 'привет мир', '你好 世界', 'مرحبا', '👍🏽 ok 👩‍👩‍👧', 'a\u200bb', 'tab\x07bell', '</s>', '<pad> <s>',
+    'Q: R: context:', 'w' * 3000,
+])
+def test_odd_text_comes_back(dictionary, text):
+    assert dictionary.vec2txt(dictionary.txt2vec(text)) == text
+
+
+@pytest.mark.parametrize('blank', ['', '   ', '\n\t'])
+def test_blank_text_has_no_ids(dictionary, blank):
+    assert dictionary.txt2vec(blank) == []
+
+
+def test_half_a_surrogate_pair_is_an_unknown_character(dictionary):
+    """JSON may hold `\\ud83d` alone; the tokenizers library takes no such string."""
+    assert dictionary.vec2txt(dictionary.txt2vec(json.loads('"hi \\ud83d ."'))) == 'hi � .'
+
+
+def test_tokenizer_that_cleans_up_spaces_gives_back_what_it_got(tiny_llms, tmp_path):
+    folder = shutil.copytree(tiny_llms.opt, tmp_path / 'llm')
+    config = json.loads((folder / 'tokenizer_config.json').read_text())
+    (folder / 'tokenizer_config.json').write_text(json.dumps({**config, 'clean_up_tokenization_spaces': True}))
+    dictionary = TokenizerDictionary({'llm': str(folder)})
+    assert dictionary.vec2txt(dictionary.txt2vec("i do n't , do you ?")) == "i do n't , do you ?"
+
+
+def test_never_grows(dictionary):
+    size = len(dictionary)
+    for i in range(8 - size % 8):  # as ParlAI pads a dictionary for fp16
+        dictionary[f'__FP16_PAD_{i}__'] = 1
+    dictionary['x'] = 1
+    assert len(dictionary) == size == len(dictionary.tokenizer) == len(dictionary.tok2ind) == len(dictionary.ind2tok)
+    assert '__FP16_PAD_0__' not in dictionary
+
+
+def test_refuses_special_tokens(dictionary):
+    with pytest.raises(UsageError, match=r'--special-tok-lst \[A\],\[B\]: .*leave it out'):
+        dictionary.add_additional_special_tokens(['[A]', '[B]'])
+
+
+def test_looks_up_both_ways(dictionary):
+    assert (dictionary['__null__'], dictionary['__start__']) == (NULL_ID, START_ID)
+    assert (dictionary[NULL_ID], dictionary[START_ID]) == ('__null__', '__start__')
+    for token_id in (0, 5, len(dictionary) - 1):
+        assert dictionary[dictionary[token_id]] == token_id and token_id in dictionary and dictionary[token_id] in dictionary
+    assert dictionary[dictionary.end_token] == dictionary.eos
+    assert len(dictionary) not in dictionary and -1 not in dictionary and 'no such token' not in dictionary
+    assert None not in dictionary
+    assert dictionary['no such token'] == dictionary[dictionary.unk_token]
+
+
+def test_padding_is_not_spoken(dictionary):
+    ids = dictionary.txt2vec('hello you')
+    assert dictionary.vec2txt([START_ID, *ids, dictionary.eos, NULL_ID, NULL_ID]) == 'hello you'
+
+
+def test_saves_a_note_and_no_copy(dictionary, tmp_path):
+    dictionary.save(str(tmp_path / 'model.dict'))
+    assert (tmp_path / 'model.dict').read_text() == f'the tokenizer of --llm {dictionary.opt["llm"]}\n'

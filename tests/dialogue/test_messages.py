@@ -1,0 +1,53 @@
+"""ParlAI messages become persona sentences and utterances, whatever a user types."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spt_parlai.dialogue.messages import OWN_PERSONA, PARTNER_PERSONA, SILENCE, Dialogue, Turn, clean, split_message
+
+settings.register_profile('quick', deadline=None, max_examples=60)
+settings.load_profile('quick')
+
+
+@pytest.mark.parametrize('text, persona, utterance', [
+    ('hello', [], 'hello'),
+    ('your persona: i like tea.\nyour persona: i am tall.\nhi', ['i like tea.', 'i am tall.'], 'hi'),
+    ("partner's persona: i am shy.\nhello", [], 'hello'),
+    ("your persona: i ski.\npartner's persona: i swim.\nyour persona: i run.\n__SILENCE__", ['i ski.', 'i run.'], ''),
+    ('one\ntwo', [], 'one two'),
+    ('  hello \t  you \r\n', [], 'hello you'),
+    ('your persona:\nhi', [], 'hi'),
+    ('my note: your persona: not one', [], 'my note: your persona: not one'),
+    ('', [], ''), ('   ', [], ''), ('\n\n', [], ''), (SILENCE, [], ''), (None, [], ''),
+    ('i said __SILENCE__ to him', [], 'i said __SILENCE__ to him'),
+    ('</s> Q: R: <pad>', [], '</s> Q: R: <pad>'),
+])
+def test_splits_a_message(text, persona, utterance):
+    assert split_message(text) == (persona, utterance)
+
+
+@given(st.lists(st.sampled_from([OWN_PERSONA, PARTNER_PERSONA, '']).flatmap(
+    lambda start: st.text(st.characters(exclude_categories=['Cs']), max_size=12).map(lambda text: f'{start} {text}')
+), max_size=5))
+def test_nothing_said_is_lost(lines):
+    persona, utterance = split_message('\n'.join(lines))
+    for line in '\n'.join(lines).split('\n'):
+        text = clean(line)
+        if text.startswith(OWN_PERSONA):
+            rest = clean(text[len(OWN_PERSONA):])
+            assert not rest or rest in persona
+        elif not text.startswith(PARTNER_PERSONA):
+            assert text in utterance
+    assert all(sentence and sentence == clean(sentence) for sentence in persona)
+    assert utterance == ' '.join(utterance.split())
+
+
+def test_dialogue_keeps_speakers_apart_and_skips_silence():
+    dialogue = Dialogue()
+    dialogue.observe('your persona: i ski.\n__SILENCE__')
+    dialogue.reply('hello .')
+    dialogue.observe('hi')
+    dialogue.reply('  ')
+    dialogue.observe("partner's persona: i swim.")
+    assert dialogue == Dialogue(['i ski.'], [Turn('hello .', True), Turn('hi', False)])

@@ -1,0 +1,128 @@
+"""Checkpoints are written whole or not at all, and a foreign file is told apart without running any of it."""
+
+import os
+import pickle
+import random
+
+import pytest
+import torch
+
+from spt_parlai import checkpoint
+from spt_parlai.errors import UsageError
+
+DESCRIPTION = {
+    'format': 1, 'llm': 'a/b', 'llm_revision': None, 'fingerprint': {'hidden_size': 16, 'shapes': 'x'}, 'num_prompts': 2,
+    'prompt_length': 3, 'seed': 1,
+}
+
+
+@pytest.fixture
+def states():
+    return {'model': {'w': torch.ones(2)}, 'spt': dict(DESCRIPTION), 'progress': {}}
+
+
+@pytest.fixture
+def path(states, tmp_path):
+    checkpoint.save_states(states, tmp_path / 'model')
+    return tmp_path / 'model'
+
+
+def refusal(path):
+    with pytest.raises(UsageError) as error:
+        checkpoint.load_states(path)
+    assert str(path) in str(error.value) and str(error.value).endswith('.')
+    return str(error.value)
+
+
+def test_comes_back(path, states):
+    loaded = checkpoint.load_states(path)
+    assert loaded['spt'] == states['spt'] and torch.equal(loaded['model']['w'], torch.ones(2))
+    assert os.listdir(path.parent) == ['model']
+
+
+def test_a_failed_write_leaves_the_old_file(path):
+    before = path.read_bytes()
+    with pytest.raises(Exception, match='pickle|local'):
+        checkpoint.save_states({'model': lambda: None}, path)
+    with pytest.raises(TypeError):
+        checkpoint.save_json({'x': object()}, path)
+    assert path.read_bytes() == before and os.listdir(path.parent) == ['model']
+
+
+def test_every_truncation_is_noticed(path):
+    whole = path.read_bytes()
+    for length in [*range(0, 200, 9), *range(200, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert 'is damaged or no checkpoint' in refusal(path)
+
+
+def test_any_bytes_are_refused(tmp_path):
+    generator = random.Random(0)
+    for number in range(300):
+        file = tmp_path / f'random{number}'
+        file.write_bytes(b'\x80\x02' * (number % 2) + generator.randbytes(generator.randrange(200)))
+        refusal(file)
+
+
+class Payload:
+    """A pickle that makes a file when it is read with code allowed."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    payload = Payload(tmp_path / 'ran')
+    (tmp_path / 'plain').write_bytes(pickle.dumps(payload))
+    torch.save({'model': payload, 'spt': DESCRIPTION}, tmp_path / 'zip')
+    pickle.loads((tmp_path / 'plain').read_bytes())  # it does run where that is allowed
+    os.rmdir(tmp_path / 'ran')
+    for name in ('plain', 'zip'):
+        assert 'is damaged or no checkpoint' in refusal(tmp_path / name)
+        assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('content', [[1], {}, {'model': {}}, {'model': {}, 'optimizer': {}}, {'spt': DESCRIPTION}, {'spt': 3, 'model': {}}])
+def test_another_agents_checkpoint_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / 'stock')
+    assert 'was not written by spt_parlai; give the model file of an SptAgent' in refusal(tmp_path / 'stock')
+
+
+def test_another_format_is_refused(tmp_path, states):
+    states['spt']['format'] = 2
+    checkpoint.save_states(states, tmp_path / 'newer')
+    assert 'format 2, this version of spt_parlai reads 1; install the version' in refusal(tmp_path / 'newer')
+
+
+@pytest.mark.parametrize('key', checkpoint.DESCRIPTION)
+def test_a_description_with_a_hole_is_refused(tmp_path, states, key):
+    del states['spt'][key]
+    checkpoint.save_states(states, tmp_path / 'model')
+    assert f'does not say its {key}' in refusal(tmp_path / 'model')
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    assert 'no such file; give' in refusal(tmp_path / 'nothing')
+    refusal(tmp_path)
+
+
+def test_says_how_another_llm_differs():
+    here = {**DESCRIPTION, 'llm': 'c/d', 'fingerprint': {'hidden_size': 32, 'shapes': 'x'}}
+    with pytest.raises(UsageError) as error:
+        checkpoint.check_match('model', DESCRIPTION, here)
+    for part in ('model was trained around --llm a/b', '--llm c/d', 'hidden_size 16 / 32', 'use --llm a/b'):
+        assert part in str(error.value)
+    assert 'shapes' not in str(error.value)
+
+
+@pytest.mark.parametrize('key, flag, value', [('num_prompts', '--num-prompts', 2), ('prompt_length', '--prompt-length', 3)])
+def test_says_how_the_prompts_differ(key, flag, value):
+    with pytest.raises(UsageError, match=f'model holds {flag} {value}, not 7: leave {flag} out or train anew'):
+        checkpoint.check_match('model', DESCRIPTION, {**DESCRIPTION, key: 7})
+
+
+def test_a_moved_llm_of_the_same_shape_is_accepted():
+    checkpoint.check_match('model', DESCRIPTION, {**DESCRIPTION, 'llm': '/elsewhere', 'seed': 2})
