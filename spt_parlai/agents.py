@@ -13,6 +13,7 @@ from spt_parlai import checkpoint, hub
 from spt_parlai.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
+from spt_parlai.errors import UsageError
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.retriever import Retriever
@@ -61,7 +62,11 @@ class SptAgent(TorchGeneratorAgent):
         self._replaying = False
         if shared is None:
             check_options(opt)
+            opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
+            path, _ = self._get_init_model(opt, shared)
+            self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads
             opt['llm'] = hub.portable(opt['llm'])
+            self._asked = {name: opt.get(name) for name in ('text_truncate', 'label_truncate')}
             opt['text_truncate'], opt['label_truncate'] = share_window(
                 window_size(hub.load_config(opt['llm'], opt.get('llm_revision'))), opt['prompt_length'],
                 opt.get('text_truncate') or opt.get('truncate'), opt.get('label_truncate') or opt.get('truncate'),
@@ -261,14 +266,19 @@ class SptAgent(TorchGeneratorAgent):
         """Options first, then the checkpoint, each whole or not at all."""
         path = self.opt.get('model_file') if path is None else path
         if path:
-            checkpoint.save_json({k: v for k, v in self.opt.items() if k != 'training_loop'}, f'{path}.opt')
+            options = {**self.opt, **self._asked}  # the limits that were asked for, not what this window made of them
+            checkpoint.save_json({k: v for k, v in options.items() if k != 'training_loop'}, f'{path}.opt')
             self.dict.save(f'{path}.dict')
             checkpoint.save_states(self.state_dict(), path)
 
     def load(self, path):
-        states = checkpoint.load_states(path)
+        states = self._loaded[1] if path == self._loaded[0] else checkpoint.load_states(path)
+        self._loaded = (None, {})
         checkpoint.check_match(path, states['spt'], self.description)
-        self.load_state_dict(states['model'])
+        try:
+            self.load_state_dict(states['model'])
+        except RuntimeError as error:
+            raise UsageError(f"{path} is damaged ({' '.join(str(error).split())}); restore it from a copy.") from error
         if 'optimizer' in states and hasattr(self, 'optimizer'):
             with contextlib.suppress(ValueError):  # another optimizer: init_optim says so and starts it anew
                 self.optimizer.load_state_dict(states['optimizer'])

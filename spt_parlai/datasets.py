@@ -47,8 +47,9 @@ def install_download_advice() -> None:
 
 
 def install_reading_advice() -> None:
-    """Make a task whose files are missing or are not what its teacher reads end in one sentence."""
+    """Make a task whose files are missing, empty or not what its teacher reads end in one sentence."""
     from parlai.core import worlds
+    from parlai.core.teachers import FixedDialogTeacher
 
     create = worlds._create_task_agents
     if getattr(create, '_gives_advice', False):
@@ -56,7 +57,7 @@ def install_reading_advice() -> None:
 
     def create_task_agents(opt):
         try:
-            return create(opt)
+            agents = create(opt)
         except FileNotFoundError as error:
             raise UsageError(f"-t {opt['task']}: {error.filename}: no such file; check the path of the task's data.") from error
         except UnicodeDecodeError as error:
@@ -65,6 +66,10 @@ def install_reading_advice() -> None:
             if not str(error).startswith('ParlaiDialogTeacher requires'):
                 raise
             raise UsageError(f"-t {opt['task']}: {' '.join(str(error).split())}; write the entry as text:…<tab>labels:….") from error
+        for teacher in agents:
+            if isinstance(teacher, FixedDialogTeacher) and teacher.num_examples() == 0:
+                raise UsageError(f"-t {opt['task']}: the data {_data_of(opt)}for -dt {opt['datatype']} holds no example; check the task's files.")
+        return agents
 
     create_task_agents._gives_advice = True
     worlds._create_task_agents = create_task_agents

@@ -120,6 +120,8 @@ def check_options(opt) -> None:
             raise UsageError(f'{_flag(name)} {opt[name]} does not work with this agent: {instead}.')
     if opt.get('ddp_backend', 'ddp') != 'ddp':
         raise _bad('ddp_backend', opt['ddp_backend'], 'only ddp works here: what trains is too small to shard')
+    if opt.get('inference', 'greedy') == 'greedy' and opt.get('beam_size', 1) != 1:
+        raise _bad('beam_size', opt['beam_size'], '--inference greedy follows one hypothesis; add --inference beam')
     if opt.get('persona') is not None and opt.get('persona_file'):
         raise UsageError('--persona and --persona-file were both given: give one of them.')
     start, model_file = opt.get('init_model'), opt.get('model_file')

@@ -21,7 +21,6 @@ from parlai.utils.distributed import get_rank, is_primary_worker
 from tqdm import tqdm
 
 from spt_parlai.checkpoint import load_states, save_json
-from spt_parlai.errors import UsageError
 from spt_parlai.seeding import new_seed, random_state, restore_random_state, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
@@ -48,7 +47,7 @@ def _wrap(original, wrapper):
 
 
 def _init(original, loop, opt) -> None:
-    """Settle the seed, put the counters back beside the checkpoint, and refuse data without examples."""
+    """Settle the seed, put the counters back beside the checkpoint, and open all data before the first step."""
     if not _is_ours(opt):
         return original(loop, opt)
     opt['training_loop'] = True
@@ -63,8 +62,7 @@ def _init(original, loop, opt) -> None:
     if path and stats and is_primary_worker():
         _restore_train_stats(Path(f'{path}.trainstats'), stats)
     original(loop, opt)
-    if loop.world.num_examples() == 0:
-        raise UsageError(f"-t {opt['task']}: the training data ({opt['datatype']}) holds no example; check the task's files.")
+    loop.valid_worlds = train_model.load_eval_worlds(loop.agent, opt, 'valid')  # data that is missing is missed now
     seed_everything(opt['seed'], get_rank())
     loop.parleys_done = loop.parleys
     if loop.parleys:  # counters were loaded: this run was here before

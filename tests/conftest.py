@@ -38,7 +38,7 @@ def metaspace_tokenizer():
     trained = Tokenizer(models.BPE(unk_token='<unk>'))
     trained.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
     trainer = trainers.BpeTrainer(vocab_size=140, special_tokens=special, max_token_length=8, show_progress=False)
-    trained.train_from_iterator((word for line in CORPUS for word in line.split()), trainer)
+    trained.train_from_iterator(CORPUS, trainer)  # whole lines: some tokens span words
     state = json.loads(trained.to_str())
     words = [t for t, _ in sorted(state['model']['vocab'].items(), key=lambda item: item[1]) if t not in special]
     state['model']['vocab'] = {token: i for i, token in enumerate(special + tokens + words)}

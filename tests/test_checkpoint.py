@@ -49,6 +49,13 @@ def test_a_failed_write_leaves_the_old_file(path):
     assert path.read_bytes() == before and os.listdir(path.parent) == ['model']
 
 
+def test_whoever_reads_while_it_is_replaced_has_the_old_file(path, states):
+    before = path.read_bytes()
+    with open(path, 'rb') as reader:
+        checkpoint.save_states({**states, 'progress': {'parleys': 7}}, path)
+        assert reader.read() == before != path.read_bytes()
+
+
 def test_every_truncation_is_noticed(path):
     whole = path.read_bytes()
     for length in [*range(0, 200, 9), *range(200, len(whole), 97), len(whole) - 1]:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from spt_parlai.errors import UsageError
 from spt_parlai.window import SMALLEST_CONTEXT, UNBOUNDED, share_window, window_size
 
-settings.register_profile('quick', deadline=None, max_examples=60)
-settings.load_profile('quick')
+quick = settings(max_examples=60, deadline=None)
 
 MAYBE = st.none() | st.integers(-1, 300)
 
@@ -29,6 +28,7 @@ def test_gives_the_context_what_is_left():
     assert share_window(160, 2, 50, 20, 4) == (50, 20)
 
 
+@quick
 @given(st.integers(1, 400), st.integers(1, 100), MAYBE, MAYBE, st.integers(1, 200))
 def test_parts_fit_or_are_refused(window, prompt_length, text, label, new):
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spt_parlai.errors import UsageError
+
 INITIALISATIONS = ('normal', 'embedding-scale', 'vocab')
 
 
@@ -25,7 +27,10 @@ def initial_prompts(init: str, num_prompts: int, prompt_length: int, word_embedd
     if init == 'vocab':
         chosen = torch.randperm(len(words))[: num_prompts * prompt_length]
         if len(chosen) < num_prompts * prompt_length:
-            raise ValueError(f'{num_prompts} x {prompt_length} soft prompt tokens from a vocabulary of {len(words)}')
+            raise UsageError(
+                f'--prompt-init vocab: --num-prompts {num_prompts} x --prompt-length {prompt_length} need more words than the '
+                f'{len(words)} of the LLM; make these smaller or choose another --prompt-init.'
+            )
         return words[chosen].reshape(shape)
     raise ValueError(f'initialisation {init!r} is none of {", ".join(INITIALISATIONS)}')
 

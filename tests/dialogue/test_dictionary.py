@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from spt_parlai.dialogue.dictionary import NULL_ID, START_ID, TokenizerDictionary
 from spt_parlai.errors import UsageError
 
-settings.register_profile('quick', deadline=None, max_examples=60)
-settings.load_profile('quick')
+quick = settings(max_examples=60, deadline=None)
 
 # the word-start mark of SentencePiece is a space to it, so no text can have it back
 TEXTS = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='▁'), max_size=30)
 
 
+@quick
 @given(text=TEXTS)
 def test_text_comes_back(dictionaries, text):
     for dictionary in dictionaries.values():
@@ -46,7 +46,9 @@ def test_half_a_surrogate_pair_is_an_unknown_character(dictionary):
 def test_tokenizer_that_cleans_up_spaces_gives_back_what_it_got(tiny_llms, tmp_path):
     folder = shutil.copytree(tiny_llms.opt, tmp_path / 'llm')
     config = json.loads((folder / 'tokenizer_config.json').read_text())
-    (folder / 'tokenizer_config.json').write_text(json.dumps({**config, 'clean_up_tokenization_spaces': True}))
+    wish = 'clean_up_tokenization_spaces'
+    config = {**config, wish: True, f'{wish}_for_bpe_even_though_it_will_corrupt_output': True}
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config))
     dictionary = TokenizerDictionary({'llm': str(folder)})
     assert dictionary.vec2txt(dictionary.txt2vec("i do n't , do you ?")) == "i do n't , do you ?"
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from spt_parlai.dialogue.messages import OWN_PERSONA, PARTNER_PERSONA, SILENCE, Dialogue, Turn, clean, split_message
 
-settings.register_profile('quick', deadline=None, max_examples=60)
-settings.load_profile('quick')
+quick = settings(max_examples=60, deadline=None)
 
 
 @pytest.mark.parametrize('text, persona, utterance', [
@@ -27,6 +26,7 @@ def test_splits_a_message(text, persona, utterance):
     assert split_message(text) == (persona, utterance)
 
 
+@quick
 @given(st.lists(st.sampled_from([OWN_PERSONA, PARTNER_PERSONA, '']).flatmap(
     lambda start: st.text(st.characters(exclude_categories=['Cs']), max_size=12).map(lambda text: f'{start} {text}')
 ), max_size=5))

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import REPLY, build_context, render
 
-settings.register_profile('quick', deadline=None, max_examples=60)
-settings.load_profile('quick')
+quick = settings(max_examples=60, deadline=None)
 
 # words of the corpus, odd scripts, and what looks like a marker or a special token
 WORDS = st.sampled_from([
@@ -42,6 +41,7 @@ def test_leaves_the_persona_clause_out_without_persona(dictionary):
     assert context(dictionary, Dialogue()).text == 'context: R:'
 
 
+@quick
 @given(dialogue=DIALOGUES, limit=st.integers(8, 60))
 def test_never_empty_and_never_above_the_limit(dictionaries, dialogue, limit):
     for dictionary in dictionaries.values():
@@ -54,6 +54,7 @@ def test_never_empty_and_never_above_the_limit(dictionaries, dialogue, limit):
             assert cut == full
 
 
+@quick
 @given(dialogue=DIALOGUES, limit=st.integers(8, 60))
 def test_users_never_write_special_tokens(dictionaries, dialogue, limit):
     for dictionary in dictionaries.values():
@@ -63,6 +64,7 @@ def test_users_never_write_special_tokens(dictionaries, dialogue, limit):
             assert not special & set(built.ids[1:])
 
 
+@quick
 @given(persona=PERSONAS, turns=st.lists(SENTENCES, min_size=2, max_size=8))
 def test_a_context_and_its_reply_are_a_prefix_of_the_next_context(dictionaries, persona, turns):
     for dictionary in dictionaries.values():
@@ -79,6 +81,7 @@ def test_a_context_and_its_reply_are_a_prefix_of_the_next_context(dictionaries, 
             assert now[:len(seen)] == seen
 
 
+@quick
 @given(dialogue=DIALOGUES, limit=st.integers(20, 120))
 def test_what_is_kept_is_the_newest(dictionaries, dialogue, limit):
     for dictionary in dictionaries.values():

@@ -566,3 +566,12 @@ def test_several_agents_of_a_process_keep_their_dialogues_apart(agent):
 def test_the_dictionary_of_a_model_is_the_llms(agent):
     assert type(agent.dict) is TokenizerDictionary
     assert len(agent.dict) == len(agent.dict.tokenizer) == agent.model.llm.vocab_size
+
+
+def test_a_beam_with_greedy_search(trained, evaluate, weights_unread):
+    refused('--beam-size 3', '--inference beam', run=evaluate, model_file=str(trained), beam_size=3)
+
+
+def test_evaluating_an_empty_file(trained, evaluate, tmp_path):
+    (tmp_path / 'empty.txt').write_text('')
+    refused('-t fromfile:parlaiformat', 'holds no example', run=evaluate, model_file=str(trained), **task(tmp_path / 'empty.txt'))

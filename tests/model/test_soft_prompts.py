@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spt_parlai.errors import UsageError
 from spt_parlai.model.soft_prompts import INITIALISATIONS, SoftPromptGroup, initial_prompts
 
 WORDS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + torch.arange(6) * 10
@@ -54,7 +55,7 @@ def test_the_seed_decides(init):
 
 
 def test_too_few_words():
-    with pytest.raises(ValueError, match='17 x 3 soft prompt tokens from a vocabulary of 50'):
+    with pytest.raises(UsageError, match='--num-prompts 17 x --prompt-length 3 need more words than the 50'):
         initial_prompts('vocab', 17, 3, WORDS)
 
 
