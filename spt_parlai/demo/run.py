@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+from spt_parlai.errors import UsageError
 
 PRESET = Path(__file__).with_name('demo.opt')
 QUESTIONS = ('hello ! how are you today ?', 'what do you do for a living ?', 'do you have any hobbies or pets ?')
@@ -29,10 +30,8 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
     console = Console()
     preset = json.loads(PRESET.read_text())
     if steps:
-        preset.update(max_train_steps=steps, validation_every_n_steps=max(steps // 2, 1))
-    shutil.rmtree(out, ignore_errors=True)  # a demo starts anew
-    out.mkdir(parents=True)
-    model_file = str(out / 'model')
+        preset.update(max_train_steps=steps, log_every_n_steps=max(steps // 10, 1))
+    model_file = str(_empty_folder(out) / 'model')
 
     console.rule('[bold]1. train')
     console.print('$ parlai train_model -o opt_presets/demo.opt -mf ' + model_file, style='cyan')
@@ -54,9 +53,25 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
     return report
 
 
+def _empty_folder(out: Path) -> Path:
+    """A demo starts anew: an earlier demo's files go, anything else is a reason to stop."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f'--out {out} is a file: give a folder.')
+    files = list(out.iterdir()) if out.exists() else []
+    foreign = [f.name for f in files if not f.is_file() or f.name.split('.')[0] != 'model']
+    if foreign:
+        raise UsageError(f'--out {out} holds {foreign[0]}, which is no file of a demo: give another folder.')
+    for file in files:
+        file.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def _train(console: Console, options: dict) -> None:
     from parlai.scripts.train_model import TrainLoop, TrainModel
+    from parlai.utils import logging
 
+    logging.set_log_level('WARN')
     opt = TrainModel.setup_args().parse_kwargs(**options)
     loop = TrainLoop(opt)
     console.print(f'{_size(loop.agent)}; {loop.world.num_examples()} training examples')
@@ -67,6 +82,7 @@ def _train(console: Console, options: dict) -> None:
             values = {k: float(report[k]) for k in ('spt_loss', 'ppl', 'selection', 'contrastive')}
             shown = '  '.join(f'{k} {v:.3g}' for k, v in values.items())
             progress.console.print(f'step {loop._train_steps:>4}  {shown}  {_usage(report)}', highlight=False)
+        progress.update(bar, completed=opt['max_train_steps'])
 
 
 def _size(agent) -> str:

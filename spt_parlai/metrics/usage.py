@@ -32,4 +32,4 @@ class UsageEntropy(Metric):
         if total == 0 or len(self._counts) < 2:
             return 0.0
         shares = [c / total for c in self._counts if c]
-        return -sum(p * math.log(p) for p in shares) / math.log(len(self._counts))
+        return sum(p * math.log(1 / p) for p in shares) / math.log(len(self._counts))

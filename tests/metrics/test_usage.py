@@ -18,6 +18,7 @@ def total(selected, num_prompts):
 ])
 def test_entropy_is_a_share_of_its_maximum(selected, num_prompts, expected):
     assert total(selected, num_prompts).value() == pytest.approx(expected)
+    assert math.copysign(1, total(selected, num_prompts).value()) == 1  # never shown as -0
 
 
 def test_it_adds_up_over_any_split():

@@ -1,0 +1,66 @@
+"""The embedded demo: the LM the package carries, and `spt demo` from its first to its last line."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from spt_parlai.cli import app
+from spt_parlai.demo.run import PRESET, run_demo
+from spt_parlai.hub import DEMO_FOLDER, load_causal_lm, load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_demo_lm_is_small_and_in_half_precision():
+    lm = load_causal_lm('demo')
+    assert sum(p.numel() for p in lm.parameters()) <= 8_000_000
+    assert next(lm.parameters()).dtype == torch.float16
+    assert sum(f.stat().st_size for f in DEMO_FOLDER.iterdir()) < 16_000_000
+    assert len(load_tokenizer('demo')) == lm.config.vocab_size
+
+
+def test_the_demo_lm_knows_english_better_than_chance():
+    """Its loss on a plain sentence is far below ln V = 9.0 nats, so the weights and the tokenizer belong together."""
+    lm, tokenizer = load_causal_lm('demo', dtype=torch.float32), load_tokenizer('demo')
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode('i like to play the guitar . what do you like to do ?')]])
+    with torch.no_grad():
+        assert lm(input_ids=ids, labels=ids).loss < 5
+
+
+def test_the_demo_runs_to_its_end(tmp_path, capsys):
+    report = run_demo(tmp_path / 'demo', steps=3, seed=0)
+    shown = capsys.readouterr().out
+    for heading in ('1. train', '2. evaluate', '3. chat', 'next'):
+        assert heading in shown
+    assert shown.count('SPT:') == 3 and 'persona' in shown and 'prompt usage' in shown
+    assert 0 < float(report['ppl']) and (tmp_path / 'demo' / 'model').exists()
+
+
+def test_the_demo_keeps_what_is_not_its_own(tmp_path):
+    """A folder with other files in it is refused, not emptied."""
+    import pytest
+
+    from spt_parlai.errors import UsageError
+
+    (tmp_path / 'thesis.tex').write_text('…')
+    with pytest.raises(UsageError, match='--out'):
+        run_demo(tmp_path, steps=1)
+    assert (tmp_path / 'thesis.tex').exists()
+
+
+def test_presets_are_options_that_parlai_knows():
+    from parlai.scripts.train_model import TrainModel
+
+    for preset in sorted((ROOT / 'opt_presets').glob('*.opt')):
+        values = json.loads(preset.read_text())
+        opt = TrainModel.setup_args().parse_args(['-o', str(preset), '-mf', '/nowhere/model'])
+        assert {k: opt[k] for k in values} == values, preset.name
+    assert (ROOT / 'opt_presets' / 'demo.opt').read_text() == PRESET.read_text()
+
+
+def test_the_command_lists_its_subcommands():
+    from typer.testing import CliRunner
+
+    shown = CliRunner().invoke(app, ['--help']).output
+    assert all(name in shown for name in ('demo', 'data', 'info'))
