@@ -34,13 +34,13 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
     model_file = str(_empty_folder(out) / 'model')
 
     console.rule('[bold]1. train')
-    console.print('$ parlai train_model -o opt_presets/demo.opt -mf ' + model_file, style='cyan')
+    console.print('$ parlai train_model -o opt_presets/demo.opt -mf ' + model_file, style='cyan', soft_wrap=True)
     _train(console, {**preset, 'model_file': model_file, 'seed': seed, 'loglevel': 'warn'})
     console.rule('[bold]2. evaluate')
-    console.print(f'$ parlai eval_model -mf {model_file} -t {preset["task"]} -dt valid', style='cyan')
+    console.print(f'$ parlai eval_model -mf {model_file} -t {preset["task"]} -dt valid', style='cyan', soft_wrap=True)
     report = _evaluate(console, model_file, preset)
     console.rule('[bold]3. chat')
-    console.print(f'$ parlai interactive -mf {model_file}', style='cyan')
+    console.print(f'$ parlai interactive -mf {model_file}', style='cyan', soft_wrap=True)
     _chat(console, model_file)
     console.rule('[bold]next')
     console.print(
@@ -48,7 +48,7 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
         '  parlai train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf runs/opt125m\n'
         '  parlai train_model -o opt_presets/llama2_7b.opt -mf runs/llama2     (a GPU; Llama 2 needs its licence)\n'
         'Other sizes are in opt_presets/, your own ConvAI2 files go in with `spt data convai2 --from FOLDER`.',
-        highlight=False,
+        highlight=False, soft_wrap=True,
     )
     return report
 
@@ -81,7 +81,7 @@ def _train(console: Console, options: dict) -> None:
             progress.update(bar, completed=loop._train_steps)
             values = {k: float(report[k]) for k in ('spt_loss', 'ppl', 'selection', 'contrastive')}
             shown = '  '.join(f'{k} {v:.3g}' for k, v in values.items())
-            progress.console.print(f'step {loop._train_steps:>4}  {shown}  {_usage(report)}', highlight=False)
+            progress.console.print(f'step {loop._train_steps:>4}  {shown}  {_usage(report)}', highlight=False, soft_wrap=True)
         progress.update(bar, completed=opt['max_train_steps'])
 
 
@@ -126,5 +126,5 @@ def _chat(console: Console, model_file: str) -> None:
         agent.observe({'id': 'you', 'text': question, 'episode_done': False})
         reply = agent.act()
         scores = ' '.join(f'{s:.3f}' for s in reply['prompt_scores'])
-        console.print(f'  you:  {question}', highlight=False)
-        console.print(f'  SPT:  [bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})', highlight=False)
+        console.print(f'  you:  {question}', highlight=False, soft_wrap=True)
+        console.print(f'  SPT:  [bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})', highlight=False, soft_wrap=True)
