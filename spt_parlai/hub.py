@@ -6,6 +6,7 @@ without the network; an id whose hub does not answer is read from the cache, wit
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -107,6 +108,8 @@ def _hub_answers() -> bool:
 def _explain(llm: str, source: str, revision: str | None, error: Exception) -> str:
     reason = ' '.join(str(error).split())[:200]
     if os.path.isdir(source):
+        if _only_sentencepiece(Path(source)) and importlib.util.find_spec('sentencepiece') is None:
+            return f"--llm {llm}: its tokenizer.model needs sentencepiece: pip install 'spt_parlai[sentencepiece]'."
         return f'--llm {llm}: the folder could not be loaded as a causal LM ({reason}); restore it, or give another.'
     if 'gated' in reason:
         return f'--llm {llm} is gated: accept its licence at https://huggingface.co/{llm} and log in with `hf auth login`.'
@@ -115,3 +118,7 @@ def _explain(llm: str, source: str, revision: str | None, error: Exception) -> s
         f'--llm {llm}{at} is neither in the local Hugging Face cache nor could it be downloaded from huggingface.co; '
         f'check the id and the network, or use a local folder (--llm FOLDER) or --llm {DEMO} ({type(error).__name__}).'
     )
+
+
+def _only_sentencepiece(folder: Path) -> bool:
+    return (folder / 'tokenizer.model').exists() and not (folder / 'tokenizer.json').exists()

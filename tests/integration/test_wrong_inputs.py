@@ -1,6 +1,7 @@
 """Wrong and odd inputs through ParlAI's own scripts: one sentence that names what is wrong, or the right result."""
 
 import builtins
+import importlib.util
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -566,6 +568,12 @@ def test_several_agents_of_a_process_keep_their_dialogues_apart(agent):
 def test_the_dictionary_of_a_model_is_the_llms(agent):
     assert type(agent.dict) is TokenizerDictionary
     assert len(agent.dict) == len(agent.dict.tokenizer) == agent.model.llm.vocab_size
+
+
+@pytest.mark.skipif(importlib.util.find_spec('sentencepiece') is not None, reason='sentencepiece is installed')
+def test_a_sentencepiece_tokenizer_without_sentencepiece(llm_copy, train):
+    (Path(llm_copy) / 'tokenizer.json').rename(Path(llm_copy) / 'tokenizer.model')
+    refused('--llm', "pip install 'spt_parlai[sentencepiece]'", run=train, llm=str(llm_copy))
 
 
 def test_a_beam_with_greedy_search(trained, evaluate, weights_unread):
