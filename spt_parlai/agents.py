@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from parlai.core.torch_generator_agent import TorchGeneratorAgent
+from parlai.utils import logging
 from parlai.utils.distributed import get_rank
 
 from spt_parlai import checkpoint, hub
@@ -104,8 +105,8 @@ class SptAgent(TorchGeneratorAgent):
             opt['llm'], opt.get('llm_revision'), self._llm_dtype(), self._device(), opt['llm_device_map'],
             opt['llm_quantization'],
         )
-        with torch.no_grad():
-            words = llm.embed(torch.arange(len(self.dict)))
+        logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} frozen parameters, {llm.dtype}, on {llm.device}")
+        words = llm.embed(torch.arange(1 if opt['prompt_init'] == 'normal' else len(self.dict)))  # a big LLM's are many
         prompts = initial_prompts(opt['prompt_init'], opt['num_prompts'], opt['prompt_length'], words)
         model = SptModel(
             llm, SoftPromptGroup(prompts), Retriever(llm.hidden_size), self.NULL_IDX, self.START_IDX, self.END_IDX

@@ -90,11 +90,17 @@ def _checkpoint_to_resume(opt) -> Path | None:
 
 
 def _restore_train_stats(path: Path, stats: dict) -> None:
-    """The counters inside the checkpoint are the true ones; a file that disagrees was cut off or is older."""
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(path.read_text())['parleys'] == stats['parleys']:
+    """The counters inside the checkpoint are the true ones; a file that disagrees was cut off, or is older or newer.
+
+    The training log is in the file alone: what it holds up to the checkpoint is kept.
+    """
+    reports = []
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = json.loads(path.read_text())
+        if found['parleys'] == stats['parleys']:
             return
-    save_json(stats, path)
+        reports = [r for r in found['train_reports'] if r['train_steps'] <= stats['train_steps']]
+    save_json({**stats, 'train_reports': reports}, path)
 
 
 def _train_steps(original, loop):
@@ -159,7 +165,9 @@ def _save_model(original, loop, suffix=None):
     if hasattr(loop.agent, 'progress') and loop.opt.get('model_file') and is_primary_worker():
         loop.parleys = loop.parleys_done
         loop._train_steps = loop.parleys // loop.update_freq
-        loop.agent.progress = {'train_stats': _train_stats(loop), 'random': random_state()}
+        stats = _train_stats(loop)
+        del stats['train_reports']  # grows without bound, and nothing of the state depends on it
+        loop.agent.progress = {'train_stats': stats, 'random': random_state()}
     return original(loop, suffix)
 
 

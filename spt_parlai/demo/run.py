@@ -87,8 +87,7 @@ def _train(console: Console, options: dict) -> None:
 
 def _size(agent) -> str:
     trained = sum(p.numel() for p in agent.bare_model.parameters())
-    frozen = sum(p.numel() for p in agent.bare_model.llm.lm.parameters())
-    return f'{trained:,} trained parameters around {frozen:,} frozen ones'
+    return f'{trained:,} trained parameters around {agent.bare_model.llm.num_parameters:,} frozen ones'
 
 
 def _usage(report) -> str:

@@ -71,9 +71,8 @@ class FrozenLM:
         return self._project_in.weight.shape[0] if self._project_in is not None else self._embedding.weight.shape[-1]
 
     @property
-    def vocab_size(self) -> int:
-        """V: rows of the output projection."""
-        return self.lm.get_output_embeddings().weight.shape[0]
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.lm.parameters())
 
     @property
     def _embedding(self) -> torch.nn.Module:
