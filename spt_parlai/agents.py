@@ -64,7 +64,7 @@ class SptAgent(TorchGeneratorAgent):
         if shared is None:
             check_options(opt)
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
-            path, _ = self._get_init_model(opt, shared)
+            path, self._is_finetune = self._get_init_model(opt, shared)
             self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads
             opt['llm'] = hub.portable(opt['llm'])
             self._asked = {name: opt.get(name) for name in ('text_truncate', 'label_truncate')}
@@ -261,7 +261,12 @@ class SptAgent(TorchGeneratorAgent):
     # ---- checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self):
-        return {**super().state_dict(), 'spt': self.description, 'progress': self.progress}
+        states = {**super().state_dict(), 'spt': self.description, 'progress': self.progress}
+        if self._number_grad_accum:  # in the middle of an update (--update-freq)
+            states['accumulated'] = {
+                'batches': self._number_grad_accum, 'gradients': [p.grad for p in self.bare_model.parameters()]
+            }
+        return states
 
     def save(self, path=None):
         """Options first, then the checkpoint, each whole or not at all."""
@@ -284,4 +289,8 @@ class SptAgent(TorchGeneratorAgent):
             with contextlib.suppress(ValueError):  # another optimizer: init_optim says so and starts it anew
                 self.optimizer.load_state_dict(states['optimizer'])
         self.progress = states.get('progress', {})
+        if 'accumulated' in states and not self._is_finetune:
+            self._number_grad_accum = states['accumulated']['batches']
+            for parameter, gradient in zip(self.model.parameters(), states['accumulated']['gradients'], strict=True):
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)
         return states

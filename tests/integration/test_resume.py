@@ -53,28 +53,53 @@ def test_a_killed_run_continues_to_the_same_losses(uninterrupted, tiny_llms, tmp
     assert {step: pytest.approx(loss, rel=1e-6) for step, loss in curve.items()} == {s: uninterrupted[s] for s in curve}
 
 
-def test_interrupt_waits_for_the_batch_and_saves(uninterrupted, tiny_llms, tmp_path, monkeypatch):
-    """Ctrl-C in the middle of a batch: the batch is finished, the checkpoint is whole, the exit status says interrupted."""
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(n, run): Ctrl-C in the middle of the n-th batch of a training run."""
     from spt_parlai.agents import SptAgent
 
-    train_step, steps = SptAgent.train_step, []
-
-    def interrupted(self, batch):
-        if not self._replaying:
-            steps.append(1)
-            if len(steps) == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-        return train_step(self, batch)
-
-    monkeypatch.setattr(SptAgent, 'train_step', interrupted)
+    train_step = SptAgent.train_step
     assert threading.current_thread() is threading.main_thread()
-    with pytest.raises(SystemExit) as stopped:
+
+    def stop(batch_number, run):
+        steps = []
+
+        def interrupted(self, batch):
+            if not self._replaying:
+                steps.append(1)
+                if len(steps) == batch_number:
+                    os.kill(os.getpid(), signal.SIGINT)
+            return train_step(self, batch)
+
+        monkeypatch.setattr(SptAgent, 'train_step', interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            run()
+        assert stopped.value.code == 128 + signal.SIGINT
+        monkeypatch.setattr(SptAgent, 'train_step', train_step)
+
+    return stop
+
+
+def test_interrupt_waits_for_the_batch_and_saves(uninterrupted, tiny_llms, tmp_path, interrupt):
+    def run():
         train(tmp_path / 'm', tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
-    assert stopped.value.code == 128 + signal.SIGINT
-    monkeypatch.setattr(SptAgent, 'train_step', train_step)
-    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+
+    interrupt(5, run)
+    run()
     curve = dict(loss_curve(tmp_path / 'm'))
     assert curve[max(curve)] == pytest.approx(uninterrupted[max(curve)], rel=1e-6)
+
+
+def test_interrupt_between_two_updates_keeps_what_was_accumulated(tiny_llms, tmp_path, interrupt):
+    def run(name):
+        train(tmp_path / name, tiny_llms.opt, max_train_steps=6, update_freq=3, log_every_n_steps=1)
+
+    run('whole')
+    interrupt(8, lambda: run('stopped'))  # two batches into the third update
+    run('stopped')
+    whole, stopped = (torch.load(tmp_path / name, weights_only=True)['model'] for name in ('whole', 'stopped'))
+    for name in whole:
+        torch.testing.assert_close(stopped[name], whole[name], rtol=1e-6, atol=1e-7)
 
 
 def test_counters_lost_or_cut_off_are_taken_from_the_checkpoint(uninterrupted, tiny_llms, tmp_path):
