@@ -92,7 +92,7 @@ class SptAgent(TorchGeneratorAgent):
             chosen = chosen_persona(self.opt)
             if chosen is not None:
                 persona = chosen
-            elif self.opt.get('task') in TASKS_WITHOUT_PERSONA:
+            elif (self.opt.get('override') or {}).get('task') in TASKS_WITHOUT_PERSONA:  # 'task' itself is the trained one
                 persona = draw_persona()
             announce(self.id, persona)
         return DialogueHistory(

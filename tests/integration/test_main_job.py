@@ -133,9 +133,17 @@ def test_interactive_shows_persona_prompt_and_scores(trained, monkeypatch, capsy
     assert shown.count('selected_prompt') == 3 and shown.count('prompt_scores') == 3
 
 
+def test_interactive_draws_a_persona_where_none_is_given(trained, monkeypatch, capsys):
+    type_in(monkeypatch, '[EXIT]')
+    Interactive.main(model_file=str(trained[0]), seed=1)
+    shown = capsys.readouterr().out
+    assert 'has the persona' in shown and '(none)' not in shown
+
+
 def test_self_chat_runs_without_data_and_each_side_has_a_persona(trained, tmp_path, capsys):
     SelfChat.main(model_file=str(trained[0]), num_self_chats=1, selfchat_max_turns=3, outfile=str(tmp_path / 'chat'))
-    assert capsys.readouterr().out.count('has the persona') == 2
+    shown = capsys.readouterr().out
+    assert shown.count('has the persona') == 2 and '(none)' not in shown
     assert (tmp_path / 'chat.jsonl').exists()
 
 
