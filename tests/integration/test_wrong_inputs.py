@@ -567,7 +567,7 @@ def test_several_agents_of_a_process_keep_their_dialogues_apart(agent):
 
 def test_the_dictionary_of_a_model_is_the_llms(agent):
     assert type(agent.dict) is TokenizerDictionary
-    assert len(agent.dict) == len(agent.dict.tokenizer) == agent.model.llm.vocab_size
+    assert len(agent.dict) == len(agent.dict.tokenizer) == agent.model.llm.lm.config.vocab_size
 
 
 @pytest.mark.skipif(importlib.util.find_spec('sentencepiece') is not None, reason='sentencepiece is installed')
