@@ -226,7 +226,7 @@ class SptAgent(TorchGeneratorAgent):
         if output is not None:
             scores, selected = self.bare_model.retrieve(batch.text_vec)
             output.selected_prompt = selected.tolist()
-            output.prompt_scores = [tuple(round(s, 4) for s in row) for row in scores.tolist()]
+            output.prompt_scores = [tuple(float(f'{s:.4g}') for s in row) for row in scores.tolist()]
         return output
 
     def _generate(self, batch, beam_size, max_ts, prefix_tokens=None):

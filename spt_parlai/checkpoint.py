@@ -47,10 +47,12 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
         states = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file; give the model file of an SptAgent.') from error
+    except IsADirectoryError as error:
+        raise UsageError(f'{path} is a folder; give the model file in it.') from error
     except Exception as error:  # foreign bytes make the unpickler raise almost anything
         raise UsageError(
             f'{path} is damaged or no checkpoint of this agent ({type(error).__name__}); '
-            'restore it from a copy, or delete it to train anew.'
+            'restore it from a copy, or give another model file.'
         ) from error
     if not isinstance(states, dict) or not isinstance(states.get('spt'), dict) or 'model' not in states:
         raise UsageError(f'{path} was not written by spt_parlai; give the model file of an SptAgent.')
@@ -61,7 +63,7 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
         )
     missing = [key for key in DESCRIPTION if key not in states['spt']]
     if missing:
-        raise UsageError(f'{path} is damaged: it does not say its {missing[0]}; restore it from a copy, or delete it to train anew.')
+        raise UsageError(f'{path} is damaged: it does not say its {missing[0]}; restore it from a copy, or give another model file.')
     return states
 
 

@@ -56,7 +56,8 @@ def _init(original, loop, opt) -> None:
     if opt.get('seed') is None:
         stored = saved.get('spt', {}).get('seed')
         opt['seed'] = new_seed() if stored is None else stored
-        logging.info(f'--seed {opt["seed"]} was chosen; give it to repeat this run.')
+        origin = 'was chosen; give it to repeat this run' if stored is None else 'is the one this run began with'
+        logging.info(f'--seed {opt["seed"]} {origin}.')
     seed_everything(opt['seed'], get_rank())
     stats = saved.get('progress', {}).get('train_stats')
     if path and stats and is_primary_worker():

@@ -45,8 +45,8 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
     console.rule('[bold]next')
     console.print(
         'The real thing, with the data and the LLM downloaded once:\n'
-        '  parlai train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf runs/opt125m\n'
-        '  parlai train_model -o opt_presets/llama2_7b.opt -mf runs/llama2     (a GPU; Llama 2 needs its licence)\n'
+        '  parlai train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf runs/opt125m/model\n'
+        '  parlai train_model -o opt_presets/llama2_7b.opt -mf runs/llama2/model     (a GPU; Llama 2 needs its licence)\n'
         'Other sizes are in opt_presets/, your own ConvAI2 files go in with `spt data convai2 --from FOLDER`.',
         highlight=False, soft_wrap=True,
     )
@@ -124,6 +124,6 @@ def _chat(console: Console, model_file: str) -> None:
     for question in QUESTIONS:
         agent.observe({'id': 'you', 'text': question, 'episode_done': False})
         reply = agent.act()
-        scores = ' '.join(f'{s:.3f}' for s in reply['prompt_scores'])
+        scores = ' '.join(f'{s:.2g}' for s in reply['prompt_scores'])
         console.print(f'  you:  {question}', highlight=False, soft_wrap=True)
         console.print(f'  SPT:  [bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})', highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ class Retriever(nn.Module):
     """Scores every soft prompt for every context.
 
     v_C = lin_C(mean of the context's word embeddings), v_i = lin_sp(mean of prompt i's tokens); a linear layer
-    commutes with the mean, so the mean comes first. Score = softplus(cosine(v_C, v_i)).
+    commutes with the mean, so the mean comes first. Score = softplus(cosine(v_C, v_i)), the softplus of β = 10.
     """
 
     def __init__(self, hidden_size: int):

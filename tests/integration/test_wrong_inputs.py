@@ -583,3 +583,12 @@ def test_a_beam_with_greedy_search(trained, evaluate, weights_unread):
 def test_evaluating_an_empty_file(trained, evaluate, tmp_path):
     (tmp_path / 'empty.txt').write_text('')
     refused('-t fromfile:parlaiformat', 'holds no example', run=evaluate, model_file=str(trained), **task(tmp_path / 'empty.txt'))
+
+
+def test_a_model_file_below_a_file(train, tmp_path, weights_unread):
+    (tmp_path / 'runs').write_text('')
+    refused('--model-file', 'is a file', 'another path', run=train, model_file=str(tmp_path / 'runs' / 'model'))
+
+
+def test_a_folder_as_model_file(train, tmp_path, weights_unread):
+    refused(tmp_path, 'is a folder', run=train, model_file=str(tmp_path))
