@@ -66,6 +66,11 @@ def set_spt_defaults(parser) -> None:
         save_every_n_secs=60.0, save_after_valid=True,  # a killed run continues
         display_add_fields='selected_prompt,prompt_scores',
     )
+    if '--num-epochs' in parser._option_string_actions:  # training alone: a chat has a batch of one
+        parser.set_defaults(
+            num_epochs=15.0, validation_every_n_epochs=1.0,  # table 6, OPT-125M; ParlAI's own default never ends
+            batchsize=8,  # a batch of one has no pairs to contrast
+        )
 
 
 def skips_generation(opt) -> bool:

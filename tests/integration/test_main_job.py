@@ -95,6 +95,16 @@ def test_every_search_of_parlai_generates(trained, inference):
     assert isinstance(agent.act()['text'], str)
 
 
+def test_the_bare_command_ends_validates_and_has_pairs_to_contrast():
+    opt = TrainModel.setup_args().parse_args(['-t', SAMPLE, '-m', AGENT, '-mf', 'nowhere/model'])
+    wanted = {
+        'num_epochs': 15, 'validation_every_n_epochs': 1, 'batchsize': 8, 'optimizer': 'adam', 'learningrate': 0.01,
+        'validation_metric': 'ppl', 'validation_metric_mode': 'min', 'num_prompts': 4, 'prompt_length': 8,
+    }
+    assert {name: opt[name] for name in wanted} == wanted
+    assert SelfChat.setup_args().parse_args(['-m', AGENT])['batchsize'] == 1
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tiny_llms, tmp_path):
     reports = [
         train(tmp_path / f'm{i}', tiny_llms.opt, seed=seed, max_train_steps=3)[0] for i, seed in enumerate((1, 1, 2))
