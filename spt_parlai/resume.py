@@ -166,20 +166,18 @@ def _save_model(original, loop, suffix=None):
     if hasattr(loop.agent, 'progress') and loop.opt.get('model_file') and is_primary_worker():
         loop.parleys = loop.parleys_done
         loop._train_steps = loop.parleys // loop.update_freq
-        stats = _train_stats(loop)
-        del stats['train_reports']  # grows without bound, and nothing of the state depends on it
-        loop.agent.progress = {'train_stats': stats, 'random': random_state()}
+        loop.agent.progress = {'train_stats': _counters(loop), 'random': random_state()}
     return original(loop, suffix)
 
 
-def _train_stats(loop) -> dict:
-    """What ParlAI keeps in `.trainstats`, as plain data."""
+def _counters(loop) -> dict:
+    """What ParlAI keeps in `.trainstats`, as plain data; without the training log, which grows without bound and on which
+    nothing depends."""
     stats = {
         'parleys': loop.parleys,
         'train_time': loop.train_time.time(),
         'train_steps': loop._train_steps,
         'total_epochs': getattr(loop, '_total_epochs', 0.0),
-        'train_reports': loop.train_reports,
         'valid_reports': loop.valid_reports,
         'best_valid': loop.best_valid,
         'impatience': loop.impatience,
@@ -195,7 +193,8 @@ def _save_train_stats(original, loop, suffix=None):
     if not hasattr(loop.agent, 'progress') or not loop.opt.get('model_file') or not is_primary_worker():
         return original(loop, suffix)
     stats = {
-        **_train_stats(loop),
+        **_counters(loop),
+        'train_reports': loop.train_reports,
         **{name: train_model.dict_report(getattr(loop, name)) for name in
            ('final_valid_report', 'final_test_report', 'final_extra_valid_report')},
     }
