@@ -1,14 +1,9 @@
-"""Command-line options of the agent: declared once with their help, checked together in one place."""
+"""Command-line options of the agents, declared once with their help; `option_checks` refuses what cannot work."""
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
-
-from spt_parlai.errors import UsageError, shorten
 from spt_parlai.model.loading import DTYPES
-from spt_parlai.model.soft_prompts import INITIALISATIONS
+from spt_parlai.model.initialisation import INITIALISATIONS
 
 CONTRASTIVE_TEXTS = ('context', 'persona')
 QUANTIZATIONS = ('none', '8bit', '4bit')
@@ -28,14 +23,22 @@ def add_llm_args(parser) -> None:
                        help="none, or accelerate's placement: auto, balanced, or a JSON file")
     group.add_argument('--llm-quantization', type=str, default='none', choices=list(QUANTIZATIONS),
                        help='load the LLM in 8 or 4 bits (needs bitsandbytes)')
+    group.add_argument('--checkpoint-activations', type='bool', default=False,
+                       help="recompute the LLM's layers in the backward pass: same gradients, far less memory, a third slower")
+    group.add_argument('--max-new-tokens', type=int, default=32, help='longest generated reply, in tokens')
+    group.add_argument('--max-skipped-steps', type=int, default=20,
+                       help='stop after this many steps in a row whose loss or gradient is not finite (0: never)')
 
 
 def add_spt_args(parser) -> None:
     group = parser.add_argument_group('Selective Prompt Tuning')
     group.add_argument('--num-prompts', type=int, default=4, help='K, soft prompts in the group')
     group.add_argument('--prompt-length', type=int, default=8, help='L, tokens per soft prompt')
-    group.add_argument('--prompt-init', type=str, default='normal', choices=list(INITIALISATIONS),
-                       help="normal: N(0, 1); embedding-scale: at the scale of the LLM's word embeddings; vocab: random words")
+    group.add_argument('--prompt-init', type=str, default='normal',
+                       help="normal: N(0, 1); embedding-scale: at the scale of the LLM's word embeddings; vocab: random words; "
+                            '"text:A|B|…": the words of K texts; "file:PATH": such texts, one a line (.txt), or trained prompts')
+    group.add_argument('--activation-beta', type=float, default=10.0,
+                       help='beta of the softplus that turns cosines into scores; 10 keeps them in [0, 1]')
     group.add_argument('--lambda-selection', type=float, default=1.0, help='weight of the selection KL (0: off)')
     group.add_argument('--lambda-contrastive', type=float, default=1.0, help='weight of the context-prompt contrast (0: off)')
     group.add_argument('--lambda-fusion', type=float, default=1.0, help='weight of the fusion NLL (0: off)')
@@ -45,7 +48,14 @@ def add_spt_args(parser) -> None:
                        help='contexts with a sentence BLEU (0-100) above this are pulled together, others apart')
     group.add_argument('--contrastive-text', type=str, default='context', choices=list(CONTRASTIVE_TEXTS),
                        help='which text of a context the contrast compares')
-    group.add_argument('--max-new-tokens', type=int, default=32, help='longest generated reply, in tokens')
+    group.add_argument('--gold-noise', type=float, default=0.0,
+                       help='strength of normal noise on the gold distribution in training (stability experiment A.8)')
+    group.add_argument('--score-noise', type=float, default=0.0,
+                       help='strength of normal noise on the scores before a prompt is selected, in evaluation (A.7)')
+    group.add_argument('--force-prompt', type=int, default=-1,
+                       help='always select this prompt, 0 to K-1 (-1: the retriever selects)')
+    group.add_argument('--prompt-chunk', type=int, default=0,
+                       help='run the LLM for this many prompts at a time (0: all): same gradients, less memory')
 
 
 def add_chat_args(parser) -> None:
@@ -58,7 +68,7 @@ def add_chat_args(parser) -> None:
         group.add_argument('--seed', type=int, default=None, help='makes sampling (and a drawn persona) repeatable')
 
 
-def set_spt_defaults(parser) -> None:
+def set_training_defaults(parser) -> None:
     """What makes the bare command right; every one of them can be given."""
     parser.set_defaults(
         optimizer='adam', learningrate=0.01, validation_metric='ppl', validation_metric_mode='min',
@@ -79,76 +89,3 @@ def skips_generation(opt) -> bool:
     if opt.get('skip_generation') is not None:
         return opt['skip_generation']
     return opt.get('training_loop', False) and opt.get('validation_metric', 'ppl') in NO_GENERATION_NEEDED
-
-
-# ---- checks ----------------------------------------------------------------------------------------------
-
-_AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'max_new_tokens', 'batchsize')
-_NOT_NEGATIVE = {
-    'lambda_selection': 'switches the loss off', 'lambda_contrastive': 'switches the loss off',
-    'lambda_fusion': 'switches the loss off', 'learningrate': 'trains nothing',
-}
-_POSITIVE = ('tau_gold', 'tau_score', 'temperature')
-_CHOICES = {
-    'llm_dtype': ('auto', *DTYPES), 'llm_quantization': QUANTIZATIONS, 'prompt_init': INITIALISATIONS,
-    'contrastive_text': CONTRASTIVE_TEXTS,
-}
-_UNSUPPORTED = {
-    'model_parallel': 'use --llm-device-map auto to spread the LLM over several GPUs',
-    'data_parallel': 'use parlai multiprocessing_train for several GPUs',
-    'person_tokens': 'no tokens are added to a frozen LLM; the template marks the speakers',
-    'history_reversed': 'the template needs the dialogue in its order',
-    'history_add_global_end_token': 'no tokens are added to a frozen LLM',
-    'special_tok_lst': 'no tokens are added to a frozen LLM',
-}
-
-
-def check_options(opt) -> None:
-    """Refuse what cannot work, before anything is loaded. Raises UsageError naming the option and the value."""
-    for name in _AT_LEAST_ONE:
-        value = opt.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise _bad(name, value, 'give a whole number of at least 1')
-    for name, zero in _NOT_NEGATIVE.items():
-        if not _number(opt.get(name, 0.0)) or opt.get(name, 0.0) < 0:
-            raise _bad(name, opt[name], f'give a number of at least 0 (0 {zero})')
-    for name in _POSITIVE:
-        if not _number(opt.get(name, 1.0)) or opt.get(name, 1.0) <= 0:
-            raise _bad(name, opt[name], 'give a number above 0')
-    threshold = opt.get('similarity_threshold', 20.0)
-    if not _number(threshold) or not 0 <= threshold <= 100:
-        raise _bad('similarity_threshold', threshold, 'sentence BLEU lies between 0 and 100')
-    for name, choices in _CHOICES.items():
-        if name in opt and opt[name] not in choices:
-            raise _bad(name, opt[name], f'choose from {", ".join(choices)}')
-    for name, instead in _UNSUPPORTED.items():
-        if opt.get(name):
-            raise UsageError(f'{_flag(name)} {opt[name]} does not work with this agent: {instead}.')
-    if opt.get('ddp_backend', 'ddp') != 'ddp':
-        raise _bad('ddp_backend', opt['ddp_backend'], 'only ddp works here: what trains is too small to shard')
-    if opt.get('inference', 'greedy') == 'greedy' and opt.get('beam_size', 1) != 1:
-        raise _bad('beam_size', opt['beam_size'], '--inference greedy follows one hypothesis; add --inference beam')
-    if opt.get('persona') is not None and opt.get('persona_file'):
-        raise UsageError('--persona and --persona-file were both given: give one of them.')
-    blocked = [p for p in Path(opt.get('model_file') or '.').parents if p.is_file()]
-    if blocked:
-        raise _bad('model_file', opt['model_file'], f'{blocked[0]} is a file, so nothing can be written below it; give another path')
-    start, model_file = opt.get('init_model'), opt.get('model_file')
-    if start and not os.path.isfile(start) and not (model_file and os.path.isfile(model_file)):
-        raise _bad('init_model', start, 'no such file; give the model file to start from, or leave the option out')
-    for name in ('text_truncate', 'label_truncate', 'truncate'):
-        value = opt.get(name)
-        if value is not None and (not isinstance(value, int) or value == 0 or value < -1):
-            raise _bad(name, value, 'give a number of tokens, or -1 for as many as fit')
-
-
-def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _flag(name: str) -> str:
-    return '--' + name.replace('_', '-')
-
-
-def _bad(name: str, value, way_out: str) -> UsageError:
-    return UsageError(f'{_flag(name)} {shorten(value)}: {way_out}.')

@@ -16,6 +16,12 @@ def seed_everything(seed: int, rank: int = 0) -> None:
     torch.manual_seed(seed)
 
 
+def noise_generator(seed: int, rank: int, batch: int) -> torch.Generator:
+    """A generator for one batch of one process: the same numbers whenever that batch is trained on, also after a resume."""
+    (state,) = np.random.SeedSequence([seed, rank, batch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
 def new_seed() -> int:
     return random.SystemRandom().randrange(2**31)
 

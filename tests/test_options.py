@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options import NO_GENERATION_NEEDED, check_options, skips_generation
+from spt_parlai.option_checks import check_options
+from spt_parlai.options import NO_GENERATION_NEEDED, skips_generation
 
 NAN, INF = float('nan'), float('inf')
 
@@ -20,6 +21,9 @@ NAN, INF = float('nan'), float('inf')
     ('tau_gold', 0.0, 'above 0'), ('tau_score', -1.0, 'above 0'), ('tau_score', NAN, 'above 0'), ('temperature', 0.0, 'above 0'),
     ('similarity_threshold', 101.0, 'between 0 and 100'), ('similarity_threshold', -1.0, 'between 0 and 100'),
     ('similarity_threshold', NAN, 'between 0 and 100'),
+    ('gold_noise', -0.1, 'at least 0'), ('score_noise', NAN, 'at least 0'), ('activation_beta', 0.0, 'above 0'),
+    ('force_prompt', 4, 'from 0 to 3'), ('force_prompt', -2, '-1'), ('prompt_chunk', -1, 'at least 0'),
+    ('max_skipped_steps', 1.5, 'whole number'), ('prompt_init', 'file:/no/such.txt', 'no such file'),
     ('prompt_init', 'zeros', 'normal, embedding-scale, vocab'), ('llm_dtype', 'int4', 'bfloat16'),
     ('llm_quantization', '2bit', '8bit'), ('contrastive_text', 'all', 'persona'),
     ('text_truncate', 0, '-1'), ('label_truncate', -2, '-1'), ('truncate', 0, '-1'), ('text_truncate', 1.5, 'number of tokens'),
@@ -43,6 +47,8 @@ def test_refuses(option, value, way_out):
     {'similarity_threshold': 0}, {'similarity_threshold': 100.0}, {'tau_gold': 1e-3},
     {'text_truncate': -1, 'label_truncate': None, 'truncate': 8}, {'person_tokens': False, 'special_tok_lst': None},
     {'ddp_backend': 'ddp'}, {'persona': '', 'persona_file': None}, {'init_model': __file__}, {'init_model': None},
+    {'force_prompt': 7, 'num_prompts': 8}, {'prompt_init': 'text:a|b'}, {'prompt_chunk': 9},
+    {'prompt_init': 'file:/no/such.txt', 'model_file': __file__},  # the prompts are there: how they began is history
     {'init_model': '/no/such/model', 'model_file': __file__},  # a run that continues needs its first model no more
 ])
 def test_accepts(options):

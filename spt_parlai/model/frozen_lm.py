@@ -36,6 +36,7 @@ class FrozenLM:
             parameter.requires_grad_(False)
         self._take_input_projection()
         self._positions: Tensor | None = None
+        self.recomputed_layers: list[torch.nn.Module] = []  # see `recomputation`
         self.lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
         self._takes_positions = 'position_ids' in inspect.signature(self.lm.forward).parameters
 
@@ -62,6 +63,17 @@ class FrozenLM:
             yield
         finally:
             self._positions = None
+
+    @contextmanager
+    def _recomputing(self, wanted: bool):
+        """The library checkpoints a layer only where the layer says that it is training."""
+        for layer in self.recomputed_layers:
+            layer.training = wanted
+        try:
+            yield
+        finally:
+            for layer in self.recomputed_layers:
+                layer.training = False
 
     # ---- shapes ---------------------------------------------------------------------------------------
 
@@ -108,7 +120,7 @@ class FrozenLM:
         embeddings: [R, T, D]; mask: bool [R, T], true at real positions; positions: int64 [N], flat indices into
         R × T. Returns logits [N, V] in the LM's dtype; their gradient reaches `embeddings` alone.
         """
-        with self._only_at(positions):
+        with self._only_at(positions), self._recomputing(embeddings.requires_grad):
             return self._forward(embeddings, mask, use_cache=False).logits[0]
 
     def prefill(self, embeddings: Tensor, mask: Tensor):

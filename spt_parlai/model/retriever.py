@@ -6,18 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SOFTPLUS_BETA = 10.0  # linear above beta * x > 1: keeps scores in [0, 1] as the paper claims
+ACTIVATION_BETA = 10.0  # keeps scores in [0, 1] as the paper claims; plain softplus (1) does not
 
 
 class Retriever(nn.Module):
     """Scores every soft prompt for every context.
 
     v_C = lin_C(mean of the context's word embeddings), v_i = lin_sp(mean of prompt i's tokens); a linear layer
-    commutes with the mean, so the mean comes first. Score = softplus(cosine(v_C, v_i)), the softplus of β = 10.
+    commutes with the mean, so the mean comes first. Score = softplus_β(cosine(v_C, v_i)), linear above β·x > 1.
     """
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, activation_beta: float = ACTIVATION_BETA):
         super().__init__()
+        self.activation_beta = activation_beta
         self.lin_context = nn.Linear(hidden_size, hidden_size)
         self.lin_prompt = nn.Linear(hidden_size, hidden_size)
 
@@ -26,7 +27,7 @@ class Retriever(nn.Module):
         v_context = self.lin_context(context_mean)  # [B, D]
         v_prompt = self.lin_prompt(soft_prompts.mean(1))  # [K, D]
         raw = F.cosine_similarity(v_context[:, None], v_prompt[None], dim=-1)  # [B, K]
-        return F.softplus(raw, beta=SOFTPLUS_BETA, threshold=1.0)
+        return F.softplus(raw, beta=self.activation_beta, threshold=1.0)
 
 
 def context_mean(embeddings: Tensor, mask: Tensor) -> Tensor:

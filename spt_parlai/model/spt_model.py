@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from parlai.core.torch_generator_agent import TorchGeneratorModel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from spt_parlai.model.decoding import DecodingState
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.retriever import Retriever, context_mean, select
-from spt_parlai.model.rows import join_all, join_chosen, target_positions, token_rows
+from spt_parlai.model.rows import TokenRows, join_all, join_chosen, target_positions, token_rows
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 
 
@@ -39,17 +40,24 @@ class SptModel(TorchGeneratorModel):
     :param soft_prompts: the group [K, L, D].
     :param retriever: scores prompts for contexts.
     :param padding_idx, start_idx, end_idx: ids as ParlAI's search uses them.
+    :param score_noise: strength of the N(0, 1) noise on the scores before a prompt is selected, in evaluation (A.7).
+    :param force_prompt: the prompt to select whatever the scores; negative: none.
+    :param prompt_chunk: how many prompts the LM runs at a time; 0: all.
     """
 
     def __init__(
         self, llm: FrozenLM, soft_prompts: SoftPromptGroup, retriever: Retriever,
         padding_idx: int, start_idx: int, end_idx: int,
+        *, score_noise: float = 0.0, force_prompt: int = -1, prompt_chunk: int = 0,
     ):
         super().__init__(padding_idx, start_idx, end_idx)
         self.register_buffer('START', self.START, persistent=False)  # a checkpoint holds what is trained, no more
         self.llm = llm
         self.soft_prompts = soft_prompts
         self.retriever = retriever
+        self.score_noise = score_noise
+        self.force_prompt = force_prompt
+        self.prompt_chunk = prompt_chunk or soft_prompts.num_prompts
 
     def _apply(self, fn, recurse=True):
         """Prompts and retriever are moved but never cast, whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
@@ -59,49 +67,78 @@ class SptModel(TorchGeneratorModel):
 
         return super()._apply(moved_only, recurse)
 
-    def forward(self, contexts: Tensor, targets: Tensor) -> Prediction:
-        """contexts int64 [B, T], targets int64 [B, U], both right-padded with negative ids."""
+    def forward(self, contexts: Tensor, targets: Tensor, selected: Tensor | None = None) -> Prediction:
+        """contexts int64 [B, T], targets int64 [B, U], both right-padded with negative ids; selected int64 [B], if known."""
         rows = token_rows(contexts.to(self.llm.device), targets.to(self.llm.device))
-        prompts = self.soft_prompts.tokens
-        K, L, _ = prompts.shape
         words = self.llm.embed(rows.ids)  # [B, M, D]
-        scores, selected = self._retrieve(words, rows.context)
-        embeddings, mask = join_all(prompts, words, rows.mask)
-        logits = self.llm.logits_at(embeddings, mask, target_positions(rows, K, L))  # [K·N, V]
-        targets = rows.targets.to(logits.device)
-        log_probs = -F.cross_entropy(logits.float(), targets.repeat(K), reduction='none').view(K, -1)
-        with torch.no_grad():
-            token = torch.arange(len(targets), device=logits.device)
-            own = selected.to(logits.device)[rows.example.to(logits.device)]  # [N], the prompt of each token's example
-            greedy = logits.detach().view(K, len(targets), -1)[own, token].argmax(-1)
+        scores = self._score(words, rows.context)
+        selected = self.select(scores) if selected is None else selected.to(scores.device)
+        chunks = self.soft_prompts.tokens.split(self.prompt_chunk)
+        if len(chunks) == 1:
+            parts = [self._run(chunks[0], 0, words, rows, selected)]
+        else:  # without graph now; in the backward pass each chunk is run again and its graph freed before the next
+            parts = [
+                checkpoint(self._run, chunk, i * self.prompt_chunk, words, rows, selected, use_reentrant=False, preserve_rng_state=False)
+                for i, chunk in enumerate(chunks)
+            ]
+        log_probs = torch.cat([log_probs for log_probs, _ in parts])
+        greedy = torch.stack([greedy for _, greedy in parts]).sum(0)
         device = scores.device
         return Prediction(
             log_probs.to(device), scores, selected, rows.example.to(device), rows.targets.to(device), greedy.to(device)
         )
 
-    # ---- decoding, as ParlAI's search calls it --------------------------------------------------------
+    def _run(self, prompts: Tensor, first: int, words: Tensor, rows: TokenRows, selected: Tensor) -> tuple[Tensor, Tensor]:
+        """The LM after some of the prompts, [k, L, D], of which `first` is the first one's number.
 
-    def encoder(self, contexts: Tensor) -> DecodingState:
-        """Select a prompt for each context (int64 [B, T], right-padded) and run [sp ; c] once."""
-        words, mask = self._embed_contexts(contexts)
-        scores, selected = self._retrieve(words, mask)
-        rows, row_mask = join_chosen(self.soft_prompts.tokens[selected], words, mask)
-        logits, cache = self.llm.prefill(rows, row_mask)
-        return DecodingState(logits, cache, row_mask, scores, selected)
+        Returns (log_probs float32 [k, N], the likeliest tokens int64 [N] where one of these prompts is selected, else 0).
+        """
+        k, L, _ = prompts.shape
+        embeddings, mask = join_all(prompts, words, rows.mask)
+        logits = self.llm.logits_at(embeddings, mask, target_positions(rows, k, L))  # [k·N, V]
+        targets = rows.targets.to(logits.device)
+        log_probs = -F.cross_entropy(logits.float(), targets.repeat(k), reduction='none').view(k, -1)
+        with torch.no_grad():
+            own = selected.to(logits.device)[rows.example.to(logits.device)] - first  # [N], the prompt of each token's example
+            here = ((own >= 0) & (own < k)).nonzero()[:, 0]
+            greedy = torch.zeros_like(targets)
+            greedy[here] = logits.detach().view(k, len(targets), -1)[own[here], here].argmax(-1)
+        return log_probs, greedy
+
+    # ---- selection ------------------------------------------------------------------------------------
+
+    def select(self, scores: Tensor) -> Tensor:
+        """Equation 7, under the options that change it: scores [B, K] → int64 [B]."""
+        if self.force_prompt >= 0:
+            return scores.new_full(scores.shape[:1], self.force_prompt, dtype=torch.long)
+        if self.score_noise and not self.training:
+            scores = scores + self.score_noise * torch.randn_like(scores)
+        return select(scores)
 
     def retrieve(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """contexts int64 [B, T], right-padded → (scores float32 [B, K] of eq. 1, selected int64 [B] of eq. 7)."""
-        return self._retrieve(*self._embed_contexts(contexts))
+        scores = self._score(*self._embed_contexts(contexts))
+        return scores, self.select(scores)
 
     def _embed_contexts(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
         contexts = contexts.to(self.llm.device)
         return self.llm.embed(contexts.clamp(min=0)), contexts >= 0
 
-    def _retrieve(self, words: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """words [B, M, D] and bool [B, M], true at context tokens → scores and selected."""
+    def _score(self, words: Tensor, context: Tensor) -> Tensor:
+        """words [B, M, D] and bool [B, M], true at context tokens → scores float32 [B, K]."""
         prompts = self.soft_prompts.tokens
-        scores = self.retriever(context_mean(words, context).to(prompts), prompts)
-        return scores, select(scores)
+        return self.retriever(context_mean(words, context).to(prompts), prompts)
+
+    # ---- decoding, as ParlAI's search calls it --------------------------------------------------------
+
+    def encoder(self, contexts: Tensor, selected: Tensor | None = None) -> DecodingState:
+        """Select a prompt for each context (int64 [B, T], right-padded) if that is not done, and run [sp ; c] once."""
+        words, mask = self._embed_contexts(contexts)
+        scores = self._score(words, mask)
+        selected = self.select(scores) if selected is None else selected.to(scores.device)
+        rows, row_mask = join_chosen(self.soft_prompts.tokens[selected], words, mask)
+        logits, cache = self.llm.prefill(rows, row_mask)
+        return DecodingState(logits, cache, row_mask, scores, selected)
 
     def decoder(self, ids: Tensor, encoded: DecodingState, state: DecodingState | None = None):
         """ids int64 [R, steps]; returns (logits [R, 1, V], state). The first step's logits come from the prefill."""

@@ -30,6 +30,14 @@ def gold_distribution(nll: Tensor, tau_gold: float) -> Tensor:
     return torch.softmax(-nll.detach().T / tau_gold, dim=-1)
 
 
+def noisy_gold(gold: Tensor, noise: Tensor) -> Tensor:
+    """A.8: gold [B, K] + noise [B, K], clamped at 0 and renormalised; a row of which nothing is left stays as it was."""
+    noisy = (gold + noise).clamp(min=0)
+    total = noisy.sum(-1, keepdim=True)
+    something = total > torch.finfo(total.dtype).tiny
+    return torch.where(something, noisy / torch.where(something, total, 1.0), gold)
+
+
 def selection_loss(gold: Tensor, scores: Tensor, tau_score: float) -> Tensor:
     """Eq. 3: KL(gold ‖ softmax(scores / τ_s)). gold [B, K], scores [B, K] → [B]."""
     return F.kl_div(torch.log_softmax(scores / tau_score, dim=-1), gold, reduction='none').sum(-1)
@@ -76,15 +84,22 @@ class SptObjective:
     lambda_fusion: float = 1.0
     tau_gold: float = 1.0
     tau_score: float = 1.0
+    gold_noise: float = 0.0
 
-    def __call__(self, log_probs: Tensor, scores: Tensor, example: Tensor, similar: Tensor | None) -> Losses:
-        """log_probs [K, N], scores [B, K], example int64 [N]; similar: bool [B, B], needed for the contrast alone."""
+    def __call__(
+        self, log_probs: Tensor, scores: Tensor, example: Tensor, similar: Tensor | None, noise: Tensor | None = None
+    ) -> Losses:
+        """log_probs [K, N], scores [B, K], example int64 [N]; similar: bool [B, B], needed for the contrast alone;
+        noise: N(0, 1) [B, K], of which `gold_noise` times is added to the gold distribution."""
         B = len(scores)
         nll = prompt_nll(log_probs, example, B)
         total = nll.sum(0).mean() + 0.0 * scores.sum()  # every trainable tensor takes part in every step
         selection = contrastive = fusion = None
         if self.lambda_selection:
-            selection = selection_loss(gold_distribution(nll, self.tau_gold), scores, self.tau_score)
+            gold = gold_distribution(nll, self.tau_gold)
+            if noise is not None:
+                gold = noisy_gold(gold, self.gold_noise * noise)
+            selection = selection_loss(gold, scores, self.tau_score)
             total = total + self.lambda_selection * selection.mean()
         if self.lambda_contrastive:
             contrastive = contrastive_loss(scores, similar)

@@ -272,11 +272,11 @@ def test_impossible_option_of_other_agents(train, agent_options, weights_unread,
 
 def test_unknown_choice_by_command_line_and_by_api(agent_options, capsys):
     with pytest.raises(SystemExit) as error:
-        TrainModel.setup_args().parse_args(['-m', AGENT, '--prompt-init', 'zeros'])
+        TrainModel.setup_args().parse_args(['-m', AGENT, '--contrastive-text', 'zeros'])
     assert error.value.code == 2
-    assert "--prompt-init: invalid choice: 'zeros' (choose from" in ''.join(capsys.readouterr())
-    with pytest.raises(ValueError, match="--prompt-init: invalid choice: 'zeros'"):
-        TrainModel.setup_args().parse_kwargs(model=AGENT, prompt_init='zeros')
+    assert "--contrastive-text: invalid choice: 'zeros' (choose from" in ''.join(capsys.readouterr())
+    with pytest.raises(ValueError, match="--contrastive-text: invalid choice: 'zeros'"):
+        TrainModel.setup_args().parse_kwargs(model=AGENT, contrastive_text='zeros')
     opt = agent_options('opt')
     opt['prompt_init'] = 'zeros'
     refused("--prompt-init 'zeros'", 'vocab', run=lambda: create_agent(opt))

@@ -1,0 +1,237 @@
+"""A ParlAI generator around a frozen LLM: its window, its dialogue template, its replies and its checkpoints.
+
+What is trained around the LLM, and how, is the business of the agents in `spt_parlai.agents`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from parlai.core.torch_generator_agent import TorchGeneratorAgent
+from parlai.utils import logging
+from parlai.utils.distributed import get_rank
+
+from spt_parlai import checkpoint, hub
+from spt_parlai.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
+from spt_parlai.dialogue.dictionary import TokenizerDictionary
+from spt_parlai.dialogue.history import DialogueHistory
+from spt_parlai.errors import UsageError
+from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.loading import load_frozen_lm
+from spt_parlai.model.recomputation import recompute_activations
+from spt_parlai.option_checks import check_options
+from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
+from spt_parlai.seeding import seed_everything
+from spt_parlai.stepping import SteadySteps, memory_errors_explained
+from spt_parlai.window import share_window, window_size
+
+
+class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
+    """Everything of an agent but what it trains. A subclass builds `self.model` around `self.load_llm()`."""
+
+    fp16 = property(lambda self: False, lambda self, value: None, doc='What trains is float32 always.')
+
+    @classmethod
+    def add_cmdline_args(cls, parser, partial_opt=None):
+        super().add_cmdline_args(parser, partial_opt)
+        add_llm_args(parser)
+        add_chat_args(parser)
+        set_training_defaults(parser)
+        return parser
+
+    @staticmethod
+    def dictionary_class():
+        return TokenizerDictionary
+
+    @classmethod
+    def history_class(cls):
+        return DialogueHistory
+
+    # ---- construction ---------------------------------------------------------------------------------
+
+    def __init__(self, opt, shared=None):
+        self.progress: dict[str, Any] = {}  # of the training run, set by spt_parlai.resume
+        self._replaying = False
+        if shared is None:
+            check_options(opt)
+            opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
+            path, self._is_finetune = self._get_init_model(opt, shared)
+            self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads
+            opt['llm'] = hub.portable(opt['llm'])
+            self._asked = {name: opt.get(name) for name in ('text_truncate', 'label_truncate')}
+            opt['text_truncate'], opt['label_truncate'] = share_window(
+                window_size(hub.load_config(opt['llm'], opt.get('llm_revision'))), opt['prompt_length'],
+                opt.get('text_truncate') or opt.get('truncate'), opt.get('label_truncate') or opt.get('truncate'),
+                opt['max_new_tokens'],
+            )
+            if self._seed(opt) is not None:
+                seed_everything(self._seed(opt), get_rank())
+        super().__init__(opt, shared)
+
+    @staticmethod
+    def _seed(opt) -> int | None:
+        """A chat repeats only when asked to; everything else repeats with the seed stored in the model."""
+        return (opt.get('override') or {}).get('seed') if opt.get('interactive_mode') else opt.get('seed')
+
+    def build_history(self):
+        persona: list[str] = []
+        if self.opt.get('interactive_mode'):
+            chosen = chosen_persona(self.opt)
+            if chosen is not None:
+                persona = chosen
+            elif (self.opt.get('override') or {}).get('task') in TASKS_WITHOUT_PERSONA:  # 'task' itself is the trained one
+                persona = draw_persona()
+            announce(self.id, persona)
+        return DialogueHistory(
+            self.opt, persona, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
+        )
+
+    @property
+    def loads_model(self) -> bool:
+        """Will what is built be overwritten by a checkpoint?"""
+        return self._loaded[0] is not None
+
+    def load_llm(self) -> FrozenLM:
+        opt = self.opt
+        llm = load_frozen_lm(
+            opt['llm'], opt.get('llm_revision'), self._llm_dtype(), self._device(), opt['llm_device_map'],
+            opt['llm_quantization'],
+        )
+        logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} frozen parameters, {llm.dtype}, on {llm.device}")
+        self.use_loss_scaling(llm.dtype, llm.device)
+        if opt['checkpoint_activations']:
+            recompute_activations(opt['llm'], llm)
+        return llm
+
+    def _device(self) -> torch.device:
+        return torch.device('cuda', max(self.opt['gpu'], 0)) if self.use_cuda else torch.device('cpu')
+
+    def _llm_dtype(self) -> str:
+        """ParlAI's --fp16 true is a wish for speed: the LLM, and it alone, runs in half precision on a GPU."""
+        if self.opt.get('fp16') and self.use_cuda and self.opt['llm_dtype'] == 'auto':
+            return 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+        return self.opt['llm_dtype']
+
+    def set_interactive_mode(self, mode, shared=False):
+        super().set_interactive_mode(mode, shared)
+        self.skip_generation = not mode and skips_generation(self.opt)
+
+    # ---- observations → batch -------------------------------------------------------------------------
+
+    def _set_text_vec(self, obs, history, truncate):
+        if obs.is_padding():
+            return obs
+        context = history.context()
+        obs.force_set('text_vec', torch.LongTensor(context.ids))
+        obs.force_set('full_text', context.text)
+        obs.force_set('full_text_vec', list(history.full_context().ids) if self.beam_context_block_ngram > 0 else [])
+        obs.force_set('context_original_length', context.length)
+        obs.force_set('context_truncate_rate', context.length > len(context.ids))
+        obs.force_set('context_truncated_length', context.length - len(context.ids))
+        return obs
+
+    def _vectorize_text_with_truncate_stats(
+        self, text, add_start=False, add_end=False, truncate=None, truncate_left=True
+    ):
+        """A target: its tokens and EOS. EOS stays also where the target is cut (method: its loss always counts)."""
+        ids = self.dict.txt2vec(text)
+        length = len(ids) + 1
+        if truncate is not None:
+            ids = ids[: truncate - 1]
+        return torch.LongTensor([*ids, self.END_IDX]), length, length > len(ids) + 1
+
+    @contextlib.contextmanager
+    def replaying(self):
+        """Batches are drawn and observed but not trained on (see `spt_parlai.resume`)."""
+        self._replaying = True
+        try:
+            yield
+        finally:
+            self._replaying = False
+
+    def train_step(self, batch):
+        return None if self._replaying else super().train_step(batch)
+
+    # ---- replies --------------------------------------------------------------------------------------
+
+    @property
+    def bare_model(self) -> SptModel:
+        """The model without the wrapper that distributed training puts around it."""
+        return getattr(self.model, 'module', self.model)
+
+    def _encoder_input(self, batch):
+        return (batch.text_vec,)
+
+    def _generate(self, batch, beam_size, max_ts, prefix_tokens=None):
+        with memory_errors_explained('replying'):
+            return super()._generate(batch, beam_size, min(max_ts, self.opt['max_new_tokens']), prefix_tokens)
+
+    def _get_batch_context(self, batch):
+        """What context blocking looks at, padded on the left with each context's own first token (never a padding id)."""
+        context = super()._get_batch_context(batch)
+        if not context.numel():
+            return context
+        rows = [[i for i in row if i >= 0] for row in context.tolist()]
+        width = max(map(len, rows))
+        return torch.tensor([row[:1] * (width - len(row)) + row for row in rows])
+
+    def rank_eval_label_candidates(self, batch, batchsize):
+        """Candidates by their NLL per token under the selected prompt, best first."""
+        encoded = self.bare_model.encoder(*self._encoder_input(batch))
+        ranked, ranked_losses = [], []
+        for i in range(batchsize):
+            candidates, _ = self._pad_tensor(batch.candidate_vecs[i], is_label=True)
+            logits, _ = self.bare_model.decode_forced(
+                self.bare_model.reorder_encoder_states(encoded, [i] * len(candidates)), candidates
+            )
+            real = (candidates >= 0).to(logits.device)
+            log_probs = torch.log_softmax(logits.float(), -1)
+            nll = -log_probs.gather(-1, candidates.clamp(min=0).to(logits.device)[..., None])[..., 0]
+            losses, order = ((nll * real).sum(1) / real.sum(1)).sort()
+            ranked.append([batch.candidates[i][o] for o in order.tolist()])
+            ranked_losses.append(losses.tolist())
+        return ranked, ranked_losses
+
+    # ---- checkpoints ----------------------------------------------------------------------------------
+
+    def state_dict(self):
+        states = {**super().state_dict(), 'spt': self.description, 'progress': self.progress}
+        if self._number_grad_accum:  # in the middle of an update (--update-freq)
+            states['accumulated'] = {
+                'batches': self._number_grad_accum, 'gradients': [p.grad for p in self.bare_model.parameters()]
+            }
+        if self.scaler is not None:
+            states['loss_scale'] = self.scaler.state_dict()
+        return states
+
+    def save(self, path=None):
+        """Options first, then the checkpoint, each whole or not at all."""
+        path = self.opt.get('model_file') if path is None else path
+        if path:
+            self.check_finite(path)
+            options = {**self.opt, **self._asked}  # the limits that were asked for, not what this window made of them
+            checkpoint.save_json({k: v for k, v in options.items() if k != 'training_loop'}, f'{path}.opt')
+            self.dict.save(f'{path}.dict')
+            checkpoint.save_states(self.state_dict(), path)
+
+    def load(self, path):
+        states = self._loaded[1] if path == self._loaded[0] else checkpoint.load_states(path)
+        self._loaded = (None, {})
+        checkpoint.check_match(path, states['spt'], self.description)
+        try:
+            self.load_state_dict(states['model'])
+        except RuntimeError as error:
+            raise UsageError(f"{path} is damaged ({' '.join(str(error).split())}); restore it from a copy.") from error
+        if 'optimizer' in states and hasattr(self, 'optimizer'):
+            with contextlib.suppress(ValueError):  # another optimizer: init_optim says so and starts it anew
+                self.optimizer.load_state_dict(states['optimizer'])
+        self.progress = states.get('progress', {})
+        if self.scaler is not None and states.get('loss_scale'):
+            self.scaler.load_state_dict(states['loss_scale'])
+        if 'accumulated' in states and not self._is_finetune:
+            self._number_grad_accum = states['accumulated']['batches']
+            for parameter, gradient in zip(self.model.parameters(), states['accumulated']['gradients'], strict=True):
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        return states
