@@ -6,7 +6,6 @@ import torch
 from parlai.utils.distributed import get_rank
 
 from spt_parlai import checkpoint
-from spt_parlai.errors import UsageError
 from spt_parlai.llm_agent import FrozenLMAgent
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
 from spt_parlai.model.initialisation import initial_prompts
@@ -46,6 +45,7 @@ class SptAgent(FrozenLMAgent):
             self.NULL_IDX, self.START_IDX, self.END_IDX,
             score_noise=opt['score_noise'], force_prompt=opt['force_prompt'], prompt_chunk=opt['prompt_chunk'],
         )
+        self.log_memory(llm, model.prompt_chunk)
         self.description = checkpoint.describe(opt, llm, model)
         return model
 
@@ -88,10 +88,7 @@ class SptAgent(FrozenLMAgent):
         if torch.isfinite(losses.total):
             self._record(prediction, losses)
         elif not batch.is_training:
-            raise UsageError(
-                f"--llm {self.opt['llm']} in {self.bare_model.llm.dtype} gives a loss that is not finite; run it in "
-                '--llm-dtype bfloat16 or float32.'
-            )
+            self.refuse_evaluation()
         return (losses.total, (None, prediction)) if return_output else losses.total
 
     def _noise(self, scores: torch.Tensor, batch) -> torch.Tensor | None:

@@ -20,12 +20,15 @@ from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.errors import UsageError
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
+from spt_parlai.model.memory import training_memory
 from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.option_checks import check_options
 from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
 from spt_parlai.seeding import seed_everything
 from spt_parlai.stepping import SteadySteps, memory_errors_explained
 from spt_parlai.window import share_window, window_size
+
+_USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a context and of a target, for the memory estimate
 
 
 class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
@@ -104,6 +107,13 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         if opt['checkpoint_activations']:
             recompute_activations(opt['llm'], llm)
         return llm
+
+    def log_memory(self, llm: FrozenLM, prompts_at_once: int) -> None:
+        """Before training: what a batch of middling ConvAI2 examples takes."""
+        if self._should_initialize_optimizer():
+            length = min(_USUAL_LENGTH, self.opt['text_truncate']) + self.opt['prompt_length']
+            targets = min(_USUAL_TARGET, self.opt['label_truncate'])
+            logging.info(training_memory(llm, self.opt['batchsize'], prompts_at_once, length, targets))
 
     def _device(self) -> torch.device:
         return torch.device('cuda', max(self.opt['gpu'], 0)) if self.use_cuda else torch.device('cpu')

@@ -95,13 +95,30 @@ class SteadySteps:
 
     def check_finite(self, path) -> None:
         """Refuse to save what holds a NaN or an infinity, so that the file keeps the last good state."""
+        if name := self.not_finite():
+            raise UsageError(f'{path} is not written: {self.diverged(name)}')
+
+    def not_finite(self) -> str | None:
+        """The first trained tensor or optimizer state that holds a NaN or an infinity."""
         named = [*self.bare_model.named_parameters()]
         if hasattr(self, 'optimizer'):
             for state in self.optimizer.state.values():
                 named += [(f'the optimizer state {k}', v) for k, v in state.items() if torch.is_tensor(v)]
         for name, tensor in named:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise UsageError(
-                    f'{path} is not written: {name} is no longer finite, so training has diverged; '
-                    f'lower --learningrate or give --gradient-clip 1.{self._last_good()}'
-                )
+                return name
+        return None
+
+    def refuse_evaluation(self) -> None:
+        """A loss that is not finite is no result: say whose fault it is."""
+        name, llm = self.not_finite(), self.bare_model.llm
+        if name:
+            raise UsageError(f'nothing to evaluate: {self.diverged(name)}')
+        largest = max(float(p.detach().abs().max()) for p in self.bare_model.parameters())
+        raise UsageError(
+            f"--llm {self.opt['llm']} in {llm.dtype} gives a loss that is not finite (the largest trained value is {largest:.1e}); "
+            'run it in --llm-dtype bfloat16 or float32, or train with a lower --learningrate.'
+        )
+
+    def diverged(self, name: str) -> str:
+        return f'{name} is no longer finite, so training has diverged; lower --learningrate or give --gradient-clip 1.{self._last_good()}'
