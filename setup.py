@@ -50,6 +50,7 @@ setup(
         'tensorboardX',
     ],
     extras_require={
+        'peft': ['peft>=0.21'],  # spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model
         'test': ['hypothesis', 'pytest'],

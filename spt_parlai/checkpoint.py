@@ -74,6 +74,7 @@ def describe(opt, llm, model) -> dict[str, Any]:
         'llm': opt['llm'],
         'llm_revision': opt.get('llm_revision'),
         'fingerprint': llm.fingerprint(),
+        'word_size': llm.word_size,
         'num_prompts': model.soft_prompts.num_prompts,
         'prompt_length': model.soft_prompts.length,
         'seed': opt.get('seed'),

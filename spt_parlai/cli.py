@@ -63,6 +63,40 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of an Spt
     Console().print(table)
 
 
+@app.command('import-authors')
+def import_authors(
+    source: Annotated[Path, typer.Argument(help="Their checkpoint: DeepSpeed's folder, or one .pt, .bin or .safetensors file.")],
+    llm: Annotated[str, typer.Option(help='The LLM it was trained around: Hugging Face id or local folder.')],
+    out: Annotated[Path, typer.Option(help='Model file to write.')],
+    llm_revision: Annotated[Optional[str], typer.Option(help='Revision of a Hugging Face id.')] = None,
+    llm_dtype: Annotated[str, typer.Option(help='As in training: auto, float32, bfloat16 or float16.')] = 'auto',
+    force: Annotated[bool, typer.Option(help='Replace a model that is already there.')] = False,
+) -> None:
+    """Turn a checkpoint of the paper's authors into a model file of an SptAgent."""
+    from parlai.utils import logging
+
+    from spt_parlai.exchange.authors import import_authors as run
+
+    logging.set_log_level('WARN')
+    K, L, D = run(source, llm, out, llm_revision, llm_dtype, force).prompts.shape
+    print(f'{out}: {K} soft prompts of {L} tokens, {D} wide, and their retriever, around --llm {llm}.')
+    print(f'Use it with: parlai interactive -mf {out}   or: parlai eval_model -mf {out} -t convai2:self')
+
+
+@app.command('export-peft')
+def export_peft(
+    model_file: Annotated[Path, typer.Argument(help='A model file of an SptAgent.')],
+    out: Annotated[Path, typer.Option(help='Folder to write.')],
+    prompt: Annotated[Optional[int], typer.Option(help='Its number (default: each, as OUT/prompt_0 and so on).')] = None,
+    force: Annotated[bool, typer.Option(help='Replace adapters that are already there.')] = False,
+) -> None:
+    """Write soft prompts as prompt-tuning adapters for Hugging Face PEFT. Needs neither the LLM nor the network."""
+    from spt_parlai.exchange.peft_adapter import export_peft as run
+
+    for folder in run(model_file, out, prompt, force):
+        print(f'{folder}: load it with peft.PeftModel.from_pretrained(llm, {str(folder)!r}).')
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option('--version', help='Print the version and exit.')] = False) -> None:
     if show:

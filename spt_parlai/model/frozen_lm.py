@@ -83,6 +83,11 @@ class FrozenLM:
         return self._project_in.weight.shape[0] if self._project_in is not None else self._embedding.weight.shape[-1]
 
     @property
+    def word_size(self) -> int:
+        """Width of the word embeddings: D, unless an input projection follows them."""
+        return self._embedding.weight.shape[-1]
+
+    @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.lm.parameters())
 
