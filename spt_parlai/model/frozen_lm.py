@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +23,12 @@ def input_device(lm: torch.nn.Module) -> torch.device:
     embedding = lm.get_input_embeddings()
     execution = getattr(getattr(embedding, '_hf_hook', None), 'execution_device', None)
     return torch.device(execution) if execution is not None else embedding.weight.device
+
+
+def original_shape(parameter: torch.nn.Parameter) -> list[int]:
+    """A weight's shape before 4-bit quantization packed it."""
+    packed = getattr(parameter, 'quant_state', None)
+    return list(parameter.shape if packed is None else packed.shape)
 
 
 class FrozenLM:
@@ -89,7 +96,7 @@ class FrozenLM:
 
     @property
     def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.lm.parameters())
+        return sum(math.prod(original_shape(p)) for p in self.lm.parameters())
 
     @property
     def _embedding(self) -> torch.nn.Module:
@@ -107,7 +114,7 @@ class FrozenLM:
     def fingerprint(self) -> dict:
         """The LM's shape, stored with every checkpoint: sizes by name, and a digest of all weights' shapes."""
         config = self.lm.config.get_text_config(decoder=True)
-        shapes = sorted((name, list(p.shape)) for name, p in self.lm.named_parameters())
+        shapes = sorted((name, original_shape(p)) for name, p in self.lm.named_parameters())
         digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
         return {**{k: getattr(config, k, None) for k in SHAPE_KEYS}, 'shapes': digest}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def load_frozen_lm(
     if placement is not None:
         kwargs['device_map'] = placement
     if quantization != 'none':
-        kwargs['quantization_config'] = _quantization(quantization, kwargs['dtype'])
+        kwargs['quantization_config'] = _quantization(quantization, kwargs['dtype'], device)
         kwargs.setdefault('device_map', {'': str(device)})
     lm = load_causal_lm(llm, revision, **kwargs)
     if 'device_map' not in kwargs:
@@ -72,11 +73,14 @@ def _device_map(value: str):
     return placement
 
 
-def _quantization(bits: str, dtype):
+def _quantization(bits: str, dtype, device: torch.device):
     if importlib.util.find_spec('bitsandbytes') is None:
         raise UsageError(f"--llm-quantization {bits} needs bitsandbytes: pip install 'spt_parlai[quantization]'.")
+    if bits == '4bit' and device.type == 'cpu':
+        raise UsageError("--llm-quantization 4bit needs a GPU: bitsandbytes' CPU kernels cannot be trained through; 8bit can.")
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)  # a line for every product that casts
     if bits == '8bit':
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
