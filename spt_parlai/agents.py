@@ -6,6 +6,7 @@ import torch
 from parlai.utils.distributed import get_rank
 
 from spt_parlai import checkpoint
+from spt_parlai.exchange.prompts import read_prompts
 from spt_parlai.llm_agent import FrozenLMAgent
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
 from spt_parlai.model.initialisation import initial_prompts
@@ -38,7 +39,7 @@ class SptAgent(FrozenLMAgent):
         opt, llm = self.opt, self.load_llm()
         prompts = initial_prompts(
             'normal' if self.loads_model else opt['prompt_init'], opt['num_prompts'], opt['prompt_length'],
-            llm.embed, self.dict.txt2vec, len(self.dict),
+            llm.embed, self.dict.txt2vec, len(self.dict), read_prompts,
         )
         model = SptModel(
             llm, SoftPromptGroup(prompts), Retriever(llm.hidden_size, opt['activation_beta']),

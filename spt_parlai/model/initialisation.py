@@ -19,7 +19,8 @@ Tokenize = Callable[[str], Sequence[int]]
 
 
 def initial_prompts(
-    init: str, num_prompts: int, prompt_length: int, embed: Callable[[Tensor], Tensor], tokenize: Tokenize, vocabulary: int
+    init: str, num_prompts: int, prompt_length: int, embed: Callable[[Tensor], Tensor], tokenize: Tokenize, vocabulary: int,
+    read_prompts: Callable[[str], Tensor],
 ) -> Tensor:
     """A float32 tensor [K, L, D] on the CPU.
 
@@ -29,11 +30,12 @@ def initial_prompts(
 
     :param embed: token ids [...] → the LLM's word embeddings [..., D].
     :param vocabulary: V, how many of the LLM's token ids its tokenizer uses.
+    :param read_prompts: path → trained prompts [K, L, D].
     :raises UsageError: for a source that does not give K different prompts of L tokens and the LLM's D.
     """
     K, L, D = num_prompts, prompt_length, embed(torch.zeros(1, dtype=torch.long)).shape[-1]
     if init.startswith('file:') and not init.endswith('.txt'):
-        return _trained(init, (K, L, D))
+        return _check_trained(init, read_prompts(init.removeprefix('file:')), (K, L, D))
     if init.startswith(SOURCES):
         return embed(_words_of_texts(init, K, L, tokenize)).float().cpu()
     if init == 'normal':
@@ -77,11 +79,12 @@ def _texts(init: str) -> list[str]:
         raise UsageError(f'--prompt-init {init}: the file cannot be read ({reason}); give one with a text a line.') from error
 
 
-def _trained(init: str, shape: tuple[int, int, int]) -> Tensor:
-    from spt_parlai.exchange import read_prompts
+def _check_trained(init: str, prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Prompts read from a file, if they are of the shape [K, L, D] that is asked for.
 
-    prompts = read_prompts(Path(init.removeprefix('file:')).expanduser())
+    :raises UsageError: if they are not.
+    """
     if tuple(prompts.shape) != shape:
-        found, wanted = (f'K {k}, L {length}, D {d}' for k, length, d in (prompts.shape, shape))
+        found, wanted = ('K {}, L {}, D {}'.format(*s) for s in (prompts.shape, shape))
         raise UsageError(f'--prompt-init {init}: the file holds {found}; --num-prompts, --prompt-length and --llm ask for {wanted}.')
     return prompts.float()

@@ -267,6 +267,16 @@ def test_prompts_from_texts(tiny_llms, tmp_path):
     assert evaluate(tmp_path / str(len(f'file:{texts}')), skip_generation=True)['exs'] > 0
 
 
+def test_prompts_from_a_trained_model(trained, tiny_llms, tmp_path):
+    """A run begun from another model's prompts has them at its first step, and a retriever of its own."""
+    train(tmp_path / 'model', tiny_llms.opt, max_train_steps=1, learningrate=0.0, prompt_init=f'file:{trained}')
+    found, given = (torch.load(path, weights_only=True)['model'] for path in (tmp_path / 'model', trained))
+    assert torch.equal(found['soft_prompts.tokens'], given['soft_prompts.tokens'])
+    assert not torch.equal(found['retriever.lin_prompt.weight'], given['retriever.lin_prompt.weight'])
+    with pytest.raises(UsageError, match='the file holds K 3, L 2, D 16; .* ask for K 4'):
+        train(tmp_path / 'other', tiny_llms.opt, num_prompts=4, prompt_init=f'file:{trained}')
+
+
 # ---- memory -------------------------------------------------------------------------------------------------
 
 HUNGRY = """

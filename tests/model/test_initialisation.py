@@ -18,7 +18,7 @@ def letters(text):
 
 
 def begin(init, K, L, words=WORDS):
-    return initial_prompts(init, K, L, words.__getitem__, letters, len(words))
+    return initial_prompts(init, K, L, words.__getitem__, letters, len(words), torch.load)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
@@ -103,6 +103,13 @@ def test_a_file_that_is_not_text(tmp_path):
     path.write_bytes(b'\xff\xfe\x00')
     with pytest.raises(UsageError, match='not UTF-8'):
         begin(f'file:{path}', 2, 3)
+
+
+def test_values_of_trained_prompts(tmp_path):
+    torch.save(torch.randn(2, 3, 6).double(), tmp_path / 'prompts')
+    assert torch.equal(begin(f'file:{tmp_path}/prompts', 2, 3), torch.load(tmp_path / 'prompts').float())
+    with pytest.raises(UsageError, match='the file holds K 2, L 3, D 6; --num-prompts, .* ask for K 2, L 4, D 6'):
+        begin(f'file:{tmp_path}/prompts', 2, 4)
 
 
 def test_the_group_owns_its_tensor():
