@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from agents import agent_with, computed, heard, metric
+from real_agents import agent_with, computed, heard, metric
 
 from spt_parlai.objective.losses import gold_distribution, prompt_nll
 from spt_parlai.objective.similarity import sentence_bleu
