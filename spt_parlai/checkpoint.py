@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from spt_parlai.errors import UsageError
@@ -34,7 +35,19 @@ def write_atomically(path: str | os.PathLike, write) -> None:
 
 
 def save_states(states: dict[str, Any], path: str | os.PathLike) -> None:
-    write_atomically(path, lambda part: torch.save(states, part))
+    write_atomically(path, lambda part: torch.save(_plain(states), part))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers (ParlAI's invsqrt scheduler computes learning rates with them) as Python's: a checkpoint with
+    any of them could not be read without running code."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
 def save_json(value: Any, path: str | os.PathLike) -> None:

@@ -226,6 +226,14 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
             self.dict.save(f'{path}.dict')
             checkpoint.save_states(self.state_dict(), path)
 
+    def build_lr_scheduler(self, states=None, hard_reset=False):
+        """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
+        super().build_lr_scheduler(states, hard_reset)
+        saved = (states or {}).get('optimizer')
+        if saved and not hard_reset:
+            for group, before in zip(self.optimizer.param_groups, saved['param_groups'], strict=True):
+                group['lr'] = before['lr']
+
     def load(self, path):
         states = self._loaded[1] if path == self._loaded[0] else checkpoint.load_states(path)
         self._loaded = (None, {})

@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,3 +134,11 @@ def test_says_how_the_prompts_differ(key, flag, value):
 
 def test_a_moved_llm_of_the_same_shape_is_accepted():
     checkpoint.check_match('model', DESCRIPTION, {**DESCRIPTION, 'llm': '/elsewhere', 'seed': 2})
+
+
+def test_numbers_of_numpy_are_written_as_pythons(tmp_path, states):
+    states['progress'] = {'lr': np.float64(0.1), 'steps': [np.int64(3), (np.float32(0.5),)], 'state': {np.int32(0): torch.ones(1)}}
+    checkpoint.save_states(states, tmp_path / 'model')
+    progress = checkpoint.load_states(tmp_path / 'model')['progress']
+    assert {k: v for k, v in progress.items() if k != 'state'} == {'lr': 0.1, 'steps': [3, (0.5,)]} and list(progress['state']) == [0]
+    assert isinstance(states['progress']['lr'], np.float64)  # what was saved is left as it was

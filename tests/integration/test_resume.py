@@ -1,5 +1,6 @@
 """A training run that was stopped continues exactly: the same updates and the same losses."""
 
+import json
 import os
 import signal
 import subprocess
@@ -133,3 +134,23 @@ def test_the_model_file_alone_is_enough_to_continue(uninterrupted, tiny_llms, tm
     )
     curve = dict(loss_curve(tmp_path / 'm'))
     assert curve[max(curve)] == pytest.approx(uninterrupted[max(uninterrupted)], rel=1e-6)
+
+
+@pytest.mark.parametrize('schedule', [
+    {'lr_scheduler': name, 'warmup_updates': warmup, **({'invsqrt_lr_decay_gamma': 3} if name == 'invsqrt' else {})}
+    for name in ('reduceonplateau', 'fixed', 'invsqrt', 'cosine', 'linear', 'none') for warmup in (-1, 6)
+    if (name, warmup) not in {('none', 6), ('reduceonplateau', -1)}
+], ids=lambda schedule: f"{schedule['lr_scheduler']}-{schedule['warmup_updates']}")
+def test_learning_rates_continue(tiny_llms, tmp_path, interrupt, schedule):
+    """With every scheduler, in the middle of its warm-up or without one."""
+    def run(name):
+        train(tmp_path / name, tiny_llms.opt, max_train_steps=8, log_every_n_steps=1, **schedule)
+        return json.loads((tmp_path / f'{name}.trainstats').read_text())['train_reports']
+
+    whole = {report['train_steps']: report for report in run('whole')}
+    interrupt(4, lambda: run('stopped'))
+    for report in run('stopped'):
+        for name in ('lr', 'spt_loss'):
+            assert report.get(name) == whole[report['train_steps']].get(name), (name, report['train_steps'])
+    first, second = (torch.load(tmp_path / name, weights_only=True)['model'] for name in ('whole', 'stopped'))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
