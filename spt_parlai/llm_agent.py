@@ -29,6 +29,8 @@ from spt_parlai.stepping import SteadySteps, memory_errors_explained
 from spt_parlai.window import share_window, window_size
 
 _USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a context and of a target, for the memory estimate
+# of this run alone: with the last two, ParlAI would load the checkpoint that a run was resumed from instead of its best model
+_NOT_SAVED = ('training_loop', 'init_model', 'load_from_checkpoint')
 
 
 class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
@@ -222,7 +224,7 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         if path:
             self.check_finite(path)
             options = {**self.opt, **self._asked}  # the limits that were asked for, not what this window made of them
-            checkpoint.save_json({k: v for k, v in options.items() if k != 'training_loop'}, f'{path}.opt')
+            checkpoint.save_json({k: v for k, v in options.items() if k not in _NOT_SAVED}, f'{path}.opt')
             self.dict.save(f'{path}.dict')
             checkpoint.save_states(self.state_dict(), path)
 

@@ -63,6 +63,9 @@ def _init(original, loop, opt) -> None:
     if path and stats and is_primary_worker():
         _restore_train_stats(Path(f'{path}.trainstats'), stats)
     original(loop, opt)
+    if opt.get('model_file'):  # init_model's part is played: the last report is of the best model, not of what the run began from
+        opt['init_model'] = None
+        (opt.get('override') or {}).pop('init_model', None)
     loop.valid_worlds = train_model.load_eval_worlds(loop.agent, opt, 'valid')  # data that is missing is missed now
     seed_everything(opt['seed'], get_rank())
     loop.parleys_done = loop.parleys

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from helpers import SMALL, loss_curve, train
+from helpers import SMALL, evaluate, loss_curve, train
 from parlai.scripts import train_model
 
 RUN = """
@@ -154,3 +154,22 @@ def test_learning_rates_continue(tiny_llms, tmp_path, interrupt, schedule):
             assert report.get(name) == whole[report['train_steps']].get(name), (name, report['train_steps'])
     first, second = (torch.load(tmp_path / name, weights_only=True)['model'] for name in ('whole', 'stopped'))
     torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+def test_a_resumed_run_ends_with_the_report_of_its_best_model(uninterrupted, tiny_llms, tmp_path, interrupt):
+    """ParlAI would evaluate the checkpoint that the run was resumed from; also where the run began from another one."""
+    options = {'max_train_steps': 7, 'validation_every_n_steps': 4, 'learningrate': 0.5}
+
+    def report(name):
+        stats = json.loads((tmp_path / f'{name}.trainstats').read_text())
+        return {fold: stats[f'final_{fold}_report']['spt_loss'] for fold in ('valid', 'test')}, stats['final_valid_report']['total_train_updates']
+
+    train(tmp_path / 'whole', tiny_llms.opt, **options)
+    interrupt(6, lambda: train(tmp_path / 'stopped', tiny_llms.opt, **options))
+    train(tmp_path / 'stopped', tiny_llms.opt, **options)
+    assert report('stopped') == report('whole') and report('whole')[1] == 4
+    evaluated = [evaluate(tmp_path / name, num_examples=8, skip_generation=True)['spt_loss'] for name in ('whole', 'stopped')]
+    assert evaluated[0] == evaluated[1] == pytest.approx(report('whole')[0]['valid'])
+    train(tmp_path / 'began', tiny_llms.opt, **options, init_model=str(tmp_path / 'stopped.checkpoint'))
+    best = json.loads((tmp_path / 'began.trainstats').read_text())
+    assert best['final_valid_report']['spt_loss'] == best['valid_reports'][0]['spt_loss']
