@@ -6,15 +6,18 @@ and the progress of the training run; never the LLM. It is plain data: reading o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from spt_parlai.errors import UsageError
+from spt_parlai.checkpoint_schema import Damage, check_container, check_states
+from spt_parlai.errors import UsageError, shorten
 
 FORMAT = 1
 DESCRIPTION = ('llm', 'fingerprint', 'num_prompts', 'prompt_length')
@@ -57,27 +60,47 @@ def save_json(value: Any, path: str | os.PathLike) -> None:
 def load_states(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint on the CPU. Raises UsageError for a file that is damaged or not one of ours."""
     try:
-        states = torch.load(path, map_location='cpu', weights_only=True)
+        with open(path, 'rb'):
+            pass
+        check_container(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of what a foreign file makes torch deprecate
+            states = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file; give the model file of an SptAgent.') from error
     except IsADirectoryError as error:
         raise UsageError(f'{path} is a folder; give the model file in it.') from error
     except Exception as error:  # foreign bytes make the unpickler raise almost anything
+        reason = str(error) if isinstance(error, Damage) else type(error).__name__
         raise UsageError(
-            f'{path} is damaged or no checkpoint of this agent ({type(error).__name__}); '
-            'restore it from a copy, or give another model file.'
+            f'{path} is damaged or no checkpoint of this agent ({reason}); restore it from a copy, or give another model file.'
         ) from error
     if not isinstance(states, dict) or not isinstance(states.get('spt'), dict) or 'model' not in states:
         raise UsageError(f'{path} was not written by spt_parlai; give the model file of an SptAgent.')
-    if states['spt'].get('format') != FORMAT:
+    version = states['spt'].get('format')
+    if type(version) is not int or version != FORMAT:
         raise UsageError(
-            f"{path} has checkpoint format {states['spt'].get('format')}, this version of spt_parlai reads {FORMAT}; "
-            'install the version that wrote it.'
+            f'{path} has checkpoint format {shorten(version) if type(version) is int and abs(version) < 10**9 else "unknown"}, this version '
+            f'of spt_parlai reads {FORMAT}; install the version that wrote it.'
         )
     missing = [key for key in DESCRIPTION if key not in states['spt']]
     if missing:
         raise UsageError(f'{path} is damaged: it does not say its {missing[0]}; restore it from a copy, or give another model file.')
+    with damage_explained(path):
+        check_states(states)
     return states
+
+
+@contextlib.contextmanager
+def damage_explained(path: str | os.PathLike | None):
+    """Whatever goes wrong while a checkpoint is taken in is the checkpoint's fault, and said as that."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(f'{path} is damaged ({reason}); restore it from a copy, or give another model file.') from error
 
 
 def describe(opt, llm, model) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What is trained around the LLM, and how, is the business of the agents in `spt_p
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from parlai.utils.distributed import get_rank
 
 from spt_parlai import checkpoint, hub
 from spt_parlai.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
+from spt_parlai.checkpoint_schema import check_fits
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
+from spt_parlai.dialogue.messages import check_message
 from spt_parlai.errors import UsageError
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
@@ -59,6 +62,7 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
     def __init__(self, opt, shared=None):
         self.progress: dict[str, Any] = {}  # of the training run, set by spt_parlai.resume
         self._replaying = False
+        self._came_from = None  # the checkpoint that was loaded
         if shared is None:
             check_options(opt)
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
@@ -131,6 +135,10 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         self.skip_generation = not mode and skips_generation(self.opt)
 
     # ---- observations → batch -------------------------------------------------------------------------
+
+    def observe(self, observation):
+        check_message(observation)
+        return super().observe(observation if 'episode_done' in observation else {**observation, 'episode_done': False})
 
     def _set_text_vec(self, obs, history, truncate):
         if obs.is_padding():
@@ -228,28 +236,47 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
             self.dict.save(f'{path}.dict')
             checkpoint.save_states(self.state_dict(), path)
 
+    def init_optim(self, params, optim_states=None, saved_optim_type=None, is_finetune=False):
+        """ParlAI's, after a trial on copies: a damaged state may load and fail only in the first step."""
+        if optim_states and not is_finetune:
+            with checkpoint.damage_explained(self._came_from):
+                copies = [parameter.detach().clone().requires_grad_() for parameter in params]
+                super().init_optim(copies, copy.deepcopy(optim_states), saved_optim_type)
+                for parameter in copies:
+                    parameter.grad = torch.zeros_like(parameter)
+                self.optimizer.step()
+        return super().init_optim(params, optim_states, saved_optim_type, is_finetune)
+
     def build_lr_scheduler(self, states=None, hard_reset=False):
         """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
-        super().build_lr_scheduler(states, hard_reset)
         saved = (states or {}).get('optimizer')
-        if saved and not hard_reset:
+        if not saved or hard_reset:
+            return super().build_lr_scheduler(states, hard_reset)
+        with checkpoint.damage_explained(self._came_from):
+            super().build_lr_scheduler()
+            if self.scheduler and 'lr_scheduler' in states:
+                check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
+                check_fits(states.get('warmup_scheduler') or {}, self.scheduler.get_warmup_state_dict() or {}, 'its warmup_scheduler')
+            super().build_lr_scheduler(states)
             for group, before in zip(self.optimizer.param_groups, saved['param_groups'], strict=True):
                 group['lr'] = before['lr']
 
     def load(self, path):
         states = self._loaded[1] if path == self._loaded[0] else checkpoint.load_states(path)
-        self._loaded = (None, {})
+        self._loaded, self._came_from = (None, {}), path
         checkpoint.check_match(path, states['spt'], self.description)
         try:
             self.load_state_dict(states['model'])
         except RuntimeError as error:
             raise UsageError(f"{path} is damaged ({' '.join(str(error).split())}); restore it from a copy.") from error
         if 'optimizer' in states and hasattr(self, 'optimizer'):
-            with contextlib.suppress(ValueError):  # another optimizer: init_optim says so and starts it anew
+            with checkpoint.damage_explained(path), contextlib.suppress(ValueError):  # another optimizer starts anew
                 self.optimizer.load_state_dict(states['optimizer'])
         self.progress = states.get('progress', {})
         if self.scaler is not None and states.get('loss_scale'):
-            self.scaler.load_state_dict(states['loss_scale'])
+            with checkpoint.damage_explained(path):
+                check_fits(states['loss_scale'], self.scaler.state_dict(), 'its loss_scale')
+                self.scaler.load_state_dict(states['loss_scale'])
         if 'accumulated' in states and not self._is_finetune:
             self._number_grad_accum = states['accumulated']['batches']
             for parameter, gradient in zip(self.model.parameters(), states['accumulated']['gradients'], strict=True):

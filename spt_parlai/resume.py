@@ -72,8 +72,7 @@ def _init(original, loop, opt) -> None:
     if loop.parleys:  # counters were loaded: this run was here before
         reports = [r.get('train_steps', 0) for r in loop.valid_reports]
         loop._last_valid_steps = reports[-1] if reports else 0
-        logged = [r.get('train_steps', 0) for r in loop.train_reports]
-        loop._last_log_steps = loop._train_steps - (logged[-1] if logged else 0)
+        loop._last_log_steps = (stats or {}).get('since_log', 0)
         loop.saved = loop.best_valid is not None and Path(opt['model_file']).exists()
     return None
 
@@ -167,6 +166,7 @@ def _interrupts_deferred():
 
 def _save_model(original, loop, suffix=None):
     if hasattr(loop.agent, 'progress') and loop.opt.get('model_file') and is_primary_worker():
+        loop._last_log_steps += (loop.parleys_done - loop.parleys) / loop.update_freq  # after a Ctrl-C
         loop.parleys = loop.parleys_done
         loop._train_steps = loop.parleys // loop.update_freq
         loop.agent.progress = {'train_stats': _counters(loop), 'random': random_state()}
@@ -180,6 +180,7 @@ def _counters(loop) -> dict:
         'parleys': loop.parleys,
         'train_time': loop.train_time.time(),
         'train_steps': loop._train_steps,
+        'since_log': loop._last_log_steps,
         'total_epochs': getattr(loop, '_total_epochs', 0.0),
         'valid_reports': loop.valid_reports,
         'best_valid': loop.best_valid,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from spt_parlai.errors import UsageError, shorten
 
 SILENCE = '__SILENCE__'
 OWN_PERSONA = 'your persona:'
@@ -37,6 +40,26 @@ class Dialogue:
     def _add(self, utterance: str, own: bool) -> None:
         if utterance:
             self.turns.append(Turn(utterance, own))
+
+
+def check_message(message) -> None:
+    """A message's text is a string (or nothing), its labels and candidates are lists of strings, its reward is a number.
+
+    :raises UsageError: naming the field; ParlAI itself would take a label of 'yes' for the labels 'y', 'e' and 's'.
+    """
+    if not isinstance(message.get('text'), (str, type(None))):
+        raise UsageError(f"the text of a message must be a string, not {shorten(message['text'])}; mend the task's data.")
+    if not isinstance(message.get('reward', 0), (int, float)):
+        raise UsageError(f"the reward of a message must be a number, not {shorten(message['reward'])}; mend the task's data.")
+    for name, kind in (('labels', Sequence), ('eval_labels', Sequence), ('label_candidates', Collection)):
+        texts = message.get(name, ('',))
+        if texts is None and kind is Collection:
+            continue
+        if (
+            not isinstance(texts, kind) or isinstance(texts, (str, bytes, Mapping)) or kind is Sequence and not texts
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            raise UsageError(f"the {name} of a message must be a list of strings, not {shorten(texts)}; mend the task's data.")
 
 
 def clean(text: str | None) -> str:

@@ -123,7 +123,7 @@ def outcome(folder: Path) -> dict:
     }
 
 
-def compare(folder: Path, whole: dict) -> None:
+def compare(folder: Path, variant: dict, whole: dict) -> None:
     """A stopped run against the one left alone: every number of both, bit for bit."""
     found = outcome(folder)
     assert found['files'] == whole['files'], found['files'] ^ whole['files']
@@ -131,7 +131,11 @@ def compare(folder: Path, whole: dict) -> None:
         assert found[name] == whole[name], (name, found[name], whole[name])
     lines = [json.loads(line) for line in (folder / 'logged').read_text().splitlines() if line.endswith('}')]
     for report in (*lines, *found['logged'].values()):
-        assert report == whole['logged'][report['train_steps']], (report, whole['logged'][report['train_steps']])
+        expected = whole['logged'][report['train_steps']]
+        if report['exs'] < expected['exs']:  # the first after a stop between two updates is of the batches after the stop alone
+            assert variant.get('update_freq', 1) > 1
+            report, expected = ({name: r[name] for name in ('lr', 'parleys', 'total_exs', 'total_train_updates')} for r in (report, expected))
+        assert report == expected, (report, expected)
     assert {report['train_steps'] for report in lines} == set(whole['logged'])
     for name in ('best', 'last'):
         torch.testing.assert_close(found[name], whole[name], rtol=0, atol=0)
@@ -167,13 +171,13 @@ def main() -> None:
     while kills < args.random:
         variant, whole, seconds = wholes[trial % len(wholes)]
         folder, mine = fresh('random'), []
-        for moment in (chance.uniform(0, seconds) for _ in range(min(4, args.random - kills))):
+        for moment in (chance.uniform(0, 0.7 * seconds) for _ in range(min(4, args.random - kills))):
             if run(args.llm, folder, variant, kill_after=moment):
                 break
             mine.append(moment)
         else:
             assert run(args.llm, folder, variant)
-        compare(folder, whole)
+        compare(folder, variant, whole)
         kills, trial = kills + len(mine), trial + 1
         print(f'{variant}: killed after {" ".join(f"{m:.2f}" for m in mine)} s, and ended the same', flush=True)
 
@@ -186,7 +190,7 @@ def main() -> None:
         killed = not run(args.llm, folder, variant, planted=plan)
         if killed:
             run(args.llm, folder, variant)
-        compare(folder, whole)
+        compare(folder, variant, whole)
         print(f'{variant}: {"killed at" if killed else "never came to"} {plan}, and ended the same', flush=True)
     print(f'{kills} random and {len(plans)} deliberate kills', flush=True)
 
