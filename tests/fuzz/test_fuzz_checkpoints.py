@@ -228,10 +228,10 @@ def rezipped(real: bytes, changed: dict, compression=zipfile.ZIP_STORED) -> byte
     return file.getvalue()
 
 
-@pytest.mark.parametrize('record', ['data.pkl', 'data/0', 'version', 'byteorder'])
+@pytest.mark.parametrize('record', ['data.pkl', 'data/0'])
 @pytest.mark.parametrize('filling', [b'\x00', b']', b'('])
 def test_a_zip_bomb_stays_shut(resumed, real, record, filling):
-    bomb = rezipped(real, {record: filling * 200_000_000}, zipfile.ZIP_DEFLATED)
+    bomb = rezipped(real, {record: filling * 50_000_000}, zipfile.ZIP_DEFLATED)
     assert len(bomb) < 2_000_000 and not resumed(bomb)
 
 

@@ -9,6 +9,7 @@ file, or with half of a checkpoint written. Runs are forks of this process, whic
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -160,16 +161,16 @@ def main() -> None:
         folder.mkdir(parents=True)
         return folder
 
-    wholes = []
-    for number, variant in enumerate(VARIANTS):
-        folder, began = fresh(f'whole{number}'), time.time()
+    @functools.cache
+    def left_alone(number: int):
+        """(variant, its outcome, how many seconds it takes)"""
+        variant, folder, began = VARIANTS[number], fresh(f'whole{number}'), time.time()
         assert run(args.llm, folder, variant)
-        wholes.append((variant, outcome(folder), time.time() - began))
-        print(f'{variant}: {wholes[-1][2]:.1f} s uninterrupted', flush=True)
+        return variant, outcome(folder), time.time() - began
 
     kills, trial = 0, 0
     while kills < args.random:
-        variant, whole, seconds = wholes[trial % len(wholes)]
+        variant, whole, seconds = left_alone(trial % len(VARIANTS))
         folder, mine = fresh('random'), []
         for moment in (chance.uniform(0, 0.7 * seconds) for _ in range(min(4, args.random - kills))):
             if run(args.llm, folder, variant, kill_after=moment):
@@ -181,11 +182,9 @@ def main() -> None:
         kills, trial = kills + len(mine), trial + 1
         print(f'{variant}: killed after {" ".join(f"{m:.2f}" for m in mine)} s, and ended the same', flush=True)
 
-    plans = [*DELIBERATE]
-    if args.deliberate != 'all':
-        plans = chance.sample(plans, int(args.deliberate))
+    plans = DELIBERATE if args.deliberate == 'all' else chance.sample(DELIBERATE, int(args.deliberate))
     for number, plan in enumerate(plans):
-        variant, whole, _ = wholes[number % len(wholes)]
+        variant, whole, _ = left_alone(number % len(VARIANTS))
         folder = fresh('deliberate')
         killed = not run(args.llm, folder, variant, planted=plan)
         if killed:
