@@ -249,8 +249,7 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
 
     def build_lr_scheduler(self, states=None, hard_reset=False):
         """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
-        saved = (states or {}).get('optimizer')
-        if not saved or hard_reset:
+        if not states or hard_reset:
             return super().build_lr_scheduler(states, hard_reset)
         with checkpoint.damage_explained(self._came_from):
             super().build_lr_scheduler()
@@ -258,7 +257,7 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
                 check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
                 check_fits(states.get('warmup_scheduler') or {}, self.scheduler.get_warmup_state_dict() or {}, 'its warmup_scheduler')
             super().build_lr_scheduler(states)
-            for group, before in zip(self.optimizer.param_groups, saved['param_groups'], strict=True):
+            for group, before in zip(self.optimizer.param_groups, states.get('optimizer', {}).get('param_groups', ())):
                 group['lr'] = before['lr']
 
     def load(self, path):
