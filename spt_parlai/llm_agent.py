@@ -251,9 +251,9 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
         if not states or hard_reset:
             return super().build_lr_scheduler(states, hard_reset)
+        super().build_lr_scheduler()  # what is wrong here is the options' fault
         with checkpoint.damage_explained(self._came_from):
-            super().build_lr_scheduler()
-            if self.scheduler and 'lr_scheduler' in states:
+            if self.scheduler and 'lr_scheduler' in states and states.get('lr_scheduler_type') == self.opt['lr_scheduler']:
                 check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
                 check_fits(states.get('warmup_scheduler') or {}, self.scheduler.get_warmup_state_dict() or {}, 'its warmup_scheduler')
             super().build_lr_scheduler(states)

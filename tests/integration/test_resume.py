@@ -173,3 +173,10 @@ def test_a_resumed_run_ends_with_the_report_of_its_best_model(uninterrupted, tin
     train(tmp_path / 'began', tiny_llms.opt, **options, init_model=str(tmp_path / 'stopped.checkpoint'))
     best = json.loads((tmp_path / 'began.trainstats').read_text())
     assert best['final_valid_report']['spt_loss'] == best['valid_reports'][0]['spt_loss']
+
+
+def test_a_run_goes_on_with_another_scheduler_or_optimizer(tiny_llms, tmp_path):
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=4, validation_every_n_steps=2)
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=6, validation_every_n_steps=2, lr_scheduler='linear', warmup_updates=2)
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=8, validation_every_n_steps=2, optimizer='sgd')
+    assert torch.load(tmp_path / 'm.checkpoint', weights_only=True)['optimizer_type'] == 'sgd'
