@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import zipfile
@@ -59,7 +60,7 @@ def check_states(states: dict[str, Any]) -> None:
             ),
         }, required=True)
     progress = states.get('progress', {})
-    _expect(progress, 'progress', {'train_stats': lambda v: isinstance(v, dict), 'random': _restorable})
+    _expect(progress, 'progress', {'train_stats': lambda v: isinstance(v, dict) and _writable(v), 'random': _restorable})
     _expect(progress.get('train_stats', {}), 'train_stats', {'since_log': _number})
     _expect(progress.get('train_stats', {}), 'train_stats', {
         'parleys': _count, 'train_steps': _count, 'train_time': _number, 'total_epochs': _number, 'impatience': _count,
@@ -158,6 +159,15 @@ def _report(value) -> bool:
     return isinstance(value, dict) and all(_text(name) for name in value) and all(
         _number(value.get(name, 0)) and math.isfinite(value.get(name, 0)) for name in ('train_steps', 'total_epochs', 'parleys')
     )
+
+
+def _writable(value) -> bool:
+    """Can it stand in the JSON file beside the checkpoint?"""
+    try:
+        json.dumps(value).encode()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _restorable(state) -> bool:
