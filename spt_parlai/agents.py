@@ -16,6 +16,7 @@ from spt_parlai.model.spt_model import Prediction, SptModel
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.objective.similarity import similar_pairs
 from spt_parlai.options import add_spt_args
+from spt_parlai.packed_batch import per_message
 from spt_parlai.seeding import noise_generator
 
 
@@ -50,23 +51,10 @@ class SptAgent(FrozenLMAgent):
         self.description = checkpoint.describe(opt, llm, model)
         return model
 
-    def _set_text_vec(self, obs, history, truncate):
-        obs = super()._set_text_vec(obs, history, truncate)
-        if not obs.is_padding():
-            persona = self.opt['contrastive_text'] == 'persona'
-            obs.force_set('contrastive_text', ' '.join(history.dialogue.persona) if persona else obs['full_text'])
-        return obs
-
-    def batchify(self, obs_batch, sort=False):
-        batch = super().batchify(obs_batch, sort=sort)
-        if batch.batchsize:
-            batch['contrastive_texts'] = [obs_batch[i]['contrastive_text'] for i in batch.valid_indices]
-        return batch
-
     # ---- training and evaluation ----------------------------------------------------------------------
 
     def _model_input(self, batch):
-        return (batch.text_vec, batch.label_vec, batch.get('selected_prompt'))
+        return (batch.text_vec, batch.label_vec, batch.get('selected_prompt'), batch.get('row'), batch.get('context_length'))
 
     def _encoder_input(self, batch):
         return (batch.text_vec, batch.get('selected_prompt'))
@@ -81,16 +69,23 @@ class SptAgent(FrozenLMAgent):
         prediction = self.model(*self._model_input(batch))
         similar = None
         if self.objective.lambda_contrastive:
-            similar = similar_pairs(batch.contrastive_texts, self.opt['similarity_threshold'])
+            similar = similar_pairs(batch.texts[self.opt['contrastive_text']], self.opt['similarity_threshold'])
             similar = similar.to(prediction.scores.device)
         losses = self.objective(
-            prediction.log_probs, prediction.scores, prediction.example, similar, self._noise(prediction.scores, batch)
+            prediction.log_probs, prediction.scores, prediction.example, similar, self._noise(prediction.scores, batch),
+            self._dialogues(batch),
         )
         if torch.isfinite(losses.total):
-            self._record(prediction, losses)
+            self._record(batch, prediction, losses)
         elif not batch.is_training:
             self.refuse_evaluation()
         return (losses.total, (None, prediction)) if return_output else losses.total
+
+    def _dialogues(self, batch) -> torch.Tensor | None:
+        """Whose turn each example is, int64 [B], where `--contrastive-pairs across` wants pairs of different dialogues alone."""
+        if self.opt['contrastive_pairs'] == 'all' or 'message' not in batch:
+            return None  # turn by turn, each example of a batch is of another dialogue
+        return torch.tensor(batch.message)
 
     def _noise(self, scores: torch.Tensor, batch) -> torch.Tensor | None:
         """N(0, 1) [B, K] for `--gold-noise`, in training alone: a function of seed, process and batch, so that it resumes."""
@@ -100,16 +95,18 @@ class SptAgent(FrozenLMAgent):
         generator = noise_generator(self.opt.get('seed') or 0, get_rank(), batches)
         return torch.randn(scores.shape, generator=generator).to(scores)
 
-    def _record(self, prediction: Prediction, losses: Losses) -> None:
-        K = prediction.scores.shape[1]
+    def _record(self, batch, prediction: Prediction, losses: Losses) -> None:
+        K, message = prediction.scores.shape[1], batch.get('message')
+        for name, values in (batch.get('counts') or {}).items():
+            self.record_local_metric(name, values)
         for name, values in (
             *prediction_metrics(
                 prediction.log_probs, prediction.greedy, prediction.targets, prediction.example, prediction.selected
             ),
-            *loss_metrics(losses.total, losses.nll, losses.selection, losses.contrastive, losses.fusion),
+            *loss_metrics(losses.total, losses.nll, losses.selection, losses.contrastive, losses.pairs, losses.fusion),
             *usage_metrics(prediction.selected.tolist(), K),
         ):
-            self.record_local_metric(name, values)
+            self.record_local_metric(name, values if message is None else per_message(values, message))
 
     def _construct_label_token_losses(self, labels, model_output):
         """(token, loss under the selected prompt) pairs of each example, for `--verbose`."""

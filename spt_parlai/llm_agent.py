@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from spt_parlai.checkpoint_schema import check_fits
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.messages import check_message
+from spt_parlai.dialogue.whole_dialogue import FIELD
 from spt_parlai.errors import UsageError
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
@@ -27,6 +29,7 @@ from spt_parlai.model.memory import training_memory
 from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.option_checks import check_options
 from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
+from spt_parlai.packed_batch import Turn, pack_batch, turn_counts
 from spt_parlai.seeding import seed_everything
 from spt_parlai.stepping import SteadySteps, memory_errors_explained
 from spt_parlai.window import share_window, window_size
@@ -146,11 +149,39 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         context = history.context()
         obs.force_set('text_vec', torch.LongTensor(context.ids))
         obs.force_set('full_text', context.text)
+        obs.force_set('persona_text', ' '.join(history.dialogue.persona))
         obs.force_set('full_text_vec', list(history.full_context().ids) if self.beam_context_block_ngram > 0 else [])
         obs.force_set('context_original_length', context.length)
         obs.force_set('context_truncate_rate', context.length > len(context.ids))
         obs.force_set('context_truncated_length', context.length - len(context.ids))
         return obs
+
+    def vectorize(self, obs, history, *args, text_truncate=None, label_truncate=None, **kwargs):
+        if FIELD not in obs or obs.is_padding():
+            return super().vectorize(obs, history, *args, text_truncate=text_truncate, label_truncate=label_truncate, **kwargs)
+        turns = self._turns(obs[FIELD], label_truncate)
+        obs.force_set('turns', turns)
+        obs.force_set('text_vec', torch.LongTensor(turns[-1].context))  # the longest row: what ParlAI sorts batches by
+        obs.force_set('labels_vec', torch.LongTensor(turns[-1].target))
+        return obs
+
+    def _turns(self, messages, label_truncate) -> list[Turn]:
+        """A whole dialogue's labelled turns, each as it would be if ParlAI had told it message by message."""
+        history = DialogueHistory(self.opt, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict)
+        turns = []
+        for message in messages:
+            history.update_history(message)
+            if not message['labels']:
+                continue
+            label = message['labels'][0] if len(message['labels']) == 1 else random.choice(message['labels'])
+            context = history.context()
+            target, length, _ = self._vectorize_text_with_truncate_stats(label, truncate=label_truncate)
+            turns.append(Turn(
+                list(context.ids), target.tolist(), context.text, ' '.join(history.dialogue.persona), context.length, length
+            ))
+            if self.opt.get('use_reply', 'label') == 'label':
+                history.add_reply(label)
+        return turns
 
     def _vectorize_text_with_truncate_stats(
         self, text, add_start=False, add_end=False, truncate=None, truncate_left=True
@@ -161,6 +192,30 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         if truncate is not None:
             ids = ids[: truncate - 1]
         return torch.LongTensor([*ids, self.END_IDX]), length, length > len(ids) + 1
+
+    def batchify(self, obs_batch, sort=False):
+        batch = super().batchify(obs_batch, sort=sort)
+        if batch.batchsize:
+            valid = [obs_batch[i] for i in batch.valid_indices]
+            if any('turns' in obs for obs in valid):
+                self._pack(batch, valid)
+            else:
+                batch['texts'] = {'context': [obs['full_text'] for obs in valid], 'persona': [obs['persona_text'] for obs in valid]}
+        return batch
+
+    def _pack(self, batch, observations) -> None:
+        """Messages of one batch, some or all of them whole dialogues → a batch of turns."""
+        dialogues = [obs['turns'] if 'turns' in obs else [Turn(
+            obs['text_vec'].tolist(), obs['labels_vec'].tolist(), obs['full_text'], obs['persona_text'],
+            obs['context_original_length'], obs['label_original_length'],
+        )] for obs in observations]
+        pack_batch(batch, dialogues, self.NULL_IDX)
+        turns = [turn for dialogue in dialogues for turn in dialogue]
+        batch['texts'] = {'context': [t.text for t in turns], 'persona': [t.persona for t in turns]}
+        batch['counts'] = turn_counts(dialogues)
+        for name in ('_context_original_length', '_context_truncate_rate', '_context_truncated_length',
+                     '_label_original_length', '_label_truncate_rate', '_label_truncated_length'):
+            batch[name] = None  # ParlAI's, by message; `counts` has them by turn
 
     @contextlib.contextmanager
     def replaying(self):

@@ -9,7 +9,7 @@ from pathlib import Path
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.model.initialisation import INITIALISATIONS, SOURCES
 from spt_parlai.model.loading import DTYPES
-from spt_parlai.options import CONTRASTIVE_TEXTS, QUANTIZATIONS
+from spt_parlai.options import CONTRASTIVE_PAIRS, CONTRASTIVE_TEXTS, QUANTIZATIONS
 
 _WHOLE = ('prompt_chunk', 'max_skipped_steps')
 _AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'max_new_tokens', 'batchsize')
@@ -21,7 +21,7 @@ _NOT_NEGATIVE = {
 _POSITIVE = ('tau_gold', 'tau_score', 'temperature', 'activation_beta')
 _CHOICES = {
     'llm_dtype': ('auto', *DTYPES), 'llm_quantization': QUANTIZATIONS,
-    'contrastive_text': CONTRASTIVE_TEXTS,
+    'contrastive_text': CONTRASTIVE_TEXTS, 'contrastive_pairs': CONTRASTIVE_PAIRS,
 }
 _UNSUPPORTED = {
     'model_parallel': 'use --llm-device-map auto to spread the LLM over several GPUs',

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from spt_parlai.dialogue.whole_dialogue import MUTATOR
 from spt_parlai.model.loading import DTYPES
-from spt_parlai.model.initialisation import INITIALISATIONS
 
 CONTRASTIVE_TEXTS = ('context', 'persona')
+CONTRASTIVE_PAIRS = ('all', 'across')
 QUANTIZATIONS = ('none', '8bit', '4bit')
 NO_GENERATION_NEEDED = (
     'ppl', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy',
@@ -23,6 +24,9 @@ def add_llm_args(parser) -> None:
                        help="none, or accelerate's placement: auto, balanced, or a JSON file")
     group.add_argument('--llm-quantization', type=str, default='none', choices=list(QUANTIZATIONS),
                        help='load the LLM in 8 or 4 bits (needs bitsandbytes)')
+    group.add_argument('--dialogue-packing', type='bool', default=True,
+                       help='train on whole dialogues, all turns in one pass; a batch is then --batchsize dialogues. '
+                            'false: every turn is an example of its own')
     group.add_argument('--checkpoint-activations', type='bool', default=False,
                        help="recompute the LLM's layers in the backward pass: same gradients, far less memory, a third slower")
     group.add_argument('--max-new-tokens', type=int, default=32, help='longest generated reply, in tokens')
@@ -48,6 +52,8 @@ def add_spt_args(parser) -> None:
                        help='contexts with a sentence BLEU (0-100) above this are pulled together, others apart')
     group.add_argument('--contrastive-text', type=str, default='context', choices=list(CONTRASTIVE_TEXTS),
                        help='which text of a context the contrast compares')
+    group.add_argument('--contrastive-pairs', type=str, default='all', choices=list(CONTRASTIVE_PAIRS),
+                       help='all: every two examples of a batch; across: only those of different dialogues')
     group.add_argument('--gold-noise', type=float, default=0.0,
                        help='strength of normal noise on the gold distribution in training (stability experiment A.8)')
     group.add_argument('--score-noise', type=float, default=0.0,
@@ -71,6 +77,7 @@ def add_chat_args(parser) -> None:
 def set_training_defaults(parser) -> None:
     """What makes the bare command right; every one of them can be given."""
     parser.set_defaults(
+        mutators=MUTATOR,  # see `dialogue.whole_dialogue`: training folds alone, unless --dialogue-packing false
         optimizer='adam', learningrate=0.01, validation_metric='ppl', validation_metric_mode='min',
         skip_generation=None,  # decided by `skips_generation`
         save_every_n_secs=60.0, save_after_valid=True,  # a killed run continues

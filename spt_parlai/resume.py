@@ -21,6 +21,7 @@ from parlai.utils.distributed import get_rank, is_primary_worker
 from tqdm import tqdm
 
 from spt_parlai.checkpoint import load_states, save_json
+from spt_parlai.epochs import count_packed_epochs
 from spt_parlai.seeding import new_seed, random_state, restore_random_state, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
@@ -66,6 +67,7 @@ def _init(original, loop, opt) -> None:
     if opt.get('model_file'):  # init_model's part is played: the last report is of the best model, not of what the run began from
         opt['init_model'] = None
         (opt.get('override') or {}).pop('init_model', None)
+    count_packed_epochs(loop.world, opt)
     loop.valid_worlds = train_model.load_eval_worlds(loop.agent, opt, 'valid')  # data that is missing is missed now
     seed_everything(opt['seed'], get_rank())
     loop.parleys_done = loop.parleys

@@ -25,7 +25,7 @@ NAN, INF = float('nan'), float('inf')
     ('force_prompt', 4, 'from 0 to 3'), ('force_prompt', -2, '-1'), ('prompt_chunk', -1, 'at least 0'),
     ('max_skipped_steps', 1.5, 'whole number'), ('prompt_init', 'file:/no/such.txt', 'no such file'),
     ('prompt_init', 'zeros', 'normal, embedding-scale, vocab'), ('llm_dtype', 'int4', 'bfloat16'),
-    ('llm_quantization', '2bit', '8bit'), ('contrastive_text', 'all', 'persona'),
+    ('llm_quantization', '2bit', '8bit'), ('contrastive_text', 'all', 'persona'), ('contrastive_pairs', 'some', 'across'),
     ('text_truncate', 0, '-1'), ('label_truncate', -2, '-1'), ('truncate', 0, '-1'), ('text_truncate', 1.5, 'number of tokens'),
     ('model_parallel', True, '--llm-device-map auto'), ('data_parallel', True, 'multiprocessing_train'),
     ('person_tokens', True, 'template'), ('special_tok_lst', 'A,B', 'no tokens are added'),

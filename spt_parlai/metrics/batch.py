@@ -33,12 +33,12 @@ def prediction_metrics(
 
 
 def loss_metrics(
-    total: Tensor, nll: Tensor, selection: Tensor | None, contrastive: Tensor | None, fusion: Tensor | None
+    total: Tensor, nll: Tensor, selection: Tensor | None, contrastive: Tensor | None, pairs: Tensor | None, fusion: Tensor | None
 ) -> Named:
     """The terms of eq. 6 as they enter the total, before their λ; a term that is None is left out.
 
-    total: scalar; nll [K, B], summed over the prompts; selection, fusion [B]; contrastive [B, B] above the diagonal: an
-    example's share are its pairs with the earlier ones, so that the average over examples is the mean over pairs.
+    total: scalar; nll [K, B], summed over the prompts; selection, fusion [B]; contrastive [B, B] and pairs bool [B, B], both above
+    the diagonal: an example's share are its pairs with the earlier ones, so that the average over examples is the mean over pairs.
     """
     B = nll.shape[1]
     yield 'spt_loss', AverageMetric.many([float(total.detach())] * B)
@@ -46,7 +46,7 @@ def loss_metrics(
     if selection is not None:
         yield 'selection', AverageMetric.many(selection.detach().tolist())
     if contrastive is not None:
-        yield 'contrastive', AverageMetric.many(contrastive.detach().sum(0).tolist(), list(range(B)))
+        yield 'contrastive', AverageMetric.many(contrastive.detach().sum(0).tolist(), pairs.sum(0).tolist())
     if fusion is not None:
         yield 'fusion', AverageMetric.many(fusion.detach().tolist())
 

@@ -37,6 +37,15 @@ def context_mean(embeddings: Tensor, mask: Tensor) -> Tensor:
     return total / weights.sum(1, keepdim=True).clamp(min=1)
 
 
+def prefix_means(embeddings: Tensor, row: Tensor, length: Tensor) -> Tensor:
+    """Means over the first tokens of rows: embeddings [R, M, D]; row, length int64 [B] → float32 [B, D].
+
+    The mean of rows [row[b], :length[b]] for every b, all from one cumulative sum.
+    """
+    total = embeddings.float().cumsum(1)[row, length - 1]
+    return total / length[:, None]
+
+
 def select(scores: Tensor) -> Tensor:
     """i* of equation 7: scores [B, K] → int64 [B]; of equal scores the lowest index."""
     best = scores == scores.max(dim=1, keepdim=True).values

@@ -9,45 +9,56 @@ from torch import Tensor
 
 
 class TokenRows(NamedTuple):
-    """Contexts and shifted targets of B examples, right-padded to M columns.
+    """B examples in R rows of M columns, padded on the right: a row's examples share its beginning.
 
-    ids: int64 [B, M], 0 at padding; mask: bool [B, M]; context: bool [B, M], true at context tokens;
-    targets: int64 [N], all examples' target tokens in order; example: int64 [N], whose each is;
-    column: int64 [N], the column whose output predicts it.
+    ids: int64 [R, M], 0 at padding; mask: bool [R, M]; row: int64 [B], the row of each example, whose context is the row's
+    first context_length, int64 [B], tokens; targets: int64 [N], all examples' target tokens in order; example: int64 [N],
+    whose each is; column: int64 [N], the column whose output predicts it.
     """
 
     ids: Tensor
     mask: Tensor
-    context: Tensor
+    row: Tensor
+    context_length: Tensor
     targets: Tensor
     example: Tensor
     column: Tensor
 
 
-def token_rows(contexts: Tensor, targets: Tensor) -> TokenRows:
-    """contexts int64 [B, T] and targets int64 [B, U], right-padded with negative ids → rows of c_n then y_n[:-1]."""
+def token_rows(
+    contexts: Tensor, targets: Tensor, row: Tensor | None = None, context_length: Tensor | None = None
+) -> TokenRows:
+    """contexts int64 [R, T] and targets int64 [B, U], right-padded with negative ids → rows of c then y[:-1].
+
+    Without `row` each example has its own context. With row and context_length, int64 [B], rows are shared: a row of
+    `contexts` is its last example's context, which begins with those of its other examples, and their targets.
+    """
     in_context, in_target = contexts >= 0, targets >= 0
-    context_length, target_length = in_context.sum(1), in_target.sum(1)
-    length = context_length + target_length - 1
+    longest, target_length = in_context.sum(1), in_target.sum(1)  # [R], [B]
+    if row is None or context_length is None:
+        row, context_length = torch.arange(len(contexts), device=contexts.device), longest
+    order = torch.arange(len(targets), device=targets.device)
+    last = torch.zeros_like(longest).scatter_reduce(0, row, order, 'amax', include_self=False)  # [R], each row's last example
+    length = longest + target_length[last] - 1
     columns = torch.arange(int(length.max()), device=contexts.device)[None]  # [1, M]
     mask = columns < length[:, None]
-    context = columns < context_length[:, None]
-    not_last = torch.arange(targets.shape[1], device=targets.device)[None] < target_length[:, None] - 1
+    of_context = columns < longest[:, None]
+    not_last = torch.arange(targets.shape[1], device=targets.device)[None] < target_length[last, None] - 1
     ids = torch.zeros_like(mask, dtype=torch.long)
-    ids[context] = contexts[in_context]
-    ids[mask & ~context] = targets[not_last]
+    ids[of_context] = contexts[in_context]
+    ids[mask & ~of_context] = targets[last][not_last]
     example, offset = in_target.nonzero(as_tuple=True)
-    return TokenRows(ids, mask, context, targets[in_target], example, context_length[example] - 1 + offset)
+    return TokenRows(ids, mask, row, context_length, targets[in_target], example, context_length[example] - 1 + offset)
 
 
 def join_all(soft_prompts: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Every prompt before every example: [K, L, D], [B, M, D], bool [B, M] → ([K·B, L + M, D], bool [K·B, L + M])."""
+    """Every prompt before every row: [K, L, D], [R, M, D], bool [R, M] → ([K·R, L + M, D], bool [K·R, L + M])."""
     K, L, D = soft_prompts.shape
-    B, M, _ = words.shape
+    R, M, _ = words.shape
     rows = torch.cat(
-        [soft_prompts.to(words)[:, None].expand(K, B, L, D), words[None].expand(K, B, M, D)], dim=2
-    ).reshape(K * B, L + M, D)
-    prompt_mask = mask.new_ones(B, L)
+        [soft_prompts.to(words)[:, None].expand(K, R, L, D), words[None].expand(K, R, M, D)], dim=2
+    ).reshape(K * R, L + M, D)
+    prompt_mask = mask.new_ones(R, L)
     return rows, torch.cat([prompt_mask, mask], dim=1).repeat(K, 1)
 
 
@@ -65,9 +76,9 @@ def join_chosen(chosen: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def target_positions(rows: TokenRows, num_prompts: int, prompt_length: int) -> Tensor:
-    """Flat positions in [K·B, L + M] of the outputs that predict the targets: int64 [K·N], prompt by prompt."""
-    B, M = rows.ids.shape
+    """Flat positions in [K·R, L + M] of the outputs that predict the targets: int64 [K·N], prompt by prompt."""
+    R, M = rows.ids.shape
     width = prompt_length + M
-    first = rows.example * width + prompt_length + rows.column  # [N], of prompt 0
-    prompt = torch.arange(num_prompts, device=first.device)[:, None] * (B * width)
+    first = rows.row[rows.example] * width + prompt_length + rows.column  # [N], of prompt 0
+    prompt = torch.arange(num_prompts, device=first.device)[:, None] * (R * width)
     return (prompt + first[None]).flatten()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spt_parlai.model.decoding import DecodingState
 from spt_parlai.model.frozen_lm import FrozenLM
-from spt_parlai.model.retriever import Retriever, context_mean, select
+from spt_parlai.model.retriever import Retriever, context_mean, prefix_means, select
 from spt_parlai.model.rows import TokenRows, join_all, join_chosen, target_positions, token_rows
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 
@@ -67,11 +67,18 @@ class SptModel(TorchGeneratorModel):
 
         return super()._apply(moved_only, recurse)
 
-    def forward(self, contexts: Tensor, targets: Tensor, selected: Tensor | None = None) -> Prediction:
-        """contexts int64 [B, T], targets int64 [B, U], both right-padded with negative ids; selected int64 [B], if known."""
-        rows = token_rows(contexts.to(self.llm.device), targets.to(self.llm.device))
-        words = self.llm.embed(rows.ids)  # [B, M, D]
-        scores = self._score(words, rows.context)
+    def forward(
+        self, contexts: Tensor, targets: Tensor, selected: Tensor | None = None,
+        row: Tensor | None = None, context_length: Tensor | None = None,
+    ) -> Prediction:
+        """contexts int64 [R, T], targets int64 [B, U], both right-padded with negative ids; selected int64 [B], if known.
+
+        row, context_length: int64 [B], where examples share rows (see `token_rows`); without them R = B.
+        """
+        inputs = (contexts, targets) if row is None else (contexts, targets, row, context_length)
+        rows = token_rows(*(tensor.to(self.llm.device) for tensor in inputs))
+        words = self.llm.embed(rows.ids)  # [R, M, D]
+        scores = self._score(prefix_means(words, rows.row, rows.context_length))
         selected = self.select(scores) if selected is None else selected.to(scores.device)
         chunks = self.soft_prompts.tokens.split(self.prompt_chunk)
         if len(chunks) == 1:
@@ -117,24 +124,24 @@ class SptModel(TorchGeneratorModel):
 
     def retrieve(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
         """contexts int64 [B, T], right-padded → (scores float32 [B, K] of eq. 1, selected int64 [B] of eq. 7)."""
-        scores = self._score(*self._embed_contexts(contexts))
+        scores = self._score(context_mean(*self._embed_contexts(contexts)))
         return scores, self.select(scores)
 
     def _embed_contexts(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
         contexts = contexts.to(self.llm.device)
         return self.llm.embed(contexts.clamp(min=0)), contexts >= 0
 
-    def _score(self, words: Tensor, context: Tensor) -> Tensor:
-        """words [B, M, D] and bool [B, M], true at context tokens → scores float32 [B, K]."""
+    def _score(self, means: Tensor) -> Tensor:
+        """Means of the contexts' word embeddings, float32 [B, D] → scores float32 [B, K]."""
         prompts = self.soft_prompts.tokens
-        return self.retriever(context_mean(words, context).to(prompts), prompts)
+        return self.retriever(means.to(prompts), prompts)
 
     # ---- decoding, as ParlAI's search calls it --------------------------------------------------------
 
     def encoder(self, contexts: Tensor, selected: Tensor | None = None) -> DecodingState:
         """Select a prompt for each context (int64 [B, T], right-padded) if that is not done, and run [sp ; c] once."""
         words, mask = self._embed_contexts(contexts)
-        scores = self._score(words, mask)
+        scores = self._score(context_mean(words, mask))
         selected = self.select(scores) if selected is None else selected.to(scores.device)
         rows, row_mask = join_chosen(self.soft_prompts.tokens[selected], words, mask)
         logits, cache = self.llm.prefill(rows, row_mask)

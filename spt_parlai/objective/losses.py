@@ -43,15 +43,21 @@ def selection_loss(gold: Tensor, scores: Tensor, tau_score: float) -> Tensor:
     return F.kl_div(torch.log_softmax(scores / tau_score, dim=-1), gold, reduction='none').sum(-1)
 
 
-def contrastive_loss(scores: Tensor, similar: Tensor) -> Tensor:
-    """Eq. 4 for every unordered pair of the batch.
+def contrastive_loss(scores: Tensor, similar: Tensor, pairs: Tensor) -> Tensor:
+    """Eq. 4 for the chosen pairs of the batch: 1 − cos where similar, else max(0, cos).
 
-    scores [B, K]; similar: bool [B, B], read above the diagonal. Returns [B, B], zero on and below the diagonal:
-    1 − cos where similar, else max(0, cos).
+    scores [B, K]; similar, pairs: bool [B, B]. Returns [B, B], zero where `pairs` is false.
     """
     unit = F.normalize(scores, dim=-1)
     cosine = unit @ unit.T
-    return torch.where(similar, 1 - cosine, cosine.clamp(min=0)).triu(1)
+    return torch.where(similar, 1 - cosine, cosine.clamp(min=0)) * pairs
+
+
+def unordered_pairs(B: int, apart: Tensor | None = None) -> Tensor:
+    """bool [B, B], true above the diagonal; apart: int64 [B], and then only where two examples differ in it."""
+    device = None if apart is None else apart.device
+    pairs = torch.ones(B, B, dtype=torch.bool, device=device).triu(1)
+    return pairs if apart is None else pairs & (apart[:, None] != apart[None])
 
 
 def fusion_nll(log_probs: Tensor, example: Tensor, num_examples: int) -> Tensor:
@@ -64,7 +70,7 @@ def fusion_nll(log_probs: Tensor, example: Tensor, num_examples: int) -> Tensor:
 class Losses:
     """The terms of eq. 6 for one batch.
 
-    total: scalar; nll: [K, B]; selection, fusion: [B]; contrastive: [B, B] above the diagonal.
+    total: scalar; nll: [K, B]; selection, fusion: [B]; contrastive: [B, B], of which bool `pairs` [B, B] says which count.
     A term that is switched off is None.
     """
 
@@ -72,6 +78,7 @@ class Losses:
     nll: Tensor
     selection: Tensor | None
     contrastive: Tensor | None
+    pairs: Tensor | None
     fusion: Tensor | None
 
 
@@ -87,14 +94,16 @@ class SptObjective:
     gold_noise: float = 0.0
 
     def __call__(
-        self, log_probs: Tensor, scores: Tensor, example: Tensor, similar: Tensor | None, noise: Tensor | None = None
+        self, log_probs: Tensor, scores: Tensor, example: Tensor, similar: Tensor | None, noise: Tensor | None = None,
+        apart: Tensor | None = None,
     ) -> Losses:
         """log_probs [K, N], scores [B, K], example int64 [N]; similar: bool [B, B], needed for the contrast alone;
-        noise: N(0, 1) [B, K], of which `gold_noise` times is added to the gold distribution."""
+        noise: N(0, 1) [B, K], of which `gold_noise` times is added to the gold distribution;
+        apart: int64 [B], if the contrast is to take only pairs that differ in it (their dialogue)."""
         B = len(scores)
         nll = prompt_nll(log_probs, example, B)
         total = nll.sum(0).mean() + 0.0 * scores.sum()  # every trainable tensor takes part in every step
-        selection = contrastive = fusion = None
+        selection = contrastive = pairs = fusion = None
         if self.lambda_selection:
             gold = gold_distribution(nll, self.tau_gold)
             if noise is not None:
@@ -102,9 +111,10 @@ class SptObjective:
             selection = selection_loss(gold, scores, self.tau_score)
             total = total + self.lambda_selection * selection.mean()
         if self.lambda_contrastive:
-            contrastive = contrastive_loss(scores, similar)
-            total = total + self.lambda_contrastive * contrastive.sum() / max(B * (B - 1) // 2, 1)
+            pairs = unordered_pairs(B, apart).to(scores.device)
+            contrastive = contrastive_loss(scores, similar, pairs)
+            total = total + self.lambda_contrastive * contrastive.sum() / pairs.sum().clamp(min=1)
         if self.lambda_fusion:
             fusion = fusion_nll(log_probs, example, B)
             total = total + self.lambda_fusion * fusion.mean()
-        return Losses(total, nll, selection, contrastive, fusion)
+        return Losses(total, nll, selection, contrastive, pairs, fusion)

@@ -37,10 +37,45 @@ def test_token_rows(examples, more_context, more_target):
         seen, empty = c + y[:-1], M - len(c) - len(y) + 1
         assert rows.ids[n].tolist() == seen + [0] * empty
         assert rows.mask[n].tolist() == [True] * len(seen) + [False] * empty
-        assert rows.context[n].tolist() == [True] * len(c) + [False] * (M - len(c))
+    assert rows.row.tolist() == list(range(len(examples)))
+    assert rows.context_length.tolist() == [len(c) for c, _ in examples]
     assert rows.targets.tolist() == [t for _, y in examples for t in y]
     assert rows.example.tolist() == [n for n, (_, y) in enumerate(examples) for _ in y]
     assert rows.column.tolist() == [len(c) - 1 + i for c, y in examples for i in range(len(y))]
+
+
+@quick
+@given(st.lists(ROWS, min_size=1, max_size=3), PROMPTS)
+def test_token_rows_shared_by_examples(dialogues, group):
+    """Rows of growing contexts: at every predicting position stands the last token of what precedes the target's token."""
+    K, L = group
+    contexts, targets, row = [], [], []
+    for r, turns in enumerate(dialogues):
+        so_far = []
+        for more, target in turns:
+            context = [*so_far, *more]
+            contexts.append(context)
+            targets.append(target)
+            row.append(r)
+            so_far = [*context, *target[:-1]]
+    last = [max(i for i, r in enumerate(row) if r == wanted) for wanted in range(len(dialogues))]
+    lengths = torch.tensor([len(c) for c in contexts])
+    rows = token_rows(pad([contexts[i] for i in last]), pad(targets), torch.tensor(row), lengths)
+    assert rows.targets.tolist() == [t for y in targets for t in y]
+    for r, i in enumerate(last):
+        assert rows.ids[r, rows.mask[r]].tolist() == contexts[i] + targets[i][:-1]
+    n = 0
+    for b, (context, target) in enumerate(zip(contexts, targets)):
+        for i in range(len(target)):
+            seen = rows.ids[row[b], : int(rows.column[n]) + 1].tolist()
+            assert seen == context + target[:i] and int(rows.example[n]) == b
+            n += 1
+    R, M = rows.ids.shape
+    positions = target_positions(rows, K, L)
+    assert positions.shape == (K * n,)
+    grid = torch.arange(K * R * (L + M)).view(K, R, L + M)
+    expected = [grid[k, rows.row[e], L + c] for k in range(K) for e, c in zip(rows.example.tolist(), rows.column.tolist())]
+    assert positions.tolist() == [int(p) for p in expected]
 
 
 @quick

@@ -17,6 +17,7 @@ from spt_parlai.objective.losses import (
     mean_per_example,
     prompt_nll,
     selection_loss,
+    unordered_pairs,
 )
 
 quick = settings(max_examples=60, deadline=None)
@@ -158,11 +159,25 @@ def test_selection_loss_is_torchs_batchmean():
 @given(batches())
 def test_contrastive_loss(batch):
     _, scores, lengths, similar = batch
-    losses = contrastive_loss(scores, similar)
+    losses = contrastive_loss(scores, similar, unordered_pairs(len(scores)))
     expected = naive_pairs(scores, similar.tolist())
     for m in range(len(lengths)):
         for n in range(len(lengths)):
             assert float(losses[m, n]) == pytest.approx(expected.get((m, n), 0.0), abs=1e-9)
+
+
+@quick
+@given(batches(), st.integers(1, 3))
+def test_pairs_across_dialogues(batch, dialogues):
+    """With `apart`, a pair of one dialogue neither counts nor weighs."""
+    log_probs, scores, lengths, similar = batch
+    B = len(lengths)
+    apart = torch.arange(B) % dialogues
+    losses = SptObjective(lambda_selection=0, lambda_fusion=0)(log_probs, scores, owners(lengths), similar, apart=apart)
+    pairs = {pair: value for pair, value in naive_pairs(scores, similar.tolist()).items() if apart[pair[0]] != apart[pair[1]]}
+    assert losses.pairs.nonzero().tolist() == sorted(map(list, pairs))
+    expected = mean(sum(column) for column in zip(*naive_nll(log_probs, lengths))) + mean(pairs.values())
+    assert float(losses.total) == pytest.approx(expected, rel=1e-9)
 
 
 def test_contrastive_loss_reads_similarity_of_earlier_to_later():
@@ -171,7 +186,7 @@ def test_contrastive_loss_reads_similarity_of_earlier_to_later():
     for m, n, expected in ((0, 1, 1 - cosine), (1, 0, cosine)):
         similar = torch.zeros(2, 2, dtype=torch.bool)
         similar[m, n] = True
-        assert contrastive_loss(scores, similar)[0, 1].item() == pytest.approx(expected, abs=1e-6)
+        assert contrastive_loss(scores, similar, unordered_pairs(len(scores)))[0, 1].item() == pytest.approx(expected, abs=1e-6)
 
 
 @quick
@@ -241,7 +256,7 @@ def test_gradients_of_the_terms(K, lengths, lambdas):
 
     def total(log_probs, scores):
         value = prompt_nll(log_probs, example, B).sum(0).mean() + selection * selection_loss(gold, scores, 1.0).mean()
-        value = value + contrastive * contrastive_loss(scores, similar).sum() / max(B * (B - 1) / 2, 1)
+        value = value + contrastive * contrastive_loss(scores, similar, unordered_pairs(len(scores))).sum() / max(B * (B - 1) / 2, 1)
         return value + fusion * fusion_nll(log_probs, example, B).mean()
 
     assert torch.autograd.gradcheck(total, (log_probs, scores))
