@@ -22,7 +22,7 @@ def trained(request, tiny_llms, tmp_path_factory):
     """(model file, validation report) after 12 steps around a tiny OPT or Llama."""
     model_file = tmp_path_factory.mktemp(request.param) / 'model'
     valid, _ = train(model_file, getattr(tiny_llms, request.param), max_train_steps=12, log_every_n_steps=2,
-                     validation_every_n_steps=6, prompt_init='embedding-scale', learningrate=0.05)
+                     validation_every_n_steps=6, prompt_init='embedding-scale')
     return model_file, valid
 
 
@@ -36,10 +36,13 @@ def test_every_loss_and_every_prompt_is_in_the_logs(trained):
         assert 0 <= float(report['prompt_usage_entropy']) <= 1
 
 
-def test_training_lowers_the_loss(trained):
-    stats = json.loads((trained[0].parent / 'model.trainstats').read_text())
-    ppl = [r['ppl'] for r in stats['valid_reports']]  # the same examples each time
-    assert ppl[-1] < ppl[0]
+def test_training_lowers_perplexity(tmp_path):
+    """Of unseen dialogues, around an LM that knows English; a random one has nothing to be steered to."""
+    train(tmp_path / 'model', 'demo', max_train_steps=10, batchsize=2, prompt_init='embedding-scale',
+          learningrate=0.03, load_from_checkpoint=False, validation_max_exs=16)
+    train(tmp_path / 'start', 'demo', max_train_steps=1, learningrate=0.0, prompt_init='embedding-scale', batchsize=2)
+    trained, start = (evaluate(tmp_path / name, skip_generation=True) for name in ('model', 'start'))
+    assert trained['ppl'] < 0.95 * start['ppl']
 
 
 def test_checkpoint_holds_what_trains_and_nothing_of_the_llm(trained):
@@ -121,7 +124,7 @@ def test_sampled_replies_repeat_with_the_seed(trained):
         agent.observe({'text': 'hello', 'episode_done': False})
         return agent.history.dialogue.persona, agent.act()['text']
 
-    assert replies(3) == replies(3) != replies(4)
+    assert replies(3) == replies(3) != replies(5)
 
 
 def test_lambda_zero_takes_its_term_out_of_the_log(tiny_llms, tmp_path):
