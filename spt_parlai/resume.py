@@ -83,7 +83,7 @@ def _init(original, loop, opt) -> None:
         reports = [r.get('train_steps', 0) for r in loop.valid_reports]
         loop._last_valid_steps = reports[-1] if reports else 0
         logged = [r.get('train_steps', 0) for r in loop.train_reports]
-        loop._last_log_steps = loop._train_steps - (logged[-1] if logged else 0)
+        loop._last_log_steps = loop.parleys / loop.update_freq - (logged[-1] if logged else 0)
         loop.saved = loop.best_valid is not None and Path(opt['model_file']).exists()
     return None
 

@@ -2,7 +2,8 @@
 
 Single turns in a fixed order. With batches of B, process r trains on batches r, r + N, r + 2N, … of those that one process
 would see, so that the N batches of a step are one process's batch of N·B. What the agent answers is kept, example by example,
-in a file per process, where the variable SEEN names a folder; so are the gradients of every update.
+in a file per process, where the variable SEEN names a folder; so are the gradients of every update. The variable SIGNAL,
+"rank example signal", is a signal that process sends itself when it has trained on that example.
 """
 
 import json
@@ -38,7 +39,12 @@ class DefaultTeacher(DialogTeacher):
                 yield example, True
 
     def custom_evaluation(self, teacher_action, labels, model_response):
-        if 'SEEN' in os.environ and 'metrics' in model_response:
+        if 'loss' not in model_response.get('metrics', ()):  # the agent only draws the batch again, to continue from where it was
+            return
+        rank, number, sent = map(int, os.environ.get('SIGNAL', '-1 0 0').split())
+        if (rank, number, 'train') == (get_rank(), teacher_action['number'], teacher_action['fold']):
+            os.kill(os.getpid(), sent)
+        if 'SEEN' in os.environ:
             report = {k: float(v) for k, v in model_response['metrics'].items()}
             seen = {'fold': teacher_action['fold'], 'number': teacher_action['number'], **report}
             with open(Path(os.environ['SEEN']) / f'{get_rank()}.jsonl', 'a') as file:
