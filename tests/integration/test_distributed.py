@@ -63,6 +63,7 @@ def train(folder, processes, environment=(), **options):
         for name, value in {'SEEN': str(folder), **dict(environment)}.items():
             patch.setenv(name, value)
         options['model_file'] = str(folder / 'model')
+        options = {name: value for name, value in options.items() if value is not None}
         if processes == 1:
             TrainModel.main(**options)
         else:
@@ -146,7 +147,9 @@ def test_every_example_is_evaluated_once(two_with_sgd, one_with_sgd):
 def test_the_contrast_is_within_each_process(llm, tmp_path):
     """The mean of the two halves' losses, each with the pairs of its half: what --update-freq 2 computes in one process."""
     options = {**ORDERED, 'optimizer': 'sgd', 'learningrate': 0.5, 'lambda_contrastive': 5.0, 'max_train_steps': 5, 'llm': llm}
-    two = train(tmp_path / 'two', 2, **options)
+    two = train(tmp_path / 'two', 2, **{**options, 'seed': None})
+    options['seed'] = two.states['spt']['seed']  # chosen by the first process for both
+    assert {metrics['seed'] for metrics in two.seen('train').values()} == {options['seed']}
     assert_equal(two, train(tmp_path / 'halves', 1, **options, update_freq=2), (*LOGGED, 'contrastive', 'spt_loss'))
     whole = train(tmp_path / 'whole', 1, **{**options, 'batchsize': 6})
     assert not torch.allclose(whole.gradients(0)[0][0], two.gradients(0)[0][0], **CLOSE)  # other pairs, another gradient

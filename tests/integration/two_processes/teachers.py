@@ -46,7 +46,7 @@ class DefaultTeacher(DialogTeacher):
             os.kill(os.getpid(), sent)
         if 'SEEN' in os.environ:
             report = {k: float(v) for k, v in model_response['metrics'].items()}
-            seen = {'fold': teacher_action['fold'], 'number': teacher_action['number'], **report}
+            seen = {'fold': teacher_action['fold'], 'number': teacher_action['number'], 'seed': self.opt['seed'], **report}
             with open(Path(os.environ['SEEN']) / f'{get_rank()}.jsonl', 'a') as file:
                 file.write(json.dumps(seen) + '\n')
 
