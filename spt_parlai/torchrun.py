@@ -15,7 +15,7 @@ from parlai.scripts.multiprocessing_eval import MultiProcessEval
 from parlai.scripts.multiprocessing_train import MultiProcessTrain
 from parlai.utils.distributed import override_print
 
-from spt_parlai.compat_distributed import eval_worker, train_worker
+from spt_parlai.compat_distributed import eval_worker, leave, train_worker
 from spt_parlai.errors import UsageError
 
 _COMMANDS = {
@@ -49,3 +49,4 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == '__main__':
     main(sys.argv[1:])
+    leave()
