@@ -3,7 +3,8 @@
 ParlAI is archived: its last release predates torch 2.7, NumPy 1.24 and much else,
 and it assumes CUDA for every multi-process run. Each function below repairs one
 break; its docstring says what breaks, where, why the patch is safe and when it can
-go. The multi-process repairs are in :mod:`spt_parlai.compat_distributed`.
+go. The multi-process repairs are in :mod:`spt_parlai.compat_distributed`
+and :mod:`spt_parlai.compat_slurm`.
 
 ParlAI loads its scripts before it loads an agent given by ``--model``, so the
 patches change modules that are already loaded. ParlAI is imported inside the
@@ -12,7 +13,7 @@ functions: importing this module costs nothing until :func:`apply` is called.
 
 import warnings
 
-from spt_parlai import compat_distributed
+from spt_parlai import compat_distributed, compat_slurm
 
 _applied = False
 
@@ -30,6 +31,7 @@ def apply() -> None:
     patch_rouge_tokenizer()
     patch_txt2vec_array()
     compat_distributed.apply()
+    compat_slurm.apply()
 
 
 def quieten_broadcast_buffers() -> None:

@@ -11,10 +11,14 @@ import copy
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 # How long the first worker may outlive another worker's failure, in seconds.
 _GRACE = 10
+
+# For gloo's threads to let go of their last tensors while Python still runs, in seconds.
+_LET_GO = 0.1
 
 # A gloo process group that is destroyed while the interpreter shuts down can wait
 # forever for its own threads. When ParlAI's and torch's objects drop their
@@ -59,12 +63,30 @@ def patch_workers() -> None:
 
 def train_worker(*args, **kwargs):
     """ParlAI's ``multiprocess_train``, from a module that applies the patches."""
-    return _parlai_workers['train'](*args, **kwargs)
+    return _work('train', *args, **kwargs)
 
 
 def eval_worker(*args, **kwargs):
     """ParlAI's ``multiprocess_eval``, from a module that applies the patches."""
-    return _parlai_workers['eval'](*args, **kwargs)
+    return _work('eval', *args, **kwargs)
+
+
+def _work(kind, rank, opt, port=61337, rank_offset=0, **kwargs):
+    report = _parlai_workers[kind](rank, opt, port, rank_offset, **kwargs)
+    if rank_offset:  # a spawned process, which has nothing else to do
+        leave()
+    return report
+
+
+def leave() -> None:
+    """End this process, whose work is done, without shutting the interpreter down.
+
+    A thread of gloo's that lets go of its last tensor meanwhile would abort the
+    process, and a run that succeeded would end as a failure.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def patch_launchers() -> None:
@@ -224,6 +246,7 @@ def distributed_context(
                 yield opt
         finally:
             dist.destroy_process_group()
+            time.sleep(_LET_GO)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ def install_reading_advice() -> None:
     """Make a task whose files are missing, empty or not what its teacher reads end in one sentence."""
     from parlai.core import worlds
     from parlai.core.teachers import FixedDialogTeacher
+    from parlai.utils.data import DatatypeHelper
+    from parlai.utils.distributed import is_primary_worker
 
     create = worlds._create_task_agents
     if getattr(create, '_gives_advice', False):
@@ -66,7 +68,9 @@ def install_reading_advice() -> None:
             if not str(error).startswith('ParlaiDialogTeacher requires'):
                 raise
             raise UsageError(f"-t {opt['task']}: {' '.join(str(error).split())}; write the entry as text:…<tab>labels:….") from error
-        for teacher in agents:
+        # The first process has a share of every evaluation; another one's may be empty.
+        checked = is_primary_worker() or DatatypeHelper.is_training(opt['datatype'])
+        for teacher in agents if checked else ():
             if isinstance(teacher, FixedDialogTeacher) and teacher.num_examples() == 0:
                 raise UsageError(f"-t {opt['task']}: the data {_data_of(opt)}for -dt {opt['datatype']} holds no example; check the task's files.")
         return agents

@@ -22,6 +22,7 @@ from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.whole_dialogue import FIELD
+from spt_parlai.distributed import accumulates_alone
 from spt_parlai.errors import UsageError
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
@@ -227,7 +228,10 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
             self._replaying = False
 
     def train_step(self, batch):
-        return None if self._replaying else super().train_step(batch)
+        if self._replaying:
+            return None
+        with accumulates_alone(self):
+            return super().train_step(batch)
 
     # ---- replies --------------------------------------------------------------------------------------
 

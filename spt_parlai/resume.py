@@ -17,12 +17,23 @@ from pathlib import Path
 from parlai.core.params import get_model_name
 from parlai.scripts import train_model
 from parlai.utils import logging
-from parlai.utils.distributed import get_rank, is_primary_worker
+from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker, sync_object
 from tqdm import tqdm
 
 from spt_parlai.checkpoint import load_states, save_json
+from spt_parlai.distributed import (
+    AgreedInterrupt,
+    agreed_time,
+    announce_synchronisation,
+    average_accumulated_gradients,
+    check_same_start,
+    interrupts_noted,
+    random_states,
+    restore_own_state,
+    wait_for_save,
+)
 from spt_parlai.epochs import count_packed_epochs
-from spt_parlai.seeding import new_seed, random_state, restore_random_state, seed_everything
+from spt_parlai.seeding import new_seed, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
 
@@ -34,7 +45,8 @@ def install() -> None:
         return
     loop._resumes_exactly = True
     for name, wrapper in (
-        ('__init__', _init), ('train_steps', _train_steps), ('save_model', _save_model), ('_save_train_stats', _save_train_stats),
+        ('__init__', _init), ('train_steps', _train_steps), ('_get_time', _get_time), ('save_model', _save_model),
+        ('_save_train_stats', _save_train_stats),
     ):
         setattr(loop, name, _wrap(getattr(loop, name), wrapper))
     train_model.set_seed = lambda seed: seed_everything(seed, get_rank())
@@ -56,7 +68,7 @@ def _init(original, loop, opt) -> None:
     saved = load_states(path) if path else {}
     if opt.get('seed') is None:
         stored = saved.get('spt', {}).get('seed')
-        opt['seed'] = new_seed() if stored is None else stored
+        opt['seed'] = sync_object(new_seed() if stored is None else stored)
         origin = 'was chosen; give it to repeat this run' if stored is None else 'is the one this run began with'
         logging.info(f'--seed {opt["seed"]} {origin}.')
     seed_everything(opt['seed'], get_rank())
@@ -68,6 +80,7 @@ def _init(original, loop, opt) -> None:
         opt['init_model'] = None
         (opt.get('override') or {}).pop('init_model', None)
     count_packed_epochs(loop.world, opt)
+    check_same_start(loop, opt.get('model_file'))
     loop.valid_worlds = train_model.load_eval_worlds(loop.agent, opt, 'valid')  # data that is missing is missed now
     seed_everything(opt['seed'], get_rank())
     loop.parleys_done = loop.parleys
@@ -112,16 +125,28 @@ def _train_steps(original, loop):
     if not hasattr(loop.agent, 'progress'):
         yield from original(loop)
         return
+    if is_distributed():
+        announce_synchronisation(loop.agent.model)
     _replay(loop)
     _count_whole_parleys(loop)
     try:
-        yield from original(loop)
-    except KeyboardInterrupt:
+        with interrupts_noted(loop) if is_distributed() else contextlib.nullcontext():
+            yield from original(loop)
+    except KeyboardInterrupt as interrupt:
         if not loop.opt.get('model_file'):
             raise
-        loop.save_model('.checkpoint')
-        logging.info(f"interrupted: {loop.opt['model_file']}.checkpoint is saved, the same command continues from it.")
+        if not is_distributed() or isinstance(interrupt, AgreedInterrupt):
+            loop.save_model('.checkpoint')
+            wait_for_save()
+            logging.info(f"interrupted: {loop.opt['model_file']}.checkpoint is saved, the same command continues from it.")
+        else:  # in a validation, each process somewhere else
+            logging.info('interrupted in a validation: the same command continues from the last checkpoint.')
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _get_time(original, loop, world):
+    ours = hasattr(loop, 'interrupted')  # set for several processes alone
+    return agreed_time(loop, world) if ours else original(loop, world)
 
 
 def _replay(loop) -> None:
@@ -135,8 +160,7 @@ def _replay(loop) -> None:
         for _ in tqdm(range(done), desc='replay', disable=done < _LONG_REPLAY):
             loop.world.parley()
     loop.world.reset_metrics()
-    if is_primary_worker() and 'random' in agent.progress:
-        restore_random_state(agent.progress['random'])
+    restore_own_state(agent.progress)
 
 
 def _count_whole_parleys(loop) -> None:
@@ -144,7 +168,7 @@ def _count_whole_parleys(loop) -> None:
     parley = loop.world.parley
 
     def whole_parley():
-        with _interrupts_deferred():
+        with contextlib.nullcontext() if is_distributed() else _interrupts_deferred():
             parley()
             loop.parleys_done += 1
 
@@ -167,11 +191,12 @@ def _interrupts_deferred():
 
 
 def _save_model(original, loop, suffix=None):
-    if hasattr(loop.agent, 'progress') and loop.opt.get('model_file') and is_primary_worker():
+    if hasattr(loop.agent, 'progress') and loop.opt.get('model_file'):  # several processes save together
+        average_accumulated_gradients(loop.agent)
         loop._last_log_steps += (loop.parleys_done - loop.parleys) / loop.update_freq  # after a Ctrl-C
         loop.parleys = loop.parleys_done
         loop._train_steps = loop.parleys // loop.update_freq
-        loop.agent.progress = {'train_stats': _counters(loop), 'random': random_state()}
+        loop.agent.progress = {'train_stats': _counters(loop), **random_states()}
     return original(loop, suffix)
 
 

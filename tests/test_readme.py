@@ -41,6 +41,15 @@ def test_parlai_commands_parse(command, monkeypatch, tmp_path):
         assert opt['model'] == 'spt_parlai.agents:SptAgent'
 
 
+@pytest.mark.parametrize('command', commands('torchrun'), ids=' '.join)
+def test_torchrun_commands_parse(command, monkeypatch, tmp_path):
+    from torch.distributed.run import get_args_parser
+
+    arguments = get_args_parser().parse_args(command[1:])
+    assert arguments.module and arguments.training_script == 'spt_parlai.torchrun'
+    test_parlai_commands_parse(['parlai', *arguments.training_script_args], monkeypatch, tmp_path)
+
+
 @pytest.mark.parametrize('command', commands('spt'), ids=' '.join)
 def test_spt_commands_exist(command):
     words = [w for w in command[1:] if not w.startswith('-') and not w.isupper()]

@@ -1,0 +1,37 @@
+"""ParlAI's SLURM scripts, `parlai.scripts.distributed_train` and `distributed_eval`, without a question left open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from spt_parlai.errors import UsageError
+
+
+def apply() -> None:
+    """Count the processes as SLURM does, and refuse a start outside SLURM with a sentence.
+
+    Breaks: without ``--distributed-world-size`` the process group is given ``None`` processes and fails; without
+    ``srun`` there is a traceback.
+    Where: ``slurm_distributed_context``, ``parlai/utils/distributed.py:352``.
+    Safe: a number that is given is kept, and everything else is ParlAI's own.
+    Goes: when ParlAI reads ``SLURM_NTASKS``.
+    """
+    from parlai.utils import distributed
+
+    parlai_context = distributed.slurm_distributed_context
+
+    @contextlib.contextmanager
+    def slurm_distributed_context(opt):
+        for name in ('SLURM_JOB_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID'):
+            if not os.environ.get(name):
+                raise UsageError(f'{name} is not set: start this with srun, or use parlai multiprocessing_train.')
+        if opt.get('distributed_world_size') is None:
+            tasks = os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ.get('SLURM_NTASKS')
+            if not tasks:
+                raise UsageError('SLURM_NTASKS is not set: give --ntasks-per-node to sbatch, or --distributed-world-size.')
+            opt['distributed_world_size'] = int(tasks)
+        with parlai_context(opt) as opt:
+            yield opt
+
+    distributed.slurm_distributed_context = slurm_distributed_context
