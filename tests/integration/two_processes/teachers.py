@@ -53,10 +53,11 @@ class DefaultTeacher(DialogTeacher):
 
 def keep_gradients(optimizer, *_):
     """What an update is about to apply, for the comparison: after averaging and clipping, one file per update and process."""
-    if 'SEEN' in os.environ:
+    gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
+    if 'SEEN' in os.environ and any(gradient.any() for gradient in gradients):  # a loaded optimizer is tried with zeros
         folder = Path(os.environ['SEEN'])
         number = len(list(folder.glob(f'gradients_{get_rank()}_*.pt')))
-        torch.save([p.grad for group in optimizer.param_groups for p in group['params']], folder / f'gradients_{get_rank()}_{number:02}.pt')
+        torch.save(gradients, folder / f'gradients_{get_rank()}_{number:02}.pt')
 
 
 register_optimizer_step_pre_hook(keep_gradients)
