@@ -1,0 +1,93 @@
+"""Text similarity of a batch: sacrebleu's loop over pairs against all pairs at once, in turn in one run.
+
+    python projects/benchmark/similarity.py [FILE] [--batch 64] [--rounds 7]
+
+FILE is in ConvAI2's format; without it, the sample task. Every round takes a batch neither has seen: whole dialogues (consecutive
+contexts, most of them prefixes of the next) and contexts drawn from anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+
+import spt_parlai.tasks.sample
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.template import render
+from spt_parlai.objective.bleu import pairwise_bleu, sentence_bleu
+
+SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
+
+
+def contexts(path: Path, limit: int) -> list[str]:
+    """The first `limit` contexts of a file, as the agent renders them, in the file's order."""
+    found: list[str] = []
+    dialogue = Dialogue()
+    for line in path.read_text(encoding='utf-8').splitlines():
+        number, _, text = line.partition(' ')
+        if number == '1':
+            dialogue = Dialogue()
+        heard, *replies = text.split('\t')
+        dialogue.observe(heard)
+        if replies:
+            found.append(render(dialogue))
+            dialogue.reply(replies[0])
+        if len(found) == limit:
+            break
+    return found
+
+
+def loop(texts: Sequence[str]) -> np.ndarray:
+    """float64 [B, B], above the diagonal what sacrebleu gives pair by pair."""
+    bleu = np.zeros((len(texts), len(texts)))
+    for m, n in zip(*np.triu_indices(len(texts), k=1)):
+        bleu[m, n] = sentence_bleu(texts[m], texts[n])
+    return bleu
+
+
+def timed(function: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]) -> tuple[float, np.ndarray]:
+    """(milliseconds, result)"""
+    start = time.perf_counter()
+    bleu = function(texts)
+    return 1000 * (time.perf_counter() - start), bleu
+
+
+def compare(name: str, batches: list[list[str]]) -> None:
+    old, new, differences = [], [], []
+    for texts in batches:
+        took, expected = timed(loop, texts)
+        old.append(took)
+        took, bleu = timed(pairwise_bleu, texts)
+        new.append(took)
+        differences.append(np.abs(np.triu(bleu, k=1) - expected).max())
+    words = statistics.mean(len(text.split()) for texts in batches for text in texts)
+    loop_ms, ours_ms = statistics.median(old), statistics.median(new)
+    row = f'{name:16} {len(batches[0]):5} {words:6.0f} {loop_ms:10.1f} {ours_ms:9.2f} {loop_ms / ours_ms:6.0f}x'
+    print(row, f'{max(differences):11.1e}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('file', nargs='?', type=Path, default=SAMPLE)
+    parser.add_argument('--batch', type=int, default=64, help='B, contexts in a batch')
+    parser.add_argument('--rounds', type=int, default=7, help='batches of each kind; medians are printed')
+    args = parser.parse_args()
+    B, needed = args.batch, args.batch * args.rounds
+    texts = contexts(args.file, needed)
+    if len(texts) < needed:
+        raise SystemExit(f'{args.file} has {len(texts)} contexts, {args.rounds} batches of {B} need {needed}: lower --rounds.')
+    print(f'{"contexts of":16} {"B":>5} {"words":>6} {"loop, ms":>10} {"ours, ms":>9} {"ratio":>7} {"difference":>11}')
+    pairwise_bleu(texts[:2])  # imports and allocations
+    drawn = random.Random(0).sample(texts, needed)
+    for name, kind in (('whole dialogues', texts), ('any dialogue', drawn)):
+        compare(name, [kind[i: i + B] for i in range(0, needed, B)])
+
+
+if __name__ == '__main__':
+    main()
