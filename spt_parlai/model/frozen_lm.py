@@ -11,9 +11,13 @@ import inspect
 import json
 import math
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from spt_parlai.model.projection import token_log_probs
 
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
 
@@ -43,6 +47,7 @@ class FrozenLM:
             parameter.requires_grad_(False)
         self._take_input_projection()
         self._positions: Tensor | None = None
+        self._hidden: list[Tensor] | None = None
         self.recomputed_layers: list[torch.nn.Module] = []  # see `recomputation`
         self.lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
         self._takes_positions = 'position_ids' in inspect.signature(self.lm.forward).parameters
@@ -57,11 +62,16 @@ class FrozenLM:
                 return
 
     def _select_positions(self, _head, args: tuple) -> tuple:
-        """Before the output projection: hidden states [R, T, D] → [1, N, D] at the wanted flat positions."""
+        """Before the output projection: hidden states [R, T, D] → [1, N, D] at the wanted flat positions; none of them where
+        the hidden states themselves are wanted."""
         if self._positions is None:
             return args
         hidden = args[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[self._positions.to(hidden.device)].unsqueeze(0), *args[1:])
+        chosen = hidden.reshape(-1, hidden.shape[-1])[self._positions.to(hidden.device)].unsqueeze(0)
+        if self._hidden is not None:
+            self._hidden.append(chosen[0])
+            chosen = chosen[:, :0]
+        return (chosen, *args[1:])
 
     @contextmanager
     def _only_at(self, positions: Tensor | None):
@@ -134,6 +144,42 @@ class FrozenLM:
         """
         with self._only_at(positions), self._recomputing(embeddings.requires_grad):
             return self._forward(embeddings, mask, use_cache=False).logits[0]
+
+    def log_probs_at(self, embeddings: Tensor, mask: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
+        """Log-probabilities of tokens at chosen positions of whole rows (see `logits_at`), never all logits at once.
+
+        targets: int64 [N], the tokens; wanted: bool [N], where the likeliest token is asked for. Returns
+        (float32 [N], int64 [N], 0 where not wanted).
+        """
+        if not self._head_is_linear:
+            logits = self.logits_at(embeddings, mask, positions).float()
+            likeliest = torch.zeros_like(targets)
+            likeliest[wanted] = logits.detach()[wanted].argmax(-1)
+            return -F.cross_entropy(logits, targets, reduction='none'), likeliest
+        head = self.lm.get_output_embeddings()
+        hidden = self._hidden_at(embeddings, mask, positions)
+        return token_log_probs(hidden, head.weight, head.bias, targets.to(hidden.device), wanted.to(hidden.device))
+
+    def _hidden_at(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """What the output projection gets at chosen positions, [N, D]."""
+        self._hidden = []
+        try:
+            with self._only_at(positions), self._recomputing(embeddings.requires_grad):
+                self._forward(embeddings, mask, use_cache=False)
+            return self._hidden[0]
+        finally:
+            self._hidden = None
+
+    @cached_property
+    def _head_is_linear(self) -> bool:
+        """Are the logits the projection's alone (no cap or scale comes after it), and is its weight here?"""
+        head = self.lm.get_output_embeddings()
+        if type(head) is not torch.nn.Linear or head.weight.is_meta or hasattr(head, '_hf_hook'):
+            return False
+        with torch.no_grad():
+            words = self.embed(torch.tensor([[0, 1]]))
+            mask, position = torch.ones(1, 2, dtype=torch.bool, device=words.device), torch.tensor([1], device=words.device)
+            return torch.equal(self.logits_at(words, mask, position), head(self._hidden_at(words, mask, position)))
 
     def prefill(self, embeddings: Tensor, mask: Tensor):
         """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache)."""

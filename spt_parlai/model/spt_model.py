@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from parlai.core.torch_generator_agent import TorchGeneratorModel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -102,15 +101,12 @@ class SptModel(TorchGeneratorModel):
         """
         k, L, _ = prompts.shape
         embeddings, mask = join_all(prompts, words, rows.mask)
-        logits = self.llm.logits_at(embeddings, mask, target_positions(rows, k, L))  # [k·N, V]
-        targets = rows.targets.to(logits.device)
-        log_probs = -F.cross_entropy(logits.float(), targets.repeat(k), reduction='none').view(k, -1)
-        with torch.no_grad():
-            own = selected.to(logits.device)[rows.example.to(logits.device)] - first  # [N], the prompt of each token's example
-            here = ((own >= 0) & (own < k)).nonzero()[:, 0]
-            greedy = torch.zeros_like(targets)
-            greedy[here] = logits.detach().view(k, len(targets), -1)[own[here], here].argmax(-1)
-        return log_probs, greedy
+        own = selected.to(rows.example.device)[rows.example] - first  # [N], the prompt that each token's example selected
+        here = own == torch.arange(k, device=own.device)[:, None]  # [k, N]
+        log_probs, greedy = self.llm.log_probs_at(
+            embeddings, mask, target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
+        )
+        return log_probs.view(k, -1), greedy.view(k, -1).sum(0)
 
     # ---- selection ------------------------------------------------------------------------------------
 

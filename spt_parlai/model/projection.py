@@ -1,0 +1,52 @@
+"""Hidden states → the log-probabilities of target tokens, without ever holding all logits.
+
+The gradient of log p(t) = logits_t − logsumexp(logits) at the hidden state is W_t − Σ_v p_v W_v, which is known as soon as the
+logits are. So each chunk's logits are made once, used for both, and dropped; what is kept is as wide as the hidden state.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOGIT_BYTES = 64 * 2**20  # of one chunk of float32 logits
+
+
+def token_log_probs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """hidden [N, D], weight [V, D] and bias [V] or None of the frozen projection, in the LM's dtype; targets int64 [N].
+
+    Returns (log-probabilities of the targets, float32 [N]; the likeliest tokens, int64 [N], where bool `wanted` [N], else 0).
+    """
+    return _TokenLogProbs.apply(hidden, weight, bias, targets, wanted)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, wanted):
+        log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        likeliest = torch.zeros_like(targets)
+        needed = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if needed else None  # of each log-probability at its hidden state
+        size = max(1, LOGIT_BYTES // (4 * weight.shape[0]))
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, start + size)
+            logits = F.linear(hidden[chunk], weight, bias).float()  # [n, V]
+            target = targets[chunk, None]
+            likeliest[chunk][wanted[chunk]] = logits[wanted[chunk]].argmax(-1)
+            total = logits.logsumexp(-1, keepdim=True)
+            log_probs[chunk] = (logits.gather(1, target) - total)[:, 0]
+            if needed:
+                residual = logits.sub_(total).exp_().neg_()  # −p
+                residual.scatter_add_(1, target, torch.ones_like(total))  # one-hot − p
+                torch.mm(residual.to(weight.dtype), weight, out=gradient[chunk])
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(likeliest)
+        return log_probs, likeliest
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        (gradient,) = ctx.saved_tensors
+        return (upstream[:, None] * gradient).to(gradient.dtype), None, None, None, None
