@@ -151,7 +151,7 @@ class FrozenLM:
         targets: int64 [N], the tokens; wanted: bool [N], where the likeliest token is asked for. Returns
         (float32 [N], int64 [N], 0 where not wanted).
         """
-        if not self._head_is_linear:
+        if not self.head_is_linear:
             logits = self.logits_at(embeddings, mask, positions).float()
             likeliest = torch.zeros_like(targets)
             likeliest[wanted] = logits.detach()[wanted].argmax(-1)
@@ -171,7 +171,7 @@ class FrozenLM:
             self._hidden = None
 
     @cached_property
-    def _head_is_linear(self) -> bool:
+    def head_is_linear(self) -> bool:
         """Are the logits the projection's alone (no cap or scale comes after it), and is its weight here?"""
         head = self.lm.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.weight.is_meta or hasattr(head, '_hf_hook'):

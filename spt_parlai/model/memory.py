@@ -8,23 +8,29 @@ from dataclasses import dataclass
 import torch
 
 from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.projection import LOGIT_BYTES
 
 TRIAL_LENGTHS = (8, 16, 32)
-LOGIT_COPIES = 3  # float32, of a target token's logits: as a copy, as log-probabilities, as their gradient
+LOGIT_COPIES = 3  # float32, of logits: as a copy, as log-probabilities, as their gradient
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. weights: of the LM; row: what the backward pass keeps of one row of `length` tokens; logits: of one target token."""
+    """Bytes. weights: of the LM; row: what the backward pass keeps of one row of `length` tokens; token: the logits of one target
+    token; chunk: of as many as are made at once, None where that is all of them."""
 
     weights: int
     row: int
     length: int
-    logits: int
+    token: int
+    chunk: int | None
+
+    def logits(self, targets: int) -> int:
+        return targets * self.token if self.chunk is None else min(targets * self.token, self.chunk)
 
     def total(self, rows: int, targets: int) -> int:
         """For `rows` rows of `length` tokens that predict `targets` tokens, all at once."""
-        return self.weights + rows * self.row + targets * self.logits
+        return self.weights + rows * self.row + self.logits(targets)
 
 
 def estimate_memory(llm: FrozenLM, length: int) -> MemoryEstimate:
@@ -41,7 +47,8 @@ def estimate_memory(llm: FrozenLM, length: int) -> MemoryEstimate:
     if layers := len(llm.recomputed_layers):  # each layer's input, and all of one layer while it is run again
         row = row // layers + layers * length * llm.hidden_size * llm.dtype.itemsize
     vocabulary = llm.lm.get_output_embeddings().weight.shape[0]
-    return MemoryEstimate(weights, row, length, vocabulary * (llm.dtype.itemsize + 4 * LOGIT_COPIES))
+    chunk = LOGIT_COPIES * LOGIT_BYTES if llm.head_is_linear else None
+    return MemoryEstimate(weights, row, length, vocabulary * (llm.dtype.itemsize + 4 * LOGIT_COPIES), chunk)
 
 
 def _kept_by_a_row(llm: FrozenLM, length: int) -> int:
@@ -74,8 +81,8 @@ def training_memory(llm: FrozenLM, batchsize: int, prompts_at_once: int, length:
     total, free = estimate.total(rows, rows * targets), available_memory(llm.device)
     line = (
         f'memory of training, estimated: {_size(estimate.weights)} for the LLM; {_size(estimate.row)} for a row of {length} tokens and '
-        f'{_size(targets * estimate.logits)} for the logits of {targets} target tokens; --batchsize {batchsize} x {prompts_at_once} '
-        f'prompts at once: {_size(total)} in all, besides what the libraries take'
+        f'{_size(estimate.logits(rows * targets))} for logits; --batchsize {batchsize} x {prompts_at_once} prompts at once: '
+        f'{_size(total)} in all, besides what the libraries take'
     )
     return line if free is None else f'{line} ({_size(free + estimate.weights)} were free before the LLM)'
 

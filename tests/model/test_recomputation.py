@@ -105,7 +105,8 @@ def test_memory_estimate_foretells_longer_rows(family):
     estimate = estimate_memory(llm, 60)
     assert estimate.row == pytest.approx(_kept_by_a_row(llm, 60), rel=0.02)
     assert estimate.weights == sum(p.numel() * 4 for p in llm.lm.parameters())
-    assert estimate.total(2, 3) == estimate.weights + 2 * estimate.row + 3 * estimate.logits
+    assert estimate.total(2, 3) == estimate.weights + 2 * estimate.row + 3 * 60 * 4 * 4  # V = 60: logits and three copies
+    assert estimate.total(0, 10**9) == estimate.weights + 3 * 64 * 2**20  # never all of them at once
 
 
 def test_memory_line():
