@@ -21,7 +21,7 @@ from spt_parlai.checkpoint_schema import check_fits
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.messages import check_message
-from spt_parlai.dialogue.whole_dialogue import FIELD
+from spt_parlai.dialogue.whole_dialogue import FIELD, packs
 from spt_parlai.distributed import accumulates_alone
 from spt_parlai.errors import UsageError
 from spt_parlai.model.frozen_lm import FrozenLM
@@ -35,7 +35,8 @@ from spt_parlai.seeding import seed_everything
 from spt_parlai.stepping import SteadySteps, memory_errors_explained
 from spt_parlai.window import share_window, window_size
 
-_USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a context and of a target, for the memory estimate
+_USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a ConvAI2 dialogue and of a target, for the memory estimate
+_USUAL_TURNS = 6
 # of this run alone: with the last two, ParlAI would load the checkpoint that a run was resumed from instead of its best model
 _NOT_SAVED = ('training_loop', 'init_model', 'load_from_checkpoint')
 
@@ -122,7 +123,7 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         """Before training: what a batch of middling ConvAI2 examples takes."""
         if self._should_initialize_optimizer():
             length = min(_USUAL_LENGTH, self.opt['text_truncate']) + self.opt['prompt_length']
-            targets = min(_USUAL_TARGET, self.opt['label_truncate'])
+            targets = min(_USUAL_TARGET, self.opt['label_truncate']) * (_USUAL_TURNS if packs(self.opt) else 1)
             logging.info(training_memory(llm, self.opt['batchsize'], prompts_at_once, length, targets))
 
     def _device(self) -> torch.device:

@@ -86,7 +86,7 @@ def set_training_defaults(parser) -> None:
     if '--num-epochs' in parser._option_string_actions:  # training alone: a chat has a batch of one
         parser.set_defaults(
             num_epochs=15.0, validation_every_n_epochs=1.0,  # table 6, OPT-125M; ParlAI's own default never ends
-            batchsize=8,  # a batch of one has no pairs to contrast
+            batchsize=4,  # dialogues, of about six turns each in ConvAI2
         )
 
 

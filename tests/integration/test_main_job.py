@@ -101,7 +101,7 @@ def test_every_search_of_parlai_generates(trained, inference):
 def test_the_bare_command_ends_validates_and_has_pairs_to_contrast():
     opt = TrainModel.setup_args().parse_args(['-t', SAMPLE, '-m', AGENT, '-mf', 'nowhere/model'])
     wanted = {
-        'num_epochs': 15, 'validation_every_n_epochs': 1, 'batchsize': 8, 'optimizer': 'adam', 'learningrate': 0.01,
+        'num_epochs': 15, 'validation_every_n_epochs': 1, 'batchsize': 4, 'optimizer': 'adam', 'learningrate': 0.01,
         'validation_metric': 'ppl', 'validation_metric_mode': 'min', 'num_prompts': 4, 'prompt_length': 8,
     }
     assert {name: opt[name] for name in wanted} == wanted
