@@ -31,6 +31,7 @@ from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.option_checks import check_options
 from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
 from spt_parlai.packed_batch import Turn, pack_batch, turn_counts
+from spt_parlai.promises import KeptPromises
 from spt_parlai.seeding import seed_everything
 from spt_parlai.stepping import SteadySteps, memory_errors_explained
 from spt_parlai.window import share_window, window_size
@@ -40,7 +41,7 @@ _USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a context and of a target, f
 _NOT_SAVED = ('training_loop', 'init_model', 'load_from_checkpoint')
 
 
-class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
+class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
     """Everything of an agent but what it trains. A subclass builds `self.model` around `self.load_llm()`."""
 
     fp16 = property(lambda self: False, lambda self, value: None, doc='What trains is float32 always.')

@@ -14,6 +14,7 @@ import signal
 import threading
 from pathlib import Path
 
+from parlai.core.exceptions import StopTrainException
 from parlai.core.params import get_model_name
 from parlai.scripts import train_model
 from parlai.utils import logging
@@ -131,6 +132,8 @@ def _train_steps(original, loop):
     _count_whole_parleys(loop)
     try:
         with interrupts_noted(loop) if is_distributed() else contextlib.nullcontext():
+            if loop.parleys:
+                _validate_if_due(loop)
             yield from original(loop)
     except KeyboardInterrupt as interrupt:
         if not loop.opt.get('model_file'):
@@ -161,6 +164,27 @@ def _replay(loop) -> None:
             loop.world.parley()
     loop.world.reset_metrics()
     restore_own_state(agent.progress)
+
+
+def _validate_if_due(loop) -> None:
+    """The validation that a stop came before, at the batch where it belongs."""
+    loop._get_time(loop.world)  # sets the epochs
+    loop._total_exs = round(loop._total_epochs * loop.world.num_examples())
+    if loop._total_epochs >= loop.max_num_epochs or loop._train_steps >= loop.max_train_steps:
+        return  # a run that ends does not validate first
+    if (
+        loop._train_steps - loop._last_valid_steps < loop.val_every_n_steps
+        and loop._total_epochs - loop.last_valid_epoch < loop.val_every_n_epochs
+    ):
+        return
+    if loop.validate():
+        loop.world.parley = _end_training
+    loop.last_valid_epoch, loop._last_valid_steps = loop._total_epochs, loop._train_steps
+    loop.world.reset_metrics()
+
+
+def _end_training():
+    raise StopTrainException('the validation that was due')
 
 
 def _count_whole_parleys(loop) -> None:
