@@ -29,6 +29,7 @@ from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.memory import training_memory
 from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.option_checks import check_options
+from spt_parlai.option_effects import check_effects
 from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
 from spt_parlai.packed_batch import Turn, pack_batch, turn_counts
 from spt_parlai.promises import KeptPromises
@@ -70,6 +71,7 @@ class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
         self._came_from = None  # the checkpoint that was loaded
         if shared is None:
             check_options(opt)
+            check_effects(opt)
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
             path, self._is_finetune = self._get_init_model(opt, shared)
             self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads
@@ -114,6 +116,8 @@ class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
             opt['llm_quantization'],
         )
         logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} frozen parameters, {llm.dtype}, on {llm.device}")
+        if opt.get('fp16') and not self.use_cuda:
+            logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
         self.use_loss_scaling(llm.dtype, llm.device)
         if opt['checkpoint_activations']:
             recompute_activations(opt['llm'], llm)

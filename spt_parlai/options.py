@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spt_parlai.dialogue.whole_dialogue import MUTATOR
+from spt_parlai.errors import UsageError
 from spt_parlai.model.loading import DTYPES
 
 CONTRASTIVE_TEXTS = ('context', 'persona')
@@ -96,3 +97,26 @@ def skips_generation(opt) -> bool:
     if opt.get('skip_generation') is not None:
         return opt['skip_generation']
     return opt.get('training_loop', False) and opt.get('validation_metric', 'ppl') in NO_GENERATION_NEEDED
+
+
+_LOWER_IS_BETTER = ('ppl', 'loss', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'mean_rank')
+_HIGHER_IS_BETTER = ('accuracy', 'f1', 'token_acc', 'token_em', 'prompt_usage_entropy')
+_HIGHER_IS_BETTER_FAMILIES = ('hits@', 'bleu', 'rouge')
+
+
+def settle_validation(opt) -> None:
+    """Which way `--validation-metric` improves, and from where on the task counts as solved, unless they are given.
+
+    :raises UsageError: for a direction in which the metric gets worse.
+    """
+    given = opt.get('override') or {}
+    metric = opt['validation_metric'].rsplit('/', 1)[-1]  # of one task among several: task/metric
+    mode = 'min' if metric in _LOWER_IS_BETTER else 'max'
+    known = metric in _LOWER_IS_BETTER + _HIGHER_IS_BETTER or metric.startswith(_HIGHER_IS_BETTER_FAMILIES)
+    asked = given.get('validation_metric_mode')
+    if known and asked not in (None, mode):
+        better = 'lower' if mode == 'min' else 'higher'
+        raise UsageError(f'--validation-metric-mode {asked}: {metric} is better the {better} it is; leave it out.')
+    opt['validation_metric_mode'] = mode if known or asked is None else asked
+    if opt['validation_metric_mode'] == 'min' and metric != 'ppl' and 'validation_cutoff' not in given:
+        opt['validation_cutoff'] = 0.0  # ParlAI's 1.0 is a perfect ppl, but a loss is below it early on

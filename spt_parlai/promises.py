@@ -32,8 +32,9 @@ class KeptPromises:
 
     def build_dictionary(self):
         dictionary = super().build_dictionary()
-        if self.opt.get('verbose_topk', -1) > len(dictionary):
-            raise UsageError(f"--verbose-topk {self.opt['verbose_topk']}: the LLM knows {len(dictionary)} tokens; give at most these.")
+        k = self.opt.get('verbose_topk', -1)
+        if k > len(dictionary):
+            raise UsageError(f'--verbose-topk {k}: the LLM knows {len(dictionary)} tokens; give at most these.')
         return dictionary
 
     def label_logits(self, batch) -> Tensor | None:

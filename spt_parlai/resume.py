@@ -35,6 +35,9 @@ from spt_parlai.distributed import (
 )
 from spt_parlai.epochs import count_packed_epochs
 from spt_parlai.seeding import new_seed, seed_everything
+from spt_parlai.errors import UsageError
+from spt_parlai.options import settle_validation
+from spt_parlai.seeding import new_seed, random_state, restore_random_state, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
 
@@ -47,6 +50,7 @@ def install() -> None:
     loop._resumes_exactly = True
     for name, wrapper in (
         ('__init__', _init), ('train_steps', _train_steps), ('_get_time', _get_time), ('save_model', _save_model),
+        ('__init__', _init), ('train_steps', _train_steps), ('validate', _validate), ('save_model', _save_model),
         ('_save_train_stats', _save_train_stats),
     ):
         setattr(loop, name, _wrap(getattr(loop, name), wrapper))
@@ -65,6 +69,7 @@ def _init(original, loop, opt) -> None:
     if not _is_ours(opt):
         return original(loop, opt)
     opt['training_loop'] = True
+    settle_validation(opt)
     path = _checkpoint_to_resume(opt)
     saved = load_states(path) if path else {}
     if opt.get('seed') is None:
@@ -164,6 +169,17 @@ def _replay(loop) -> None:
             loop.world.parley()
     loop.world.reset_metrics()
     restore_own_state(agent.progress)
+
+
+def _validate(original, loop):
+    try:
+        return original(loop)
+    except KeyError as error:
+        metric = loop.opt['validation_metric']
+        if error.args != (metric,) or not hasattr(loop.agent, 'progress'):
+            raise
+        reported = ', '.join(sorted(loop.valid_reports[-1]))
+        raise UsageError(f'--validation-metric {metric}: validation reports no such metric, but {reported}.') from error
 
 
 def _validate_if_due(loop) -> None:
