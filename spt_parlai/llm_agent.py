@@ -32,6 +32,7 @@ from spt_parlai.option_checks import check_options
 from spt_parlai.option_effects import check_effects
 from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
 from spt_parlai.packed_batch import Turn, pack_batch, turn_counts
+from spt_parlai.options import add_chat_args, add_llm_args, set_llm_of, set_training_defaults, skips_generation
 from spt_parlai.promises import KeptPromises
 from spt_parlai.seeding import seed_everything
 from spt_parlai.stepping import SteadySteps, memory_errors_explained
@@ -53,6 +54,7 @@ class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
         add_llm_args(parser)
         add_chat_args(parser)
         set_training_defaults(parser)
+        set_llm_of(parser, (partial_opt or {}).get('model_file'))
         return parser
 
     @staticmethod

@@ -133,6 +133,8 @@ def check_effects(opt) -> None:
             raise _refused(name, given[name], needs.way_out)
     if opt.get('scripted_model_file'):
         raise _refused('scripted_model_file', opt['scripted_model_file'], 'a Hugging Face LLM does not compile with parlai torchscript')
+    if 'freq_bins' in opt and not opt.get('external_dict'):
+        raise UsageError("--freq-bins: an LLM's tokenizer counts no words; add --external-dict with a file of parlai build_dict.")
     _check_dictionary(opt, given)
     _check_devices(opt, given)
     if opt.get('beam_block_list_filename'):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from spt_parlai.dialogue.whole_dialogue import MUTATOR
+import json
+from pathlib import Path
+
 from spt_parlai.errors import UsageError
 from spt_parlai.model.loading import DTYPES
 
@@ -89,6 +92,15 @@ def set_training_defaults(parser) -> None:
             num_epochs=15.0, validation_every_n_epochs=1.0,  # table 6, OPT-125M; ParlAI's own default never ends
             batchsize=8,  # a batch of one has no pairs to contrast
         )
+
+
+def set_llm_of(parser, model_file: str | None) -> None:
+    """The LLM of a model file is the default of a command about it: some of ParlAI's scripts ask the parser, not the file."""
+    try:
+        stored = json.loads(Path(f'{model_file}.opt').read_text(encoding='utf-8'))
+        parser.set_defaults(**{name: stored[name] for name in ('llm', 'llm_revision') if name in stored})
+    except (OSError, ValueError, TypeError):
+        return  # no such file yet, or a damaged one, which whoever loads it says
 
 
 def skips_generation(opt) -> bool:
