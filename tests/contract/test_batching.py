@@ -96,21 +96,25 @@ VARIED = {
 }
 
 
-@pytest.mark.parametrize('options', [{}, {'dynamic_batching': 'full'}, {'dynamic_batching': 'batchsort'}], ids=str)
-def test_an_evaluation_sees_each_example_once(tiny_llms, tmp_path, batches, options):
-    train(tiny_llms.opt, model_file=tmp_path / 'm', **{**VARIED, 'max_train_steps': 1})
-    batches[0].clear()
-    evaluate(tmp_path / 'm', datatype='train:evalmode', **{**VARIED, **options})
-    seen, tokens = collections.Counter(pair for batch in batches[0] for pair in batch), batches[1][1:]
-    assert len(seen) == 500 and set(seen.values()) == {1}
-    assert (max(map(len, batches[0])) > 16) == (options.get('dynamic_batching') == 'full')  # as many as their words allow
-    assert max(tokens) <= (100 + 40) * 16
+def counted(batches):
+    return collections.Counter(pair for batch in batches for pair in batch)
 
 
-def test_an_ordered_epoch_trains_on_each_example_once(tiny_llms, tmp_path, batches):
+def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
+    """Trained in order, and evaluated in batches of every kind."""
+    seen, tokens = batches
     train(tiny_llms.opt, model_file=tmp_path / 'm', datatype='train:ordered', num_epochs=1, validation_every_n_epochs=-1, **VARIED)
-    first_epoch = collections.Counter([pair for batch in batches[0] for pair in batch][:500])
-    assert len(first_epoch) == 500
+    trained = [pair for batch in seen for pair in batch][:500]  # the last batch begins the next epoch
+    epochs = []
+    for options in ({}, {'dynamic_batching': 'full'}, {'dynamic_batching': 'batchsort'}):
+        seen.clear()
+        tokens.clear()
+        evaluate(tmp_path / 'm', datatype='train:evalmode', **{**VARIED, **options})
+        epochs.append(counted(seen))
+        assert (max(map(len, seen)) > 16) == (options.get('dynamic_batching') == 'full')  # as many as their words allow
+        assert max(tokens) <= (100 + 40) * 16
+    assert sum(epochs[0].values()) == 500
+    assert all(epoch == epochs[0] for epoch in (*epochs, counted([trained])))
 
 
 @pytest.mark.parametrize('options', [
