@@ -44,6 +44,10 @@ def _positive(name: str) -> Callable[[Any], bool]:
     return lambda opt: (opt.get(name) or 0) > 0
 
 
+def _logged(opt) -> bool:
+    return bool(opt.get('world_logs') or opt.get('outfile'))  # self_chat has the latter
+
+
 def _never(_opt) -> bool:
     return False
 
@@ -65,7 +69,7 @@ def _scheduler(default, *schedulers: str) -> Needs:
 
 
 def _with(default, option: str) -> Needs:
-    return _belongs(default, _on(option), f'--{option.replace("_", "-")} true' if option.endswith('_log') else '--world-logs')
+    return _belongs(default, _on(option), f'--{option.replace("_", "-")} true')
 
 
 _NOT_GREEDY = ('beam', 'topk', 'nucleus', 'factual_nucleus', 'delayedbeam', 'delayednucleusbeam')
@@ -111,8 +115,8 @@ _EFFECTS = {
     'image_size': Needs(256, _never, 'the LLM reads text alone; leave it out'),
     'image_cropsize': Needs(224, _never, 'the LLM reads text alone; leave it out'),
     # logs
-    'save_format': _with('conversations', 'world_logs'),
-    'log_keep_fields': _with('all', 'world_logs'),
+    'save_format': _belongs('conversations', _logged, '--world-logs'),
+    'log_keep_fields': _belongs('all', _logged, '--world-logs'),
     'tensorboard_logdir': _with(None, 'tensorboard_log'),
     'wandb_project': _with(None, 'wandb_log'),
     'wandb_entity': _with(None, 'wandb_log'),

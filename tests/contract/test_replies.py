@@ -151,7 +151,7 @@ def test_length_penalty_ranks_the_hypotheses(agent):
         for text, score in penalised:
             if dict(plain).get(text):
                 steps = 6 * (dict(plain)[text] / score) ** 0.5 - 1
-                assert steps == pytest.approx(round(steps), abs=0.01) and steps >= 1
+                assert steps == pytest.approx(round(steps), abs=0.1) and steps >= 1
                 compared += 1
     assert compared > 3
 
