@@ -26,7 +26,6 @@ def apply() -> None:
     _applied = True
     quieten_broadcast_buffers()
     patch_reduce_on_plateau()
-    patch_inverse_square_root()
     patch_delayed_nucleus_beam()
     patch_absent_metrics()
     patch_rouge_tokenizer()
@@ -66,25 +65,6 @@ def patch_reduce_on_plateau() -> None:
         )
 
     ReduceOnPlateauLRScheduler.__init__ = init
-
-
-def patch_inverse_square_root() -> None:
-    """Let ``--lr-scheduler invsqrt`` compute Python numbers.
-
-    Breaks: its rates are NumPy scalars, which end up in the checkpoint, and
-    ``torch.load(weights_only=True)`` refuses a file that holds one.
-    Where: ``parlai/nn/lr_scheduler.py:414``.
-    Safe: the number is the same.
-    Goes: when ParlAI uses ``math.sqrt``.
-    """
-    from parlai.nn.lr_scheduler import InvSqrtLRScheduler
-
-    parlai_rate = InvSqrtLRScheduler._invsqrt_lr
-
-    def rate(self, step):
-        return float(parlai_rate(self, step))
-
-    InvSqrtLRScheduler._invsqrt_lr = rate
 
 
 def patch_delayed_nucleus_beam() -> None:

@@ -313,19 +313,6 @@ class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
                 self.optimizer.step()
         return super().init_optim(params, optim_states, saved_optim_type, is_finetune)
 
-    def build_lr_scheduler(self, states=None, hard_reset=False):
-        """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
-        if not states or hard_reset:
-            return super().build_lr_scheduler(states, hard_reset)
-        super().build_lr_scheduler()  # what is wrong here is the options' fault
-        with checkpoint.damage_explained(self._came_from):
-            if self.scheduler and 'lr_scheduler' in states and states.get('lr_scheduler_type') == self.opt['lr_scheduler']:
-                check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
-                check_fits(states.get('warmup_scheduler') or {}, self.scheduler.get_warmup_state_dict() or {}, 'its warmup_scheduler')
-            super().build_lr_scheduler(states)
-            for group, before in zip(self.optimizer.param_groups, states.get('optimizer', {}).get('param_groups', ())):
-                group['lr'] = before['lr']
-
     def load(self, path):
         states = self._loaded[1] if path == self._loaded[0] else checkpoint.load_states(path)
         self._loaded, self._came_from = (None, {}), path

@@ -6,6 +6,8 @@ import torch
 from parlai.utils.torch import neginf
 from torch import Tensor
 
+from spt_parlai import checkpoint
+from spt_parlai.checkpoint_schema import check_fits
 from spt_parlai.errors import UsageError
 
 
@@ -18,15 +20,19 @@ class KeptPromises:
     # ---- learning rate --------------------------------------------------------------------------------
 
     def build_lr_scheduler(self, states=None, hard_reset=False):
-        """A run that continues makes its next update with the rate it stopped at.
-
-        ParlAI builds a schedule anew before it restores its counters, and building one sets the rate of a first step.
-        """
-        super().build_lr_scheduler(states, hard_reset)
-        if hard_reset or not states or states.get('lr_scheduler_type') != self.opt['lr_scheduler'] or 'optimizer' not in states:
-            return
-        for group, saved in zip(self.optimizer.param_groups, states['optimizer']['param_groups'], strict=True):
-            group['lr'] = saved['lr']
+        """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
+        if not states or hard_reset:
+            return super().build_lr_scheduler(states, hard_reset)
+        super().build_lr_scheduler()  # what is wrong here is the options' fault
+        with checkpoint.damage_explained(self._came_from):
+            same = self.scheduler and states.get('lr_scheduler_type') == self.opt['lr_scheduler']
+            if same and 'lr_scheduler' in states:
+                check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
+                check_fits(states.get('warmup_scheduler') or {}, self.scheduler.get_warmup_state_dict() or {}, 'its warmup_scheduler')
+            super().build_lr_scheduler(states)
+            if same or not self.scheduler:  # another schedule starts anew
+                for group, before in zip(self.optimizer.param_groups, states.get('optimizer', {}).get('param_groups', ())):
+                    group['lr'] = before['lr']
 
     # ---- --verbose-topk -------------------------------------------------------------------------------
 

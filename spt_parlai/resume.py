@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 from parlai.core.exceptions import StopTrainException
+from parlai.core.loader import load_agent_module
 from parlai.core.params import get_model_name
 from parlai.scripts import train_model
 from parlai.utils import logging
@@ -99,7 +100,8 @@ def _init(original, loop, opt) -> None:
 
 
 def _is_ours(opt) -> bool:
-    return str(get_model_name(opt)).startswith('spt_parlai.')  # also where -mf alone says which model
+    name = get_model_name(opt)  # also where -mf alone says which model
+    return name is not None and hasattr(load_agent_module(name), 'replaying')
 
 
 def _checkpoint_to_resume(opt) -> Path | None:

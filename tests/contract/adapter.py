@@ -19,3 +19,8 @@ class StockOptionsAgent(SptAgent):
         for name, default in STOCK_OPTIONS.items():
             group.add_argument('--' + name.replace('_', '-'), default=default, type='bool' if isinstance(default, bool) else None)
         return parser
+
+    def __init__(self, opt, shared=None):
+        for name in [name for name in opt.get('override') or () if name.startswith('dict_')]:
+            del opt['override'][name]
+        super().__init__(opt, shared)

@@ -163,6 +163,7 @@ SHOWN = {
     # ParlAI's own, before any agent is asked: its logging, its debugger, its downloads, the choice of a device
     'parlai': 'help helpall is_debug display_examples log_every_n_secs loglevel download_path no_cuda gpu wandb_log clearml_log interactive_mode image_mode',
     # of the stability experiments
+    'packing': 'dialogue_packing contrastive_pairs',
     'proof': 'score_noise gold_noise force_prompt activation_beta prompt_chunk checkpoint_activations max_skipped_steps memory_estimate',
 }
 
