@@ -1,5 +1,7 @@
 """An SptAgent that takes a stock generator's options: ParlAI's own tests configure a transformer, a frozen LLM has its sizes."""
 
+from parlai.core.dict import DictionaryAgent
+
 from spt_parlai.agents import SptAgent
 
 STOCK_OPTIONS = {
@@ -15,6 +17,7 @@ class StockOptionsAgent(SptAgent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
+        DictionaryAgent.add_cmdline_args(parser, partial_opt)
         group = parser.add_argument_group('Sizes of a transformer that is not there')
         for name, default in STOCK_OPTIONS.items():
             group.add_argument('--' + name.replace('_', '-'), default=default, type='bool' if isinstance(default, bool) else None)
