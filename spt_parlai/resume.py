@@ -35,10 +35,9 @@ from spt_parlai.distributed import (
     wait_for_save,
 )
 from spt_parlai.epochs import count_packed_epochs
-from spt_parlai.seeding import new_seed, seed_everything
 from spt_parlai.errors import UsageError
 from spt_parlai.options import settle_validation
-from spt_parlai.seeding import new_seed, random_state, restore_random_state, seed_everything
+from spt_parlai.seeding import new_seed, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
 
@@ -50,8 +49,8 @@ def install() -> None:
         return
     loop._resumes_exactly = True
     for name, wrapper in (
-        ('__init__', _init), ('train_steps', _train_steps), ('_get_time', _get_time), ('save_model', _save_model),
-        ('__init__', _init), ('train_steps', _train_steps), ('validate', _validate), ('save_model', _save_model),
+        ('__init__', _init), ('train_steps', _train_steps), ('_get_time', _get_time), ('validate', _validate),
+        ('save_model', _save_model),
         ('_save_train_stats', _save_train_stats),
     ):
         setattr(loop, name, _wrap(getattr(loop, name), wrapper))
