@@ -79,7 +79,7 @@ class SptAgent(FrozenLMAgent):
             self._record(batch, prediction, losses)
         elif not batch.is_training:
             self.refuse_evaluation()
-        return (losses.total, (None, prediction)) if return_output else losses.total
+        return (losses.total, (self.label_logits(batch), prediction)) if return_output else losses.total
 
     def _dialogues(self, batch) -> torch.Tensor | None:
         """Whose turn each example is, int64 [B], where `--contrastive-pairs across` wants pairs of different dialogues alone."""

@@ -30,6 +30,7 @@ def apply() -> None:
     patch_absent_metrics()
     patch_rouge_tokenizer()
     patch_txt2vec_array()
+    patch_dynamic_batching()
     compat_distributed.apply()
     compat_slurm.apply()
 
@@ -167,3 +168,30 @@ def patch_txt2vec_array() -> None:
         return parlai_txt2vec(self, text, vec_type)
 
     DictionaryAgent.txt2vec = txt2vec
+
+
+def patch_dynamic_batching() -> None:
+    """Tell dynamic batching the limits that the model works with.
+
+    Breaks: ``ValueError: You must use --text-truncate`` with ``--dynamic-batching``
+    in ``eval_model`` and in a resumed run, although the model has its limits: they
+    are in the options of the agent, which then are not those of the command.
+    Where: ``parlai/core/worlds.py:1017``.
+    Safe: limits given to the command stay; an agent without limits is refused still.
+    Goes: when ParlAI asks the agent.
+    """
+    from parlai.core.opt import Opt
+    from parlai.core.worlds import DynamicBatchWorld
+
+    parlai_init = DynamicBatchWorld.__init__
+
+    def init(self, opt, world):
+        limits = {}
+        if not (opt.get('truncate') or -1) > 0:
+            agent = world.get_model_agent()
+            for name in ('text_truncate', 'label_truncate'):
+                if not (opt.get(name) or -1) > 0 and getattr(agent, name, None):
+                    limits[name] = getattr(agent, name)
+        parlai_init(self, Opt({**opt, **limits}), world)
+
+    DynamicBatchWorld.__init__ = init

@@ -29,8 +29,11 @@ from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.memory import training_memory
 from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.option_checks import check_options
+from spt_parlai.option_effects import check_effects
 from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
 from spt_parlai.packed_batch import Turn, pack_batch, turn_counts
+from spt_parlai.options import add_chat_args, add_llm_args, set_llm_of, set_training_defaults, skips_generation
+from spt_parlai.promises import KeptPromises
 from spt_parlai.seeding import seed_everything
 from spt_parlai.stepping import SteadySteps, memory_errors_explained
 from spt_parlai.window import share_window, window_size
@@ -41,7 +44,7 @@ _USUAL_TURNS = 6
 _NOT_SAVED = ('training_loop', 'init_model', 'load_from_checkpoint')
 
 
-class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
+class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
     """Everything of an agent but what it trains. A subclass builds `self.model` around `self.load_llm()`."""
 
     fp16 = property(lambda self: False, lambda self, value: None, doc='What trains is float32 always.')
@@ -52,6 +55,7 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         add_llm_args(parser)
         add_chat_args(parser)
         set_training_defaults(parser)
+        set_llm_of(parser, (partial_opt or {}).get('model_file'))
         return parser
 
     @staticmethod
@@ -70,6 +74,7 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
         self._came_from = None  # the checkpoint that was loaded
         if shared is None:
             check_options(opt)
+            check_effects(opt)
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
             path, self._is_finetune = self._get_init_model(opt, shared)
             self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads
@@ -114,6 +119,8 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
             opt['llm_quantization'],
         )
         logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} frozen parameters, {llm.dtype}, on {llm.device}")
+        if opt.get('fp16') and not self.use_cuda:
+            logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
         self.use_loss_scaling(llm.dtype, llm.device)
         if opt['checkpoint_activations']:
             recompute_activations(opt['llm'], llm)
@@ -306,19 +313,6 @@ class FrozenLMAgent(SteadySteps, TorchGeneratorAgent):
                     parameter.grad = torch.zeros_like(parameter)
                 self.optimizer.step()
         return super().init_optim(params, optim_states, saved_optim_type, is_finetune)
-
-    def build_lr_scheduler(self, states=None, hard_reset=False):
-        """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
-        if not states or hard_reset:
-            return super().build_lr_scheduler(states, hard_reset)
-        super().build_lr_scheduler()  # what is wrong here is the options' fault
-        with checkpoint.damage_explained(self._came_from):
-            if self.scheduler and 'lr_scheduler' in states and states.get('lr_scheduler_type') == self.opt['lr_scheduler']:
-                check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
-                check_fits(states.get('warmup_scheduler') or {}, self.scheduler.get_warmup_state_dict() or {}, 'its warmup_scheduler')
-            super().build_lr_scheduler(states)
-            for group, before in zip(self.optimizer.param_groups, states.get('optimizer', {}).get('param_groups', ())):
-                group['lr'] = before['lr']
 
     def load(self, path):
         states = self._loaded[1] if path == self._loaded[0] else checkpoint.load_states(path)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from spt_parlai.dialogue.whole_dialogue import MUTATOR
+import json
+from pathlib import Path
+
+from spt_parlai.errors import UsageError
 from spt_parlai.model.loading import DTYPES
 
 CONTRASTIVE_TEXTS = ('context', 'persona')
@@ -90,9 +94,41 @@ def set_training_defaults(parser) -> None:
         )
 
 
+def set_llm_of(parser, model_file: str | None) -> None:
+    """The LLM of a model file is the default of a command about it: some of ParlAI's scripts ask the parser, not the file."""
+    try:
+        stored = json.loads(Path(f'{model_file}.opt').read_text(encoding='utf-8'))
+        parser.set_defaults(**{name: stored[name] for name in ('llm', 'llm_revision') if name in stored})
+    except (OSError, ValueError, TypeError):
+        return  # no such file yet, or a damaged one, which whoever loads it says
+
+
 def skips_generation(opt) -> bool:
     """--skip-generation as given; else validation during training (`training_loop`, set by spt_parlai.resume) generates
     only if its metric needs replies, and everything else generates."""
     if opt.get('skip_generation') is not None:
         return opt['skip_generation']
     return opt.get('training_loop', False) and opt.get('validation_metric', 'ppl') in NO_GENERATION_NEEDED
+
+
+_LOWER_IS_BETTER = ('ppl', 'loss', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'mean_rank')
+_HIGHER_IS_BETTER = ('accuracy', 'f1', 'token_acc', 'token_em', 'prompt_usage_entropy')
+_HIGHER_IS_BETTER_FAMILIES = ('hits@', 'bleu', 'rouge')
+
+
+def settle_validation(opt) -> None:
+    """Which way `--validation-metric` improves, and from where on the task counts as solved, unless they are given.
+
+    :raises UsageError: for a direction in which the metric gets worse.
+    """
+    given = opt.get('override') or {}
+    metric = opt['validation_metric'].rsplit('/', 1)[-1]  # of one task among several: task/metric
+    mode = 'min' if metric in _LOWER_IS_BETTER else 'max'
+    known = metric in _LOWER_IS_BETTER + _HIGHER_IS_BETTER or metric.startswith(_HIGHER_IS_BETTER_FAMILIES)
+    asked = given.get('validation_metric_mode')
+    if known and asked not in (None, mode):
+        better = 'lower' if mode == 'min' else 'higher'
+        raise UsageError(f'--validation-metric-mode {asked}: {metric} is better the {better} it is; leave it out.')
+    opt['validation_metric_mode'] = mode if known or asked is None else asked
+    if opt['validation_metric_mode'] == 'min' and metric != 'ppl' and 'validation_cutoff' not in given:
+        opt['validation_cutoff'] = 0.0  # ParlAI's 1.0 is a perfect ppl, but a loss is below it early on

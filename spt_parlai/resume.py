@@ -14,6 +14,8 @@ import signal
 import threading
 from pathlib import Path
 
+from parlai.core.exceptions import StopTrainException
+from parlai.core.loader import load_agent_module
 from parlai.core.params import get_model_name
 from parlai.scripts import train_model
 from parlai.utils import logging
@@ -33,6 +35,8 @@ from spt_parlai.distributed import (
     wait_for_save,
 )
 from spt_parlai.epochs import count_packed_epochs
+from spt_parlai.errors import UsageError
+from spt_parlai.options import settle_validation
 from spt_parlai.seeding import new_seed, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
@@ -45,7 +49,8 @@ def install() -> None:
         return
     loop._resumes_exactly = True
     for name, wrapper in (
-        ('__init__', _init), ('train_steps', _train_steps), ('_get_time', _get_time), ('save_model', _save_model),
+        ('__init__', _init), ('train_steps', _train_steps), ('_get_time', _get_time), ('validate', _validate),
+        ('save_model', _save_model),
         ('_save_train_stats', _save_train_stats),
     ):
         setattr(loop, name, _wrap(getattr(loop, name), wrapper))
@@ -64,6 +69,7 @@ def _init(original, loop, opt) -> None:
     if not _is_ours(opt):
         return original(loop, opt)
     opt['training_loop'] = True
+    settle_validation(opt)
     path = _checkpoint_to_resume(opt)
     saved = load_states(path) if path else {}
     if opt.get('seed') is None:
@@ -93,7 +99,8 @@ def _init(original, loop, opt) -> None:
 
 
 def _is_ours(opt) -> bool:
-    return str(get_model_name(opt)).startswith('spt_parlai.')  # also where -mf alone says which model
+    name = get_model_name(opt)  # also where -mf alone says which model
+    return name is not None and hasattr(load_agent_module(name), 'replaying')
 
 
 def _checkpoint_to_resume(opt) -> Path | None:
@@ -131,6 +138,8 @@ def _train_steps(original, loop):
     _count_whole_parleys(loop)
     try:
         with interrupts_noted(loop) if is_distributed() else contextlib.nullcontext():
+            if loop.parleys:
+                _validate_if_due(loop)
             yield from original(loop)
     except KeyboardInterrupt as interrupt:
         if not loop.opt.get('model_file'):
@@ -161,6 +170,38 @@ def _replay(loop) -> None:
             loop.world.parley()
     loop.world.reset_metrics()
     restore_own_state(agent.progress)
+
+
+def _validate(original, loop):
+    try:
+        return original(loop)
+    except KeyError as error:
+        metric = loop.opt['validation_metric']
+        if error.args != (metric,) or not hasattr(loop.agent, 'progress'):
+            raise
+        reported = ', '.join(sorted(loop.valid_reports[-1]))
+        raise UsageError(f'--validation-metric {metric}: validation reports no such metric, but {reported}.') from error
+
+
+def _validate_if_due(loop) -> None:
+    """The validation that a stop came before, at the batch where it belongs."""
+    loop._get_time(loop.world)  # sets the epochs
+    loop._total_exs = round(loop._total_epochs * loop.world.num_examples())
+    if loop._total_epochs >= loop.max_num_epochs or loop._train_steps >= loop.max_train_steps:
+        return  # a run that ends does not validate first
+    if (
+        loop._train_steps - loop._last_valid_steps < loop.val_every_n_steps
+        and loop._total_epochs - loop.last_valid_epoch < loop.val_every_n_epochs
+    ):
+        return
+    if loop.validate():
+        loop.world.parley = _end_training
+    loop.last_valid_epoch, loop._last_valid_steps = loop._total_epochs, loop._train_steps
+    loop.world.reset_metrics()
+
+
+def _end_training():
+    raise StopTrainException('the validation that was due')
 
 
 def _count_whole_parleys(loop) -> None:

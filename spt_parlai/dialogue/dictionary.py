@@ -113,13 +113,16 @@ class TokenizerDictionary(DictionaryAgent):
     def act(self):
         return {}
 
+    def __str__(self) -> str:
+        return f"the tokenizer of --llm {self.opt['llm']}"
+
     def shutdown(self) -> None:
         """Nothing to save."""
 
     def save(self, filename=None, append=False, sort=True) -> None:
         """ParlAI looks for this file beside a model; the tokenizer itself belongs to the LLM and is not copied."""
         with open(filename or self.opt['dict_file'], 'w', encoding='utf-8') as file:
-            file.write(f"the tokenizer of --llm {self.opt['llm']}\n")
+            file.write(f'{self}\n')
 
     def load(self, filename) -> None:
         """Nothing to load: the tokenizer belongs to the LLM."""
