@@ -6,7 +6,6 @@ What is trained around the LLM, and how, is the business of the agents in `spt_p
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 from typing import Any
 
@@ -17,13 +16,11 @@ from parlai.utils.distributed import get_rank
 
 from spt_parlai import checkpoint, hub
 from spt_parlai.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
-from spt_parlai.checkpoint_schema import check_fits
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.whole_dialogue import FIELD, packs
 from spt_parlai.distributed import accumulates_alone
-from spt_parlai.errors import UsageError
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.memory import training_memory
@@ -34,17 +31,16 @@ from spt_parlai.options import add_chat_args, add_llm_args, set_training_default
 from spt_parlai.packed_batch import Turn, pack_batch, turn_counts
 from spt_parlai.options import add_chat_args, add_llm_args, set_llm_of, set_training_defaults, skips_generation
 from spt_parlai.promises import KeptPromises
+from spt_parlai.saved_agent import SavedAgent
 from spt_parlai.seeding import seed_everything
 from spt_parlai.stepping import SteadySteps, memory_errors_explained
 from spt_parlai.window import share_window, window_size
 
 _USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a ConvAI2 dialogue and of a target, for the memory estimate
 _USUAL_TURNS = 6
-# of this run alone: with the last two, ParlAI would load the checkpoint that a run was resumed from instead of its best model
-_NOT_SAVED = ('training_loop', 'init_model', 'load_from_checkpoint')
 
 
-class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
+class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     """Everything of an agent but what it trains. A subclass builds `self.model` around `self.load_llm()`."""
 
     fp16 = property(lambda self: False, lambda self, value: None, doc='What trains is float32 always.')
@@ -71,7 +67,6 @@ class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
     def __init__(self, opt, shared=None):
         self.progress: dict[str, Any] = {}  # of the training run, set by spt_parlai.resume
         self._replaying = False
-        self._came_from = None  # the checkpoint that was loaded
         if shared is None:
             check_options(opt)
             check_effects(opt)
@@ -106,11 +101,6 @@ class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
         return DialogueHistory(
             self.opt, persona, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
         )
-
-    @property
-    def loads_model(self) -> bool:
-        """Will what is built be overwritten by a checkpoint?"""
-        return self._loaded[0] is not None
 
     def load_llm(self) -> FrozenLM:
         opt = self.opt
@@ -280,58 +270,3 @@ class FrozenLMAgent(SteadySteps, KeptPromises, TorchGeneratorAgent):
             ranked.append([batch.candidates[i][o] for o in order.tolist()])
             ranked_losses.append(losses.tolist())
         return ranked, ranked_losses
-
-    # ---- checkpoints ----------------------------------------------------------------------------------
-
-    def state_dict(self):
-        states = {**super().state_dict(), 'spt': self.description, 'progress': self.progress}
-        if self._number_grad_accum:  # in the middle of an update (--update-freq)
-            states['accumulated'] = {
-                'batches': self._number_grad_accum, 'gradients': [p.grad for p in self.bare_model.parameters()]
-            }
-        if self.scaler is not None:
-            states['loss_scale'] = self.scaler.state_dict()
-        return states
-
-    def save(self, path=None):
-        """Options first, then the checkpoint, each whole or not at all."""
-        path = self.opt.get('model_file') if path is None else path
-        if path:
-            self.check_finite(path)
-            options = {**self.opt, **self._asked}  # the limits that were asked for, not what this window made of them
-            checkpoint.save_json({k: v for k, v in options.items() if k not in _NOT_SAVED}, f'{path}.opt')
-            self.dict.save(f'{path}.dict')
-            checkpoint.save_states(self.state_dict(), path)
-
-    def init_optim(self, params, optim_states=None, saved_optim_type=None, is_finetune=False):
-        """ParlAI's, after a trial on copies: a damaged state may load and fail only in the first step."""
-        if optim_states and not is_finetune:
-            with checkpoint.damage_explained(self._came_from):
-                copies = [parameter.detach().clone().requires_grad_() for parameter in params]
-                super().init_optim(copies, copy.deepcopy(optim_states), saved_optim_type)
-                for parameter in copies:
-                    parameter.grad = torch.zeros_like(parameter)
-                self.optimizer.step()
-        return super().init_optim(params, optim_states, saved_optim_type, is_finetune)
-
-    def load(self, path):
-        states = self._loaded[1] if path == self._loaded[0] else checkpoint.load_states(path)
-        self._loaded, self._came_from = (None, {}), path
-        checkpoint.check_match(path, states['spt'], self.description)
-        try:
-            self.load_state_dict(states['model'])
-        except RuntimeError as error:
-            raise UsageError(f"{path} is damaged ({' '.join(str(error).split())}); restore it from a copy.") from error
-        if 'optimizer' in states and hasattr(self, 'optimizer'):
-            with checkpoint.damage_explained(path), contextlib.suppress(ValueError):  # another optimizer starts anew
-                self.optimizer.load_state_dict(states['optimizer'])
-        self.progress = states.get('progress', {})
-        if self.scaler is not None and states.get('loss_scale'):
-            with checkpoint.damage_explained(path):
-                check_fits(states['loss_scale'], self.scaler.state_dict(), 'its loss_scale')
-                self.scaler.load_state_dict(states['loss_scale'])
-        if 'accumulated' in states and not self._is_finetune:
-            self._number_grad_accum = states['accumulated']['batches']
-            for parameter, gradient in zip(self.model.parameters(), states['accumulated']['gradients'], strict=True):
-                parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        return states
