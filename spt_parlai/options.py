@@ -131,4 +131,4 @@ def settle_validation(opt) -> None:
         raise UsageError(f'--validation-metric-mode {asked}: {metric} is better the {better} it is; leave it out.')
     opt['validation_metric_mode'] = mode if known or asked is None else asked
     if opt['validation_metric_mode'] == 'min' and metric != 'ppl' and 'validation_cutoff' not in given:
-        opt['validation_cutoff'] = 0.0  # ParlAI's 1.0 is a perfect ppl, but a loss is below it early on
+        opt['validation_cutoff'] = -1.0  # never: ParlAI's 1.0 is a perfect ppl, but a loss can be below it, or 0, early on

@@ -18,9 +18,11 @@ FIELD = 'whole_dialogue'  # of the message: a list of {'text': â€¦, 'labels': [â
 
 
 def packs(opt) -> bool:
-    """Are this run's episodes packed? Training ones alone, and where a turn's history does not depend on the model's replies."""
+    """Are this run's episodes packed? In training alone (`training_loop`, set by spt_parlai.resume), and where a turn's history
+    does not depend on the model's replies."""
     return bool(
-        opt.get('dialogue_packing')
+        opt.get('training_loop')
+        and opt.get('dialogue_packing')
         and MUTATOR in (opt.get('mutators') or '').split('+')
         and DatatypeHelper.is_training(opt.get('datatype', 'train'))
         and opt.get('use_reply', 'label') != 'model'

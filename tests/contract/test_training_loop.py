@@ -35,7 +35,7 @@ def trained(tiny_llms, tmp_path_factory):
 
 @pytest.mark.parametrize('options, steps', [
     ({'validation_every_n_steps': 2, 'max_train_steps': 7}, [2, 4, 6]),
-    ({'validation_every_n_epochs': 1 / 31, 'max_train_steps': 13}, [4, 8, 12]),  # 124 batches of 4 in an epoch
+    ({'validation_every_n_epochs': 0.2, 'max_train_steps': 13}, [4, 8, 12]),  # 18.5 batches of four dialogues in an epoch
     ({'validation_every_n_secs': 1e-6, 'max_train_steps': 4}, [1, 2, 3]),
     ({'validation_every_n_steps': 1, 'max_train_time': 1e-6, 'max_train_steps': 4}, []),
 ], ids=str)
@@ -171,7 +171,7 @@ def test_several_tasks_by_weight(tiny_llms, tmp_path, monkeypatch):
     train_step = SptAgent.train_step
 
     def record(self, batch):
-        drawn.extend('persona' in text for text in batch.contrastive_texts)
+        drawn.extend('persona' in text for text in batch.texts['context'])
         return train_step(self, batch)
 
     monkeypatch.setattr(SptAgent, 'train_step', record)

@@ -54,7 +54,7 @@ def episode():
 
 
 def mutate(messages, **options):
-    opt = {'datatype': 'train', 'dialogue_packing': True, 'mutators': 'whole_dialogue', **options}
+    opt = {'training_loop': True, 'datatype': 'train', 'dialogue_packing': True, 'mutators': 'whole_dialogue', **options}
     return list(WholeDialogue(opt)([Message({**m, 'episode_done': m is messages[-1]}) for m in messages]))
 
 
@@ -68,7 +68,7 @@ def test_an_episode_becomes_one_message():
 
 
 @pytest.mark.parametrize('options', [
-    {'datatype': 'valid'}, {'datatype': 'test'}, {'datatype': 'train:evalmode'}, {'dialogue_packing': False},
+    {'training_loop': False}, {'datatype': 'valid'}, {'datatype': 'test'}, {'datatype': 'train:evalmode'}, {'dialogue_packing': False},
     {'use_reply': 'model'}, {'mutators': None},
 ], ids=str)
 def test_other_episodes_stay(options):

@@ -31,9 +31,11 @@ CLOSE = dict(rtol=1e-5, atol=1e-5)
 
 
 def options(llm, **more):
-    return TrainModel.setup_args().parse_kwargs(**{
+    opt = TrainModel.setup_args().parse_kwargs(**{
         **SMALL, 'model': AGENT, 'task': SAMPLE, 'datatype': 'train:ordered', 'llm': llm, 'batchsize': 1, **more,
     })
+    opt['training_loop'] = True
+    return opt
 
 
 def observations(llm, count, **more):
