@@ -21,6 +21,7 @@ from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.whole_dialogue import FIELD, packs
 from spt_parlai.distributed import accumulates_alone
+from spt_parlai.generation import search_batch
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.memory import training_memory
@@ -241,9 +242,15 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     def _encoder_input(self, batch):
         return (batch.text_vec,)
 
+    searches_batches = True  # one search for all rows where it finds what ParlAI's finds; tests switch it off to compare
+
     def _generate(self, batch, beam_size, max_ts, prefix_tokens=None):
+        max_ts = min(max_ts, self.opt['max_new_tokens'])
         with memory_errors_explained('replying'):
-            return super()._generate(batch, beam_size, min(max_ts, self.opt['max_new_tokens']), prefix_tokens)
+            found = search_batch(self, batch, max_ts) if self.searches_batches and prefix_tokens is None else None
+            if found is None:
+                return super()._generate(batch, beam_size, max_ts, prefix_tokens)
+        return [reply.get_rescored_finished()[0] for reply in found], found
 
     def _get_batch_context(self, batch):
         """What context blocking looks at, padded on the left with each context's own first token (never a padding id)."""

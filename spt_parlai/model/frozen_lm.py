@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spt_parlai.model.prefill import can_merge, merge, rows_of_like_length
 from spt_parlai.model.projection import token_log_probs
 
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
@@ -48,6 +49,7 @@ class FrozenLM:
         self._take_input_projection()
         self._positions: Tensor | None = None
         self._hidden: list[Tensor] | None = None
+        self._merges_caches = True  # until the first cache shows that it cannot be
         self.recomputed_layers: list[torch.nn.Module] = []  # see `recomputation`
         self.lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
         self._takes_positions = 'position_ids' in inspect.signature(self.lm.forward).parameters
@@ -182,7 +184,23 @@ class FrozenLM:
             return torch.equal(self.logits_at(words, mask, position), head(self._hidden_at(words, mask, position)))
 
     def prefill(self, embeddings: Tensor, mask: Tensor):
-        """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache)."""
+        """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache).
+
+        Rows of like length run together where the LM's cache can be put together again.
+        """
+        parts = rows_of_like_length(mask) if self._merges_caches else [(list(range(len(mask))), mask.shape[1])]
+        found = []
+        for rows, length in parts:
+            found.append(self._prefill(embeddings[rows, -length:], mask[rows, -length:]))
+            if self._merges_caches and not can_merge(found[-1][1]):
+                self._merges_caches = False
+                return self._prefill(embeddings, mask)
+        if not self._merges_caches:
+            return found[0]
+        order = torch.tensor([row for rows, _ in parts for row in rows], device=found[0][0].device)
+        return torch.cat([logits for logits, _ in found])[order.argsort()], merge([cache for _, cache in found], parts)
+
+    def _prefill(self, embeddings: Tensor, mask: Tensor):
         rows, length = mask.shape
         last = torch.arange(1, rows + 1, device=mask.device) * length - 1
         with self._only_at(last):

@@ -1,0 +1,154 @@
+"""Greedy decoding of one set of contexts, every context after its own prompt, four ways in turn; all prompts are in use.
+
+    python projects/benchmark/decoding.py
+
+prints a table: the batched search of this package, ParlAI's search around the same model, and transformers' `generate`
+called once for every distinct prompt of a batch, over that prompt's contexts (`groups`) or over the whole batch, whose
+other rows are thrown away (`reruns`). Contexts come from the embedded sample task; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from parlai.core.agents import create_agent
+from parlai.core.params import ParlaiParser
+from parlai.core.teachers import create_task_agent_from_taskname
+from parlai.utils import logging
+
+from spt_parlai.model.rows import join_chosen
+
+TASK = 'spt_parlai.tasks.sample'
+
+
+def build_agent(args):
+    """An SptAgent with untrained prompts, or the one in --model-file; noise makes it select every prompt."""
+    parser = ParlaiParser(True, True)
+    options = {'batchsize': args.batchsize, 'score_noise': 100.0, 'max_new_tokens': args.max_new_tokens, 'task': TASK,
+               'label_truncate': args.max_new_tokens, 'llm_dtype': args.dtype, 'datatype': 'valid'}
+    if args.model_file:
+        options['model_file'] = args.model_file
+    else:
+        options.update(model='spt_parlai.agents:SptAgent', llm=args.llm, num_prompts=args.num_prompts, prompt_init='embedding-scale', seed=0)
+    agent = create_agent(parser.parse_kwargs(**options))
+    agent.model.eval()
+    return agent
+
+
+def observed(agent, count: int) -> list:
+    """The first `count` contexts of the task, train and valid, as the agent sees them."""
+    found = []
+    for fold in ('train:evalmode', 'valid'):
+        teacher = create_task_agent_from_taskname({**agent.opt, 'task': TASK, 'datatype': fold, 'batchsize': 1})[0]
+        while not teacher.epoch_done() and len(found) < count:
+            found.append(agent.observe(teacher.act()))
+            agent.self_observe({'text': found[-1]['eval_labels'][0]})
+    return found
+
+
+# ---- the four ways: batch → (token ids of each row, EOS included) -------------------------------------------
+
+
+def parlai_form(agent, batch):
+    return [tokens[1:].tolist() for tokens, _, _ in agent._generate(batch, 1, agent.opt['max_new_tokens'])[0]]
+
+
+def batched(agent, batch):
+    agent.searches_batches = True
+    return parlai_form(agent, batch)
+
+
+def parlai(agent, batch):
+    agent.searches_batches = False
+    return parlai_form(agent, batch)
+
+
+def with_generate(agent, batch, wanted, prompt: int):
+    """transformers' own loop after one prompt, over the rows `wanted` of a batch."""
+    model, length = agent.bare_model, agent.opt['max_new_tokens']
+    contexts = batch.text_vec[wanted]
+    contexts = contexts[:, : int((contexts >= 0).sum(1).max())]
+    words, mask = model._embed_contexts(contexts)
+    rows, mask = join_chosen(model.soft_prompts.tokens[prompt].expand(len(words), -1, -1), words, mask)
+    return model.llm.lm.generate(
+        inputs_embeds=rows, attention_mask=mask.long(), max_new_tokens=length, do_sample=False, num_beams=1,
+        pad_token_id=agent.END_IDX, eos_token_id=agent.END_IDX, bos_token_id=agent.END_IDX,
+    ).tolist()
+
+
+def groups(agent, batch):
+    replies: list = [None] * batch.batchsize
+    for prompt in batch.selected_prompt.unique().tolist():
+        mine = (batch.selected_prompt == prompt).nonzero()[:, 0]
+        for row, tokens in zip(mine.tolist(), with_generate(agent, batch, mine, prompt)):
+            replies[row] = tokens
+    return replies
+
+
+def reruns(agent, batch):
+    replies: list = [None] * batch.batchsize
+    for prompt in batch.selected_prompt.unique().tolist():
+        found = with_generate(agent, batch, torch.arange(batch.batchsize), prompt)
+        for row in (batch.selected_prompt == prompt).nonzero()[:, 0].tolist():
+            replies[row] = found[row]
+    return replies
+
+
+WAYS = {'batched search': batched, "ParlAI's search": parlai, 'generate, groups': groups, 'generate, reruns': reruns}
+
+
+def reply_of(tokens: list[int], end: int, longest: int) -> list[int]:
+    """Tokens before the end; a reply that did not end has its last place taken by the end token, as ParlAI has it."""
+    return tokens[: tokens.index(end)] if end in tokens else tokens[: longest - 1]
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--llm', default='demo')
+    parser.add_argument('--model-file', help='a trained agent; default: untrained prompts around --llm')
+    parser.add_argument('--num-prompts', type=int, default=4)
+    parser.add_argument('--examples', type=int, default=500)
+    parser.add_argument('--batchsize', type=int, default=64)
+    parser.add_argument('--max-new-tokens', type=int, default=32)
+    parser.add_argument('--dtype', default='float32')
+    parser.add_argument('--repeats', type=int, default=3)
+    args = parser.parse_args()
+    logging.disable()
+
+    agent = build_agent(args)
+    seen = observed(agent, args.examples)
+    batches = [agent.batchify(seen[i: i + args.batchsize]) for i in range(0, len(seen), args.batchsize)]
+    torch.manual_seed(0)
+    for batch in batches:
+        batch['selected_prompt'] = agent.bare_model.retrieve(batch.text_vec)[1].cpu()
+    used = torch.cat([b.selected_prompt for b in batches]).bincount(minlength=args.num_prompts).tolist()
+    print(f'{len(seen)} contexts, batches of {args.batchsize}, at most {args.max_new_tokens} new tokens, {agent.bare_model.llm.dtype} on '
+          f'{agent.bare_model.llm.device}, {torch.get_num_threads()} threads; contexts per prompt {used}')
+
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    replies = {}
+    for way in WAYS.values():
+        way(agent, batches[0])  # warm
+    for _ in range(args.repeats):
+        for name, way in WAYS.items():
+            start = time.perf_counter()
+            found = [tokens for batch in batches for tokens in way(agent, batch)]
+            seconds[name].append(time.perf_counter() - start)
+            replies[name] = [reply_of(tokens, agent.END_IDX, args.max_new_tokens) for tokens in found]
+    ours = next(iter(WAYS))
+    tokens = sum(len(r) + 1 for r in replies[ours])
+    fastest = statistics.median(seconds[ours])
+    print(f'{tokens / len(seen):.1f} tokens a reply\n')
+    print(f'{"":<18}{"seconds":>9}{"tokens/s":>10}{"× slower":>10}{"same replies":>14}')
+    for name in WAYS:
+        median = statistics.median(seconds[name])
+        same = sum(a == b for a, b in zip(replies[name], replies[ours]))
+        print(f'{name:<18}{median:>9.2f}{tokens / median:>10.0f}{median / fastest:>10.2f}{f"{same}/{len(seen)}":>14}')
+
+
+if __name__ == '__main__':
+    main()
