@@ -52,10 +52,11 @@ def metaspace_tokenizer():
 
 @pytest.fixture(scope='session')
 def tiny_llms(tmp_path_factory):
-    """Folders of tiny Hugging Face models: `opt`, `llama` (decoder-only) and `bart` (encoder-decoder). Read-only."""
+    """Folders of tiny Hugging Face models: `opt`, `llama`, `gpt2` (decoder-only) and `bart` (encoder-decoder). Read-only."""
     import torch
     from transformers import (
-        BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM,
+        BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig,
+        OPTForCausalLM,
     )
 
     folder = tmp_path_factory.mktemp('llms')
@@ -70,6 +71,9 @@ def tiny_llms(tmp_path_factory):
             ))),
             'llama': (metaspace, LlamaForCausalLM(LlamaConfig(
                 vocab_size=len(metaspace), hidden_size=16, intermediate_size=32, bos_token_id=1, eos_token_id=2, **sizes,
+            ))),
+            'gpt2': (byte_level, GPT2LMHeadModel(GPT2Config(
+                vocab_size=len(byte_level), n_embd=16, n_layer=2, n_head=2, n_positions=160, bos_token_id=1, eos_token_id=1,
             ))),
             'bart': (byte_level, BartForConditionalGeneration(BartConfig(
                 vocab_size=len(byte_level), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
