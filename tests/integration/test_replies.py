@@ -21,7 +21,7 @@ SEARCHES = {
     'greedy': {}, 'n-grams': {'beam_block_ngram': 2}, 'words': {'beam_block_ngram': 1},
     'context': {'beam_context_block_ngram': 1, 'beam_block_ngram': 3}, 'short context': {'beam_context_block_ngram': 2, 'beam_block_full_context': False},
     'top-k': {'inference': 'topk', 'topk': 7}, 'nucleus': {'inference': 'nucleus', 'topp': 0.95, 'temperature': 1.7},
-    'long': {'inference': 'topk', 'topk': 40, 'beam_min_length': 4, 'beam_length_penalty': 0.0, 'beam_block_ngram': 2},
+    'long': {'inference': 'topk', 'topk': 40, 'beam_min_length': 4, 'beam_block_ngram': 2},
 }
 OWN_LOOP = {
     'beam': {'inference': 'beam', 'beam_size': 2}, 'beam of one': {'inference': 'beam'}, 'sampled beam': {'inference': 'topk', 'beam_size': 2},
