@@ -30,7 +30,7 @@ def build_agent(args):
     options = {'batchsize': args.batchsize, 'score_noise': 100.0, 'max_new_tokens': args.max_new_tokens, 'task': TASK,
                'label_truncate': args.max_new_tokens, 'llm_dtype': args.dtype, 'datatype': 'valid'}
     if args.model_file:
-        options['model_file'] = args.model_file
+        options.update(model_file=args.model_file, beam_block_ngram=-1)
     else:
         options.update(model='spt_parlai.agents:SptAgent', llm=args.llm, num_prompts=args.num_prompts, prompt_init='embedding-scale', seed=0)
     agent = create_agent(parser.parse_kwargs(**options))
