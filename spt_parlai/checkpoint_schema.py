@@ -45,7 +45,7 @@ def check_states(states: dict[str, Any]) -> None:
     })
     _expect(states, 'states', {
         'model': lambda v: isinstance(v, dict) and all(_text(k) and _weight(t) for k, t in v.items()),
-        'optimizer': lambda v: isinstance(v, dict) and isinstance(v.get('state'), dict) and _dicts(v.get('param_groups')),
+        'optimizer': lambda v: isinstance(v, dict) and isinstance(v.get('state'), dict) and _param_groups(v.get('param_groups')),
         'optimizer_type': _text, 'lr_scheduler': _or_none(lambda v: isinstance(v, dict)), 'lr_scheduler_type': _text,
         'warmup_scheduler': _or_none(lambda v: isinstance(v, dict)), 'number_training_updates': _count,
         'progress': lambda v: isinstance(v, dict), 'accumulated': lambda v: isinstance(v, dict),
@@ -148,6 +148,11 @@ def _or_none(kind):
 
 def _weight(value) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def _param_groups(value) -> bool:
+    """ParlAI's schedulers compute with both rates before anything else looks at them."""
+    return _dicts(value) and all(_number(group.get(name, 0.0)) for group in value for name in ('lr', 'initial_lr'))
 
 
 def _dicts(value) -> bool:

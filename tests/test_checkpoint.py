@@ -142,3 +142,11 @@ def test_numbers_of_numpy_are_written_as_pythons(tmp_path, states):
     progress = checkpoint.load_states(tmp_path / 'model')['progress']
     assert {k: v for k, v in progress.items() if k != 'state'} == {'lr': 0.1, 'steps': [3, (0.5,)]} and list(progress['state']) == [0]
     assert isinstance(states['progress']['lr'], np.float64)  # what was saved is left as it was
+
+
+@pytest.mark.parametrize('name', ['lr', 'initial_lr'])
+def test_a_learning_rate_that_is_no_number_is_damage(tmp_path, states, name):
+    states['optimizer'] = {'state': {}, 'param_groups': [{'lr': 0.1, 'params': [0], name: None}]}
+    checkpoint.save_states(states, tmp_path / 'model')
+    with pytest.raises(UsageError, match="damaged: its states has no proper 'optimizer'|no proper 'optimizer'"):
+        checkpoint.load_states(tmp_path / 'model')

@@ -76,7 +76,7 @@ def test_eval_generates_with_f1_and_bleu(trained):
 
 @pytest.mark.parametrize('inference', [{}, {'inference': 'beam', 'beam_size': 3, 'beam_block_ngram': 2, 'beam_context_block_ngram': 2}])
 def test_batch_size_changes_neither_ppl_nor_replies(trained, tmp_path, inference):
-    """Acceptance 3: the same ppl and the same text for every example at -bs 1 and -bs 16."""
+    """The same ppl and the same text for every example at -bs 1 and -bs 16."""
     replies, ppl = [], []
     for batchsize in (1, 16):
         log = tmp_path / f'log{batchsize}'
@@ -89,11 +89,14 @@ def test_batch_size_changes_neither_ppl_nor_replies(trained, tmp_path, inference
     assert ppl[0] == pytest.approx(ppl[1], rel=1e-5)
 
 
-@pytest.mark.parametrize('inference', ['greedy', 'beam', 'topk', 'nucleus', 'factual_nucleus', 'delayedbeam', 'delayednucleusbeam'])
+@pytest.mark.parametrize('inference', [
+    {'inference': 'greedy'}, {'inference': 'beam', 'beam_size': 2}, {'inference': 'topk', 'beam_size': 2, 'topk': 5},
+    {'inference': 'nucleus', 'beam_size': 2, 'topp': 0.8}, {'inference': 'factual_nucleus', 'beam_size': 2},
+    {'inference': 'delayedbeam', 'beam_size': 2, 'topk': 5, 'beam_delay': 3},
+    {'inference': 'delayednucleusbeam', 'beam_size': 2, 'topp': 0.8, 'beam_delay': 3},
+], ids=lambda options: options['inference'])
 def test_every_search_of_parlai_generates(trained, inference):
-    agent = create_agent_from_model_file(
-        str(trained[0]), {'inference': inference, 'beam_size': 1 if inference == 'greedy' else 2, 'topk': 5, 'beam_delay': 3, 'interactive_mode': True, 'persona': ''}
-    )
+    agent = create_agent_from_model_file(str(trained[0]), {**inference, 'interactive_mode': True, 'persona': ''})
     agent.observe({'text': 'hello there', 'episode_done': False})
     assert isinstance(agent.act()['text'], str)
 
