@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from parlai.utils.distributed import get_rank
 
-from spt_parlai import checkpoint
+from spt_parlai.agent.llm_agent import FrozenLMAgent
+from spt_parlai.agent.packed_batch import per_message
 from spt_parlai.exchange.prompts import read_prompts
-from spt_parlai.llm_agent import FrozenLMAgent
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
 from spt_parlai.model.initialisation import initial_prompts
 from spt_parlai.model.retriever import Retriever
@@ -16,8 +16,8 @@ from spt_parlai.model.spt_model import Prediction, SptModel
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.objective.similarity import similar_pairs
 from spt_parlai.options import add_spt_args
-from spt_parlai.packed_batch import per_message
-from spt_parlai.seeding import noise_generator
+from spt_parlai.training import checkpoint
+from spt_parlai.training.seeding import noise_generator
 
 
 class SptAgent(FrozenLMAgent):

@@ -48,7 +48,7 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of an Spt
     from rich.console import Console
     from rich.table import Table
 
-    from spt_parlai.checkpoint import load_states
+    from spt_parlai.training.checkpoint import load_states
 
     states = load_states(model_file)
     table = Table(show_header=False, box=None)

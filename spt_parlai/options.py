@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spt_parlai.dialogue.whole_dialogue import MUTATOR
 import json
 from pathlib import Path
 
+from spt_parlai.dialogue.whole_dialogue import MUTATOR
 from spt_parlai.errors import UsageError
 from spt_parlai.model.loading import DTYPES
 
@@ -104,7 +104,7 @@ def set_llm_of(parser, model_file: str | None) -> None:
 
 
 def skips_generation(opt) -> bool:
-    """--skip-generation as given; else validation during training (`training_loop`, set by spt_parlai.resume) generates
+    """--skip-generation as given; else validation during training (`training_loop`, set by spt_parlai.training.resume) generates
     only if its metric needs replies, and everything else generates."""
     if opt.get('skip_generation') is not None:
         return opt['skip_generation']

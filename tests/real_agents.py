@@ -7,7 +7,7 @@ from parlai.core.agents import create_agent
 from parlai.core.message import Message
 from parlai.scripts.train_model import TrainModel
 
-from spt_parlai import checkpoint
+from spt_parlai.training import checkpoint
 
 AGENT = 'spt_parlai.agents:SptAgent'
 

@@ -18,7 +18,7 @@ FIELD = 'whole_dialogue'  # of the message: a list of {'text': â€¦, 'labels': [â
 
 
 def packs(opt) -> bool:
-    """Are this run's episodes packed? In training alone (`training_loop`, set by spt_parlai.resume), and where a turn's history
+    """Are this run's episodes packed? In training alone (`training_loop`, set by spt_parlai.training.resume), and where a turn's history
     does not depend on the model's replies."""
     return bool(
         opt.get('training_loop')

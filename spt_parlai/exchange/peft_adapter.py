@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from spt_parlai import hub
-from spt_parlai.checkpoint import load_states
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.exchange.tensor_files import read_tensors
+from spt_parlai.training.checkpoint import load_states
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = ('adapter_model.safetensors', 'adapter_model.bin')

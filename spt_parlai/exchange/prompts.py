@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spt_parlai.checkpoint import load_states
 from spt_parlai.errors import UsageError
 from spt_parlai.exchange.authors import read_authors
 from spt_parlai.exchange.peft_adapter import adapter_folders, checkpoint_prompts, read_adapter
 from spt_parlai.exchange.tensor_files import load_plain
+from spt_parlai.training.checkpoint import load_states
 
 
 def read_prompts(path: str | Path) -> Tensor:

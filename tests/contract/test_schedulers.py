@@ -4,10 +4,9 @@ import math
 
 import pytest
 from parlai.scripts import train_model
-from runs import train, training
+from runs import training
 
 from spt_parlai.agents import SptAgent
-from spt_parlai.errors import UsageError
 
 STEPS = 10
 SCHEDULES = {

@@ -14,7 +14,7 @@ from parlai.core.agents import create_agent_from_model_file
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from spt_parlai.checkpoint import load_states
+from spt_parlai.training.checkpoint import load_states
 from spt_parlai.cli import app
 from spt_parlai.errors import UsageError
 from spt_parlai.exchange.authors import import_authors, read_authors

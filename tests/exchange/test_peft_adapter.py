@@ -16,11 +16,10 @@ from peft import PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from spt_parlai.checkpoint import describe, load_states, save_states
+from spt_parlai.training.checkpoint import describe, load_states, save_states
 from spt_parlai.cli import app
 from spt_parlai.errors import UsageError
 from spt_parlai.exchange.peft_adapter import export_peft, read_adapter
-from spt_parlai.model.loading import load_frozen_lm
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 FILES = ['adapter_config.json', 'adapter_model.safetensors']

@@ -13,7 +13,7 @@ from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from spt_parlai.checkpoint import load_states
+from spt_parlai.training.checkpoint import load_states
 from spt_parlai.errors import UsageError
 from spt_parlai.exchange.peft_adapter import export_peft
 from spt_parlai.exchange.prompts import read_prompts

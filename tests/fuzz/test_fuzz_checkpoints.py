@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from parlai.core.message import Message
 from parlai.scripts.train_model import TrainLoop, TrainModel
 
-from spt_parlai import resume
-from spt_parlai.checkpoint import load_states
+from spt_parlai.training import resume
+from spt_parlai.training.checkpoint import load_states
 from spt_parlai.errors import UsageError
-from spt_parlai.seeding import random_state, restore_random_state
+from spt_parlai.training.seeding import random_state, restore_random_state
 
 OPTIONS = dict(
     task='spt_parlai.tasks.sample', model='spt_parlai.agents:SptAgent', num_prompts=2, prompt_length=2, text_truncate=40, label_truncate=12,

@@ -15,7 +15,7 @@ from parlai.scripts.train_model import TrainModel
 from parlai.utils.distributed import find_free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spt_parlai.checkpoint import load_states
+from spt_parlai.training.checkpoint import load_states
 from spt_parlai.errors import UsageError
 
 HERE = Path(__file__).parent

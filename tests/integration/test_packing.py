@@ -11,6 +11,7 @@ from parlai.core.agents import create_agent
 from parlai.core.worlds import create_task
 from parlai.scripts.train_model import TrainModel
 
+
 @pytest.fixture(scope='module')
 def wide_llms(tiny_llms, tmp_path_factory):
     """The tiny LLMs with a window in which the sample task's dialogues fit."""

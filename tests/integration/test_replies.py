@@ -12,8 +12,8 @@ from parlai.core.params import ParlaiParser
 from parlai.core.teachers import create_task_agent_from_taskname
 from parlai.core.torch_generator_agent import TorchGeneratorAgent
 
-from spt_parlai.generation import search_batch
-from spt_parlai.llm_agent import FrozenLMAgent
+from spt_parlai.agent.generation import search_batch
+from spt_parlai.agent.llm_agent import FrozenLMAgent
 from spt_parlai.model import decoding, search
 
 SIZES = (1, 3, 16)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spt_parlai.objective import SptObjective
 from spt_parlai.objective.losses import gold_distribution, noisy_gold, prompt_nll, selection_loss
-from spt_parlai.seeding import noise_generator
+from spt_parlai.training.seeding import noise_generator
 
 
 def naive(gold, noise):

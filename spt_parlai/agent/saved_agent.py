@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from spt_parlai import checkpoint
-from spt_parlai.checkpoint_schema import check_fits
 from spt_parlai.errors import UsageError
+from spt_parlai.training import checkpoint
+from spt_parlai.training.checkpoint_schema import check_fits
 
 # of this run alone: with the last two, ParlAI would load the checkpoint that a run was resumed from instead of its best model
 _NOT_SAVED = ('training_loop', 'init_model', 'load_from_checkpoint')

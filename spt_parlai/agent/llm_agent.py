@@ -14,28 +14,28 @@ from parlai.core.torch_generator_agent import TorchGeneratorAgent
 from parlai.utils import logging
 from parlai.utils.distributed import get_rank
 
-from spt_parlai import checkpoint, hub
-from spt_parlai.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
+from spt_parlai import hub
+from spt_parlai.agent.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
+from spt_parlai.agent.generation import search_batch
+from spt_parlai.agent.packed_batch import Turn, pack_batch, turn_counts
+from spt_parlai.agent.promises import KeptPromises
+from spt_parlai.agent.saved_agent import SavedAgent
+from spt_parlai.agent.window import share_window, window_size
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.whole_dialogue import FIELD, packs
-from spt_parlai.distributed import accumulates_alone
-from spt_parlai.generation import search_batch
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.memory import training_memory
 from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.option_checks import check_options
 from spt_parlai.option_effects import check_effects
-from spt_parlai.options import add_chat_args, add_llm_args, set_training_defaults, skips_generation
-from spt_parlai.packed_batch import Turn, pack_batch, turn_counts
 from spt_parlai.options import add_chat_args, add_llm_args, set_llm_of, set_training_defaults, skips_generation
-from spt_parlai.promises import KeptPromises
-from spt_parlai.saved_agent import SavedAgent
-from spt_parlai.seeding import seed_everything
-from spt_parlai.stepping import SteadySteps, memory_errors_explained
-from spt_parlai.window import share_window, window_size
+from spt_parlai.training import checkpoint
+from spt_parlai.training.distributed import accumulates_alone
+from spt_parlai.training.seeding import seed_everything
+from spt_parlai.training.stepping import SteadySteps, memory_errors_explained
 
 _USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a ConvAI2 dialogue and of a target, for the memory estimate
 _USUAL_TURNS = 6
@@ -66,7 +66,7 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     # ---- construction ---------------------------------------------------------------------------------
 
     def __init__(self, opt, shared=None):
-        self.progress: dict[str, Any] = {}  # of the training run, set by spt_parlai.resume
+        self.progress: dict[str, Any] = {}  # of the training run, set by spt_parlai.training.resume
         self._replaying = False
         if shared is None:
             check_options(opt)
@@ -219,7 +219,7 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     @contextlib.contextmanager
     def replaying(self):
-        """Batches are drawn and observed but not trained on (see `spt_parlai.resume`)."""
+        """Batches are drawn and observed but not trained on (see `spt_parlai.training.resume`)."""
         self._replaying = True
         try:
             yield
@@ -235,7 +235,7 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     # ---- replies --------------------------------------------------------------------------------------
 
     @property
-    def bare_model(self) -> SptModel:
+    def bare_model(self) -> torch.nn.Module:
         """The model without the wrapper that distributed training puts around it."""
         return getattr(self.model, 'module', self.model)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spt_parlai import checkpoint
 from spt_parlai.errors import UsageError
+from spt_parlai.training import checkpoint
 
 DESCRIPTION = {
     'format': 1, 'llm': 'a/b', 'llm_revision': None, 'fingerprint': {'hidden_size': 16, 'shapes': 'x'}, 'num_prompts': 2,
@@ -149,4 +149,12 @@ def test_a_learning_rate_that_is_no_number_is_damage(tmp_path, states, name):
     states['optimizer'] = {'state': {}, 'param_groups': [{'lr': 0.1, 'params': [0], name: None}]}
     checkpoint.save_states(states, tmp_path / 'model')
     with pytest.raises(UsageError, match="damaged: its states has no proper 'optimizer'|no proper 'optimizer'"):
+        checkpoint.load_states(tmp_path / 'model')
+
+
+@pytest.mark.parametrize('value', [torch.zeros(3, 0), torch.zeros(2, 2), 'two\nlines', [1], 1.5])
+def test_a_fingerprint_that_cannot_be_compared_is_damage(tmp_path, states, value):
+    states['spt'] = {**states['spt'], 'fingerprint': {'hidden_size': value}}
+    checkpoint.save_states(states, tmp_path / 'model')
+    with pytest.raises(UsageError, match="no proper 'fingerprint'"):
         checkpoint.load_states(tmp_path / 'model')

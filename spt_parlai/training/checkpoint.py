@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spt_parlai.checkpoint_schema import Damage, check_container, check_states
 from spt_parlai.errors import UsageError, shorten
+from spt_parlai.training.checkpoint_schema import Damage, check_container, check_states
 
 FORMAT = 1
 DESCRIPTION = ('llm', 'fingerprint', 'num_prompts', 'prompt_length')

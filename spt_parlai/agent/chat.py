@@ -11,7 +11,7 @@ from spt_parlai.dialogue.messages import OWN_PERSONA, clean, split_message
 from spt_parlai.errors import UsageError
 
 TASKS_WITHOUT_PERSONA = ('interactive', 'self_chat', None)  # ParlAI's bare chat worlds; other worlds send a persona
-SAMPLE = Path(__file__).parent / 'tasks' / 'sample' / 'train.txt'
+SAMPLE = Path(__file__).parent.parent / 'tasks' / 'sample' / 'train.txt'
 
 
 def chosen_persona(opt) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spt_parlai.chat import announce, chosen_persona, draw_persona, read_persona_file, sample_personas
+from spt_parlai.agent.chat import announce, chosen_persona, draw_persona, read_persona_file, sample_personas
 from spt_parlai.errors import UsageError
 
 

@@ -22,8 +22,10 @@ from parlai.utils import logging
 from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker, sync_object
 from tqdm import tqdm
 
-from spt_parlai.checkpoint import load_states, save_json
-from spt_parlai.distributed import (
+from spt_parlai.errors import UsageError
+from spt_parlai.options import settle_validation
+from spt_parlai.training.checkpoint import load_states, save_json
+from spt_parlai.training.distributed import (
     AgreedInterrupt,
     agreed_time,
     announce_synchronisation,
@@ -34,10 +36,8 @@ from spt_parlai.distributed import (
     restore_own_state,
     wait_for_save,
 )
-from spt_parlai.epochs import count_packed_epochs
-from spt_parlai.errors import UsageError
-from spt_parlai.options import settle_validation
-from spt_parlai.seeding import new_seed, seed_everything
+from spt_parlai.training.epochs import count_packed_epochs
+from spt_parlai.training.seeding import new_seed, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
 

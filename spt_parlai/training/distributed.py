@@ -16,7 +16,7 @@ from parlai.utils import logging
 from parlai.utils.distributed import all_gather_list, get_rank, is_distributed, is_primary_worker, num_workers
 
 from spt_parlai.errors import UsageError
-from spt_parlai.seeding import random_state, restore_random_state
+from spt_parlai.training.seeding import random_state, restore_random_state
 
 
 class AgreedInterrupt(KeyboardInterrupt):

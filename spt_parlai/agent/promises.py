@@ -6,9 +6,9 @@ import torch
 from parlai.utils.torch import neginf
 from torch import Tensor
 
-from spt_parlai import checkpoint
-from spt_parlai.checkpoint_schema import check_fits
 from spt_parlai.errors import UsageError
+from spt_parlai.training import checkpoint
+from spt_parlai.training.checkpoint_schema import check_fits
 
 
 class KeptPromises:

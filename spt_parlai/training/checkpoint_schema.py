@@ -40,7 +40,7 @@ def check_states(states: dict[str, Any]) -> None:
     _check_plain(states)
     spt = states['spt']
     _expect(spt, 'spt', {
-        'llm': _text, 'llm_revision': _or_none(_text), 'fingerprint': lambda v: isinstance(v, dict),
+        'llm': _line, 'llm_revision': _or_none(_line), 'fingerprint': _shape,
         'num_prompts': _count, 'prompt_length': _count, 'seed': _or_none(_whole),
     })
     _expect(states, 'states', {
@@ -128,6 +128,15 @@ def _expect(entries: dict, where: str, kinds: dict, required: bool = False) -> N
 
 def _text(value) -> bool:
     return isinstance(value, str)
+
+
+def _line(value) -> bool:
+    """What a message can quote."""
+    return _text(value) and value.isprintable()
+
+
+def _shape(value) -> bool:
+    return isinstance(value, dict) and all(_line(k) and (v is None or _line(v) or isinstance(v, int)) for k, v in value.items())
 
 
 def _whole(value) -> bool:

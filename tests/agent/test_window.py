@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spt_parlai.agent.window import SMALLEST_CONTEXT, UNBOUNDED, share_window, window_size
 from spt_parlai.errors import UsageError
-from spt_parlai.window import SMALLEST_CONTEXT, UNBOUNDED, share_window, window_size
 
 quick = settings(max_examples=60, deadline=None)
 
