@@ -138,36 +138,37 @@ class FrozenLM:
             embedded = self._embedding(ids.to(self.device))
             return embedded if self._project_in is None else self._project_in(embedded)
 
-    def logits_at(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def logits_at(self, embeddings: Tensor, positions: Tensor) -> Tensor:
         """Logits that follow chosen positions of whole rows.
 
-        embeddings: [R, T, D]; mask: bool [R, T], true at real positions; positions: int64 [N], flat indices into
-        R × T. Returns logits [N, V] in the LM's dtype; their gradient reaches `embeddings` alone.
+        embeddings: [R, T, D], any padding on the right, where causal attention never looks: no mask is needed, and attention
+        without one has faster kernels; positions: int64 [N], flat indices into R × T. Returns logits [N, V] in the LM's dtype;
+        their gradient reaches `embeddings` alone.
         """
         with self._only_at(positions), self._recomputing(embeddings.requires_grad):
-            return self._forward(embeddings, mask, use_cache=False).logits[0]
+            return self._forward(embeddings, None, use_cache=False).logits[0]
 
-    def log_probs_at(self, embeddings: Tensor, mask: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
+    def log_probs_at(self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
         """Log-probabilities of tokens at chosen positions of whole rows (see `logits_at`), never all logits at once.
 
         targets: int64 [N], the tokens; wanted: bool [N], where the likeliest token is asked for. Returns
         (float32 [N], int64 [N], 0 where not wanted).
         """
         if not self.head_is_linear:
-            logits = self.logits_at(embeddings, mask, positions).float()
+            logits = self.logits_at(embeddings, positions).float()
             likeliest = torch.zeros_like(targets)
             likeliest[wanted] = logits.detach()[wanted].argmax(-1)
             return -F.cross_entropy(logits, targets, reduction='none'), likeliest
         head = self.lm.get_output_embeddings()
-        hidden = self._hidden_at(embeddings, mask, positions)
+        hidden = self._hidden_at(embeddings, positions)
         return token_log_probs(hidden, head.weight, head.bias, targets.to(hidden.device), wanted.to(hidden.device))
 
-    def _hidden_at(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _hidden_at(self, embeddings: Tensor, positions: Tensor) -> Tensor:
         """What the output projection gets at chosen positions, [N, D]."""
         self._hidden = []
         try:
             with self._only_at(positions), self._recomputing(embeddings.requires_grad):
-                self._forward(embeddings, mask, use_cache=False)
+                self._forward(embeddings, None, use_cache=False)
             return self._hidden[0]
         finally:
             self._hidden = None
@@ -180,8 +181,8 @@ class FrozenLM:
             return False
         with torch.no_grad():
             words = self.embed(torch.tensor([[0, 1]]))
-            mask, position = torch.ones(1, 2, dtype=torch.bool, device=words.device), torch.tensor([1], device=words.device)
-            return torch.equal(self.logits_at(words, mask, position), head(self._hidden_at(words, mask, position)))
+            position = torch.tensor([1], device=words.device)
+            return torch.equal(self.logits_at(words, position), head(self._hidden_at(words, position)))
 
     def prefill(self, embeddings: Tensor, mask: Tensor):
         """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache).
@@ -212,12 +213,15 @@ class FrozenLM:
         output = self._forward(self.embed(ids), mask, use_cache=True, cache=cache)
         return output.logits, output.past_key_values
 
-    def _forward(self, embeddings: Tensor, mask: Tensor, use_cache: bool, cache=None):
+    def _forward(self, embeddings: Tensor, mask: Tensor | None, use_cache: bool, cache=None):
         kwargs = {}
-        if self._takes_positions:  # counted over real positions only, so padding on either side changes nothing
+        if self._takes_positions and mask is None:
+            kwargs['position_ids'] = torch.arange(embeddings.shape[1], device=embeddings.device).expand(embeddings.shape[:2])
+        elif self._takes_positions:  # counted over real positions only, so padding on either side changes nothing
             kwargs['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1]:]
         if cache is not None:
             kwargs['past_key_values'] = cache
         return self.lm(
-            inputs_embeds=embeddings.to(self.dtype), attention_mask=mask.long(), use_cache=use_cache, **kwargs
+            inputs_embeds=embeddings.to(self.dtype), attention_mask=None if mask is None else mask.long(),
+            use_cache=use_cache, **kwargs
         )

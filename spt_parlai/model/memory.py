@@ -67,7 +67,7 @@ def _kept_by_a_row(llm: FrozenLM, length: int) -> int:
     layers, llm.recomputed_layers = llm.recomputed_layers, []
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = llm.logits_at(words, torch.ones_like(ids, dtype=torch.bool, device=words.device), ids[0, :1].to(words.device))
+            output = llm.logits_at(words, ids[0, :1].to(words.device))
     finally:
         llm.recomputed_layers = layers
     assert output.requires_grad, 'the trial must keep a graph'

@@ -39,8 +39,7 @@ def recompute_activations(name: str, llm: FrozenLM) -> None:
 def _trial(llm: FrozenLM) -> tuple[torch.Tensor, torch.Tensor]:
     """One row of eight tokens: logits [1, V] after it and their sum's gradient at the embeddings [1, 8, D]."""
     words = llm.embed(torch.arange(8)[None]).float().requires_grad_()
-    mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-    logits = llm.logits_at(words, mask, torch.tensor([7], device=words.device))
+    logits = llm.logits_at(words, torch.tensor([7], device=words.device))
     (gradient,) = torch.autograd.grad(logits.float().square().sum(), words)
     return logits.detach(), gradient
 

@@ -51,15 +51,12 @@ def token_rows(
     return TokenRows(ids, mask, row, context_length, targets[in_target], example, context_length[example] - 1 + offset)
 
 
-def join_all(soft_prompts: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Every prompt before every row: [K, L, D], [R, M, D], bool [R, M] → ([K·R, L + M, D], bool [K·R, L + M])."""
+def join_all(soft_prompts: Tensor, words: Tensor) -> Tensor:
+    """Every prompt before every row: [K, L, D], [R, M, D] → [K·R, L + M, D]."""
     K, L, D = soft_prompts.shape
     R, M, _ = words.shape
-    rows = torch.cat(
-        [soft_prompts.to(words)[:, None].expand(K, R, L, D), words[None].expand(K, R, M, D)], dim=2
-    ).reshape(K * R, L + M, D)
-    prompt_mask = mask.new_ones(R, L)
-    return rows, torch.cat([prompt_mask, mask], dim=1).repeat(K, 1)
+    rows = [soft_prompts.to(words)[:, None].expand(K, R, L, D), words[None].expand(K, R, M, D)]
+    return torch.cat(rows, dim=2).reshape(K * R, L + M, D)
 
 
 def join_chosen(chosen: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

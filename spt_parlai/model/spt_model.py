@@ -100,11 +100,11 @@ class SptModel(TorchGeneratorModel):
         Returns (log_probs float32 [k, N], the likeliest tokens int64 [N] where one of these prompts is selected, else 0).
         """
         k, L, _ = prompts.shape
-        embeddings, mask = join_all(prompts, words, rows.mask)
+        embeddings = join_all(prompts, words)
         own = selected.to(rows.example.device)[rows.example] - first  # [N], the prompt that each token's example selected
         here = own == torch.arange(k, device=own.device)[:, None]  # [k, N]
         log_probs, greedy = self.llm.log_probs_at(
-            embeddings, mask, target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
+            embeddings, target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
         )
         return log_probs.view(k, -1), greedy.view(k, -1).sum(0)
 

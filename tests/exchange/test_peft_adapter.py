@@ -44,8 +44,7 @@ def our_logits(model, prompt, ids):
     """[T, V] after [sp ; ids]."""
     words = model.llm.embed(torch.tensor(ids))
     rows = torch.cat([model.soft_prompts.tokens[prompt], words])[None]
-    mask = torch.ones(rows.shape[:2], dtype=torch.bool)
-    return model.llm.logits_at(rows, mask, torch.arange(rows.shape[1]))[-len(ids):]
+    return model.llm.logits_at(rows, torch.arange(rows.shape[1]))[-len(ids):]
 
 
 # ---- the same model in both ------------------------------------------------------------------------------

@@ -95,19 +95,19 @@ def test_join_all_and_target_positions(examples, group):
     rows = token_rows(pad([c for c, _ in examples]), pad([y for _, y in examples]))
     B, M = rows.ids.shape
     prompts, words = -numbered(K, L, 2), numbered(B, M, 2)
-    joined, mask = join_all(prompts, words, rows.mask)
-    assert joined.shape == (K * B, L + M, 2) and mask.shape == (K * B, L + M)
+    joined = join_all(prompts, words)
+    assert joined.shape == (K * B, L + M, 2)
     for k in range(K):
         for n in range(B):
             assert joined[k * B + n].tolist() == prompts[k].tolist() + words[n].tolist()
-            assert mask[k * B + n].tolist() == [True] * L + rows.mask[n].tolist()
     expected = [
         (k * B + n) * (L + M) + L + len(c) + i - 1
         for k in range(K) for n, (c, y) in enumerate(examples) for i in range(len(y))
     ]
     positions = target_positions(rows, K, L)
     assert positions.tolist() == expected
-    assert mask.flatten()[positions].all()
+    real = torch.cat([rows.mask.new_ones(B, L), rows.mask], dim=1).repeat(K, 1)
+    assert real.flatten()[positions].all()
 
 
 @quick
@@ -127,7 +127,7 @@ def test_join_chosen(examples, L):
 
 def test_prompts_take_the_dtype_of_the_words_and_keep_their_gradient():
     prompts = torch.randn(2, 3, 4, requires_grad=True)
-    joined, _ = join_all(prompts, torch.randn(5, 2, 4, dtype=torch.bfloat16), torch.ones(5, 2, dtype=torch.bool))
+    joined = join_all(prompts, torch.randn(5, 2, 4, dtype=torch.bfloat16))
     assert joined.dtype == torch.bfloat16
     joined.float().sum().backward()
     assert torch.equal(prompts.grad, torch.full((2, 3, 4), 5.0))  # one for each example
