@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/spt demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -53,7 +53,7 @@ setup(
         'peft': ['peft>=0.21'],  # spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model
-        'test': ['hypothesis', 'pytest'],
+        'test': ['hypothesis', 'pytest', 'pytest-xdist'],
     },
     entry_points={'console_scripts': ['spt = spt_parlai.cli:main']},
 )
