@@ -1,6 +1,7 @@
 # make demo   train, evaluate and talk to a small agent, offline after the installation
 # make test   the whole test suite
-# Both install first, into .venv, if that has not happened yet. Another interpreter: make test PYTHON=python3.12
+# make bench  training speed and memory beside a naive pattern's and PEFT's, a quarter of an hour (make bench BENCH=--quick: seconds)
+# All install first, into .venv, if that has not happened yet. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test clean
+.PHONY: install demo test bench clean
 
 install: $(STAMP)
 
@@ -25,6 +26,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile
+
+bench: $(STAMP)
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install --quiet matplotlib || true   # without it no plot
+	$(BIN)/python projects/benchmark/bench.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,34 @@
+"""Who competes, by name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from dialogues import Reader, episodes
+from job import Job, Trainer
+from naive import Naive
+from ours import Ours
+from peft_loop import PeftLoop
+from shapes import build
+
+CONTENDERS = {
+    'naive': Naive,
+    'PEFT': PeftLoop,
+    'per-turn': partial(Ours, packed=False),
+    'packed': partial(Ours, packed=True),
+}
+POOL = 200  # dialogues to draw from
+
+
+def make(job: Job) -> Trainer:
+    lm = build(job.shape, getattr(torch, job.dtype), torch.device(job.device))
+    window = lm.config.max_position_embeddings
+    longest_target = min(128, window // 4)
+    limit = min(job.limit, window - job.L - longest_target)
+    reader = Reader(job.tokenizer, lm.config.vocab_size, limit, longest_target)
+    pool = episodes(job.data, max(POOL, job.batch))
+    for episode in pool:  # from the second epoch on, every piece is in the tokenizer's cache
+        reader.turns(episode)
+    return CONTENDERS[job.contender](job, lm, reader, pool)

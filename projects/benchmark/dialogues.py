@@ -1,0 +1,114 @@
+"""Real dialogues as training examples, by the package's own template, tokenizer and packing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+import spt_parlai.tasks.sample
+from spt_parlai.dialogue.dictionary import NULL_ID, TokenizerDictionary
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.template import build_context
+from spt_parlai.packed_batch import Turn, pack_batch
+
+SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
+CONVAI2 = ('ConvAI2/train_self_original_no_cands.txt', 'ConvAI2/train_self_original.txt')
+
+Episode = list[tuple[str, str]]
+"""(the partner's message, the reply) turn by turn; persona lines come before the first message, as ParlAI has them."""
+
+
+def episodes(datapath: str | None, limit: int) -> list[Episode]:
+    """The first `limit` episodes of ConvAI2 in ParlAI's datapath; without a path the sample task, repeated to fill."""
+    path = SAMPLE if datapath is None else next((p for name in CONVAI2 if (p := Path(datapath) / name).exists()), None)
+    if path is None:
+        raise SystemExit(f'--data {datapath}: no {" or ".join(CONVAI2)} in it; give the folder that parlai calls --datapath.')
+    found: list[Episode] = []
+    heard: list[str] = []
+    with path.open(encoding='utf-8') as file:
+        for line in file:
+            number, _, text = line.rstrip('\n').partition(' ')
+            if number == '1':
+                if len(found) == limit:
+                    break
+                found.append([])
+                heard = []
+            message, *reply = text.split('\t')
+            heard.append(message)
+            if reply:
+                found[-1].append(('\n'.join(heard), reply[0]))
+                heard = []
+    return (found * -(-limit // len(found)))[:limit]
+
+
+@dataclass
+class Reader:
+    """Episodes → turns and batches, with the tokenizer of `llm` (pieces are cached by it); contexts of at most `limit` tokens."""
+
+    llm: str
+    vocabulary: int
+    limit: int
+    label_limit: int = 128
+
+    def __post_init__(self):
+        self.dict = TokenizerDictionary({'llm': self.llm})
+        if len(self.dict) > self.vocabulary:
+            raise SystemExit(f'--tokenizer {self.llm} has {len(self.dict)} tokens, the shape knows {self.vocabulary}: give another.')
+
+    def turns(self, episode: Episode) -> list[Turn]:
+        """As the agent makes them of a `whole_dialogue` message."""
+        dialogue, turns = Dialogue(), []
+        for heard, reply in episode:
+            dialogue.observe(heard)
+            context = build_context(dialogue, self.dict.piece, self.dict.bos, self.limit)
+            ids = self.dict.txt2vec(reply)
+            target = [*ids[: self.label_limit - 1], self.dict.eos]
+            turns.append(Turn(list(context.ids), target, context.text, ' '.join(dialogue.persona), context.length, len(ids) + 1))
+            dialogue.reply(reply)
+        return turns
+
+    def packed(self, chosen: Sequence[Episode]) -> dict:
+        """Whole dialogues → the batch that the agent makes of them."""
+        dialogues = [self.turns(episode) for episode in chosen]
+        batch: dict = {'texts': [turn.text for turns in dialogues for turn in turns]}
+        pack_batch(batch, dialogues, NULL_ID)
+        return batch
+
+    def per_turn(self, chosen: Sequence[tuple[Episode, int]]) -> dict:
+        """(episode, number of the turn) of each example → a batch in which every turn has a row of its own."""
+        turns = [self.turns(episode[: t + 1])[-1] for episode, t in chosen]
+        return {
+            'text_vec': padded([turn.context for turn in turns]), 'label_vec': padded([turn.target for turn in turns]),
+            'texts': [turn.text for turn in turns], 'batchsize': len(turns),
+        }
+
+
+def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """int64 [B, T], right-padded as the agent does it."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=NULL_ID)
+
+
+def draw_dialogues(pool: Sequence[Episode], size: int, seed: int) -> Iterator[list[Episode]]:
+    """Batches of whole dialogues in random order, for ever."""
+    drawn = _endless(pool, seed)
+    while True:
+        yield [next(drawn) for _ in range(size)]
+
+
+def draw_turns(pool: Sequence[Episode], size: int, seed: int) -> Iterator[list[tuple[Episode, int]]]:
+    """Batches of single turns in random order, for ever."""
+    drawn = _endless([(episode, t) for episode in pool for t in range(len(episode))], seed)
+    while True:
+        yield [next(drawn) for _ in range(size)]
+
+
+def _endless(items: Sequence, seed: int) -> Iterator:
+    order, items = random.Random(seed), list(items)
+    while True:
+        order.shuffle(items)
+        yield from items

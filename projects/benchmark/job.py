@@ -1,0 +1,127 @@
+"""One measurement: what is trained how, in a process of its own, and what came of it."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Callable, NamedTuple, Sequence
+
+import torch
+
+PRELOADED = ['torch', 'transformers', 'peft', 'spt_parlai.model.spt_model', 'job', 'contenders']
+
+
+@dataclass(frozen=True)
+class Job:
+    """contender: a name of `contenders.CONTENDERS`; batch: dialogues if it packs, else turns; limit: longest context, in tokens;
+    prompt_chunk, recompute: `--prompt-chunk` and `--checkpoint-activations` of the package; `steps` are timed, after `warm_up` others;
+    square: side of the matrices whose product is the machine's rate, 0: as is usual for the device."""
+
+    contender: str
+    shape: str
+    dtype: str = 'float32'
+    device: str = 'cpu'
+    threads: int = 2
+    K: int = 4
+    L: int = 8
+    batch: int = 4
+    limit: int = 1024
+    prompt_chunk: int = 0
+    recompute: bool = False
+    steps: int = 1
+    warm_up: int = 1
+    seed: int = 0
+    data: str | None = None
+    tokenizer: str = 'demo'
+    profile: bool = False
+    square: int = 0
+
+
+class StepSize(NamedTuple):
+    """examples: turns; tokens: real ones in the LLM's rows, soft prompts among them; computed: with padding; flops: see `flops`."""
+
+    examples: int
+    tokens: int
+    computed: int
+    flops: float
+
+
+class Trainer(ABC):
+    @abstractmethod
+    def step(self) -> StepSize:
+        """One step: draw and make a batch, forward, backward, optimizer."""
+
+
+def in_fresh_process(job: Job) -> dict:
+    """`measure` in a process that nothing ran in before; what it holds at its start are the imported libraries."""
+    context = get_context('forkserver')
+    context.set_forkserver_preload(PRELOADED)
+    with context.Pool(1) as pool:
+        return pool.apply(measure, (job,))
+
+
+def measure(job: Job) -> dict:
+    """Time steps one by one, each between two matrix products of the same dtype."""
+    from contenders import make
+    from flops import matmul_rate, synchronize
+    from step_profile import profiled
+
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(job.seed)
+    device, dtype = torch.device(job.device), getattr(torch, job.dtype)
+    trainer = make(job)
+    with_model = peak_bytes(device)
+    for _ in range(job.warm_up):
+        trainer.step()
+    rate, steps = matmul_rate(dtype, device, job.square), []
+    for _ in range(job.steps):
+        synchronize(device)
+        start = time.perf_counter()
+        size, phases = profiled(trainer) if job.profile else (trainer.step(), {})
+        synchronize(device)
+        seconds = time.perf_counter() - start
+        before, rate = rate, matmul_rate(dtype, device, job.square)
+        steps.append({'seconds': seconds, **size._asdict(), 'matmul_flops_per_s': (before + rate) / 2, 'phases': phases})
+    return {**asdict(job), 'steps': steps, 'peak_bytes': peak_bytes(device), 'bytes_with_model': with_model}
+
+
+def in_turn(jobs: Sequence[Job], rounds: int, say: Callable[[str], None]) -> list[dict]:
+    """Every job once a round, one after the other; its steps of all rounds together, with their medians (see `summary`)."""
+    results: dict[Job, list[dict]] = {job: [] for job in jobs}
+    for i in range(rounds):
+        for job in results:
+            say(f'round {i + 1} of {rounds}: {job.contender}, {job.shape}, K {job.K}, batch {job.batch}')
+            results[job].append(in_fresh_process(job))
+    return [summary(runs) for runs in results.values()]
+
+
+def summary(runs: Sequence[dict]) -> dict:
+    """Medians over all steps of a job; the fraction of the matrix-product rate is by each step's own neighbours."""
+    steps = [step for run in runs for step in run['steps']]
+
+    def median(value):
+        return statistics.median(map(value, steps))
+
+    return {
+        **runs[0], 'steps': steps, 'peak_bytes': max(run['peak_bytes'] for run in runs),
+        'examples_per_s': median(lambda s: s['examples'] / s['seconds']),
+        'tokens_per_s': median(lambda s: s['tokens'] / s['seconds']),
+        'flops_per_s': median(lambda s: s['flops'] / s['seconds']),
+        'matmul_flops_per_s': median(lambda s: s['matmul_flops_per_s']),
+        'matmul_fraction': median(lambda s: s['flops'] / s['seconds'] / s['matmul_flops_per_s']),
+        'examples_per_step': median(lambda s: s['examples']),
+        'seconds_per_step': median(lambda s: s['seconds']),
+        'padding': 1 - sum(s['tokens'] for s in steps) / sum(s['computed'] for s in steps),
+        'shares': {name: median(lambda s: s['phases'][name] / s['seconds']) for name in steps[0]['phases']},
+    }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most this process ever held: of the GPU's memory, or of the machine's."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,61 @@
+"""The package's own model and objective, step by step: per turn or on whole dialogues."""
+
+from __future__ import annotations
+
+import torch
+
+from dialogues import Reader, draw_dialogues, draw_turns
+from job import Job, StepSize, Trainer
+from flops import LLMShape
+from spt_parlai.dialogue.dictionary import NULL_ID, START_ID
+from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.recomputation import recompute_activations
+from spt_parlai.model.retriever import Retriever
+from spt_parlai.model.soft_prompts import SoftPromptGroup
+from spt_parlai.model.spt_model import SptModel
+from spt_parlai.objective import SptObjective
+from spt_parlai.objective.similarity import similar_pairs
+
+THRESHOLD = 20.0  # Γ of eq. 4
+
+
+class Ours(Trainer):
+    """:param packed: whole dialogues (`job.batch` of them), or turns (`job.batch` of them)."""
+
+    def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list, packed: bool):
+        self.job, self.reader, self.packed = job, reader, packed
+        self.shape, self.device = LLMShape.of(lm), torch.device(job.device)
+        llm = FrozenLM(lm)
+        if job.recompute:
+            recompute_activations(job.shape, llm)
+        prompts = torch.randn(job.K, job.L, llm.hidden_size)
+        self.model = SptModel(
+            llm, SoftPromptGroup(prompts), Retriever(llm.hidden_size), NULL_ID, START_ID, reader.dict.eos, prompt_chunk=job.prompt_chunk,
+        ).to(self.device).train()
+        self.objective = SptObjective()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
+        self.batches = (draw_dialogues if packed else draw_turns)(pool, job.batch, job.seed)
+        self.make_batch = reader.packed if packed else reader.per_turn
+        self.similar = similar_pairs
+
+    def step(self) -> StepSize:
+        batch = self.make_batch(next(self.batches))
+        prediction = self.model(batch['text_vec'], batch['label_vec'], None, batch.get('row'), batch.get('context_length'))
+        similar = self.similar(batch['texts'], THRESHOLD).to(self.device)
+        losses = self.objective(prediction.log_probs, prediction.scores, prediction.example, similar)
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        self.optimizer.step()
+        return self._size(batch)
+
+    def _size(self, batch: dict) -> StepSize:
+        row = batch.get('row', torch.arange(batch['batchsize']))
+        context, target = (batch['text_vec'] >= 0).sum(1), (batch['label_vec'] >= 0).sum(1)  # [R], [B]
+        last = torch.zeros_like(context).scatter_(0, row, torch.arange(len(row)))  # rows are in order: the last one stays
+        lengths = context + target[last] - 1  # [R], as `token_rows` makes them
+        K, L = self.job.K, self.job.L
+        rows = [L + int(n) for n in lengths] * K
+        return StepSize(
+            examples=batch['batchsize'], tokens=sum(rows), computed=len(rows) * max(rows),
+            flops=self.shape.training(rows, K * int(target.sum())),
+        )

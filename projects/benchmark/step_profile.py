@@ -1,0 +1,54 @@
+"""Where a step's time goes: the package's own functions, timed as they are called."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+
+import spt_parlai.model.frozen_lm as frozen_lm
+from flops import synchronize
+
+PARTS = ('data', 'embedding', 'LLM forward', 'projection', 'similarity', 'objective', 'backward', 'optimizer', 'rest')
+
+
+def profiled(trainer):
+    """One step of `Ours` → (its size, seconds by part). The projection makes its gradient with its logits; backward is the LLM's."""
+    spent: dict[str, float] = defaultdict(float)
+    running: list[list] = []  # [name, since]: the innermost part's clock runs, the others stand still
+
+    @contextmanager
+    def part(name: str):
+        synchronize(trainer.device)
+        now = time.perf_counter()
+        if running:
+            spent[running[-1][0]] += now - running[-1][1]
+        running.append([name, now])
+        yield
+        synchronize(trainer.device)
+        now = time.perf_counter()
+        spent[name] += now - running.pop()[1]
+        if running:
+            running[-1][1] = now
+
+    def timed(name: str, function):
+        def call(*args, **kwargs):
+            with part(name):
+                return function(*args, **kwargs)
+        return call
+
+    model = trainer.model
+    with ExitStack() as stack:
+        for owner, attribute, name in (
+            (trainer, 'make_batch', 'data'), (trainer, 'similar', 'similarity'), (trainer, 'objective', 'objective'),
+            (model.llm, 'embed', 'embedding'), (model.llm, '_forward', 'LLM forward'),
+            (frozen_lm, 'token_log_probs', 'projection'), (torch.Tensor, 'backward', 'backward'),
+            (trainer.optimizer, 'step', 'optimizer'),
+        ):
+            stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+        with part('rest'):
+            size = trainer.step()
+    return size, {name: spent[name] for name in PARTS}

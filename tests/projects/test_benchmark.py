@@ -1,0 +1,83 @@
+"""The benchmark runs, on shapes of seconds, and counts what it says it counts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / 'projects' / 'benchmark'
+
+
+def run(script, *arguments):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}
+    done = subprocess.run(
+        [sys.executable, FOLDER / script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_quick_run_compares_all_contenders(tmp_path):
+    shown = run('bench.py', '--quick', '--no-curves', '--threads', 1, '--out', tmp_path)
+    result = json.loads((tmp_path / 'benchmark.json').read_text())
+    names = {(r['contender'], r['K']) for r in result['comparison']}
+    assert names == {('naive', 2), ('per-turn', 2), ('packed', 2), ('PEFT', 1), ('per-turn', 1), ('packed', 1)}
+    for r in result['comparison']:
+        assert r['examples_per_s'] > 0 and r['matmul_fraction'] > 0 and 0 <= r['padding'] < 1, r
+        assert r['peak_bytes'] >= r['bytes_with_model'] > 0, r
+    by = {r['contender']: r for r in result['comparison'] if r['K'] == 2 and r['dtype'] == 'float32'}
+    assert by['naive']['steps'][0]['flops'] / 2 > 10 * by['packed']['steps'][0]['flops'] / by['packed']['examples_per_step']
+    assert result['claims']['packed / naive, examples/s'] > 2
+    assert sum(result['profile']['shares'].values()) == pytest.approx(1, abs=0.05)
+    for claim in result['claims']:
+        assert claim in shown
+
+
+def test_gpu_script_runs_without_a_gpu(tmp_path):
+    shown = run(
+        'gpu.py', '--device', 'cpu', '--shape', 'tiny-llama', '--K', 2, '--batches', 1, 2, '--prompt-chunks', 0, '--steps', 1, '--threads', 1,
+        '--out', tmp_path,
+    )
+    result = json.loads((tmp_path / 'tiny-llama.json').read_text())
+    assert [r['batch'] for r in result['tried']] == [1, 2]
+    assert result['epoch_minutes'] == pytest.approx(131_438 / result['best']['examples_per_s'] / 60)
+    assert 'one epoch of ConvAI2 (131,438 examples)' in shown
+
+
+@pytest.mark.parametrize('shape', ['tiny', 'tiny-llama'])
+def test_counted_flops_are_those_of_the_products(shape, monkeypatch):
+    """Against torch's own counter, which sees every product of a forward and a backward pass."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import flops
+    import shapes
+
+    lm = shapes.build(shape, torch.float32, torch.device('cpu')).requires_grad_(False)
+    counted = flops.LLMShape.of(lm)
+    assert (counted.D, counted.V, counted.layers) == (64, 8192, 2)
+    words = torch.randn(3, 20, 64, requires_grad=True)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        lm(inputs_embeds=words).logits.sum().backward()
+    by_operator = counter.get_flop_counts()['Global']
+    linear = sum(n for name, n in by_operator.items() if 'attention' not in str(name) and 'bmm' not in str(name))
+    without_attention = counted.training([20] * 3, 60) - 12 * 2 * 64 * 3 * 20 * 21 // 2
+    assert linear == without_attention
+
+
+def test_dialogues_are_those_of_the_file(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from dialogues import Reader, episodes
+
+    (first, second) = episodes(None, 2)
+    assert len(first) == 7 and first[0][0].count('your persona:') == 4 and first[0][1].startswith('good morning !')
+    reader = Reader('demo', 8192, 384)
+    packed, turns = reader.packed([first, second]), reader.per_turn([(e, t) for e in (first, second) for t in range(len(e))])
+    assert len(packed['text_vec']) == 2 and packed['batchsize'] == turns['batchsize'] == len(first) + len(second)
+    assert packed['texts'] == turns['texts'] and torch.equal(packed['label_vec'], turns['label_vec'])
+    assert packed['context_length'].tolist() == (turns['text_vec'] >= 0).sum(1).tolist()
