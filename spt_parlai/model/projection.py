@@ -36,10 +36,13 @@ class _TokenLogProbs(torch.autograd.Function):
             logits = F.linear(hidden[chunk], weight, bias).float()  # [n, V]
             target = targets[chunk, None]
             likeliest[chunk][wanted[chunk]] = logits[wanted[chunk]].argmax(-1)
-            total = logits.logsumexp(-1, keepdim=True)
-            log_probs[chunk] = (logits.gather(1, target) - total)[:, 0]
+            highest = logits.amax(-1, keepdim=True)
+            above = logits.gather(1, target) - highest
+            residual = logits.sub_(highest).exp_()  # p, not yet normalised: one exponential serves value and gradient
+            total = residual.sum(-1, keepdim=True)
+            log_probs[chunk] = (above - total.log())[:, 0]
             if needed:
-                residual = logits.sub_(total).exp_().neg_()  # −p
+                residual.div_(-total)  # −p
                 residual.scatter_add_(1, target, torch.ones_like(total))  # one-hot − p
                 torch.mm(residual.to(weight.dtype), weight, out=gradient[chunk])
         ctx.save_for_backward(gradient)
