@@ -77,7 +77,10 @@ def main() -> None:
     result['comparison'] = in_turn(comparison(base), args.rounds, say)
     (result['profile'],) = in_turn([replace(base, profile=True)], 1, say)
     result['claims'] = claims(result['comparison'], result['profile'])
-    result['curves'] = {} if args.no_curves else curves(base, QUICK_CURVES if args.quick else CURVES)
+    result['curves'] = {}
+    write(result, args.out)  # should the curves be stopped
+    if not args.no_curves:
+        result['curves'] = curves(base, QUICK_CURVES if args.quick else CURVES)
     table(result)
     write(result, args.out)
     plot(result, args.out)

@@ -14,7 +14,7 @@ import spt_parlai.tasks.sample
 from spt_parlai.dialogue.dictionary import NULL_ID, TokenizerDictionary
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import build_context
-from spt_parlai.packed_batch import Turn, pack_batch
+from spt_parlai.agent.packed_batch import Turn, pack_batch
 
 SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
 CONVAI2 = ('ConvAI2/train_self_original_no_cands.txt', 'ConvAI2/train_self_original.txt')
