@@ -69,10 +69,11 @@ def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
     """The LLM's weights as a `…ForCausalLM`; `kwargs` go to `from_pretrained`. No weight is ever left random."""
     from transformers import AutoModelForCausalLM
 
-    lm, info = _load(
-        AutoModelForCausalLM.from_pretrained, llm, revision,
-        output_loading_info=True, ignore_mismatched_sizes=True, **kwargs,
-    )
+    def load(source, local_files_only, **kwargs):
+        adapters = {'local_files_only': local_files_only}  # where PEFT is installed, its adapters are looked for by other options
+        return AutoModelForCausalLM.from_pretrained(source, local_files_only=local_files_only, adapter_kwargs=adapters, **kwargs)
+
+    lm, info = _load(load, llm, revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     wrong = [*sorted(info['missing_keys']), *sorted(name for name, *_ in info['mismatched_keys'])]
     if wrong:
         raise UsageError(
