@@ -49,6 +49,9 @@ def check_options(opt) -> None:
     for name in _POSITIVE:
         if not _number(opt.get(name, 1.0)) or opt.get(name, 1.0) <= 0:
             raise _bad(name, opt[name], 'give a number above 0')
+    for beta in opt.get('betas') or ():
+        if not _number(beta) or not 0 <= beta < 1:
+            raise _bad('betas', opt['betas'], 'give two numbers of at least 0 and below 1')
     threshold = opt.get('similarity_threshold', 20.0)
     if not _number(threshold) or not 0 <= threshold <= 100:
         raise _bad('similarity_threshold', threshold, 'sentence BLEU lies between 0 and 100')

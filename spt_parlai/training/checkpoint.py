@@ -24,17 +24,25 @@ DESCRIPTION = ('llm', 'fingerprint', 'num_prompts', 'prompt_length')
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
-    """`write(temporary path)`, then rename: whoever reads `path` sees the old file or the whole new one."""
+    """`write(temporary path)`, then rename: whoever reads `path` sees the old file or the whole new one.
+
+    :raises UsageError: where nothing can be written, or the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part{os.getpid()}')
     try:
-        write(part)
-        with open(part, 'rb') as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            with open(part, 'rb') as written:
+                os.fsync(written.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f'{path} cannot be written ({error.strerror or error}); make room or give another --model-file. What was there is unchanged.'
+        ) from error
 
 
 def save_states(states: dict[str, Any], path: str | os.PathLike) -> None:

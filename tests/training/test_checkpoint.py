@@ -158,3 +158,14 @@ def test_a_fingerprint_that_cannot_be_compared_is_damage(tmp_path, states, value
     checkpoint.save_states(states, tmp_path / 'model')
     with pytest.raises(UsageError, match="no proper 'fingerprint'"):
         checkpoint.load_states(tmp_path / 'model')
+
+
+def test_where_nothing_can_be_written(tmp_path, states):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'file').touch()  # a folder that is not empty is replaced by nothing
+    with pytest.raises(UsageError, match='model cannot be written .* What was there is unchanged'):
+        checkpoint.save_states(states, tmp_path / 'model')
+    assert [p.name for p in tmp_path.iterdir()] == ['model']
+    (tmp_path / 'file').touch()
+    with pytest.raises(UsageError, match='cannot be written'):
+        checkpoint.save_states(states, tmp_path / 'file' / 'model')
