@@ -7,6 +7,7 @@ and the progress of the training run; never the LLM. It is plain data: reading o
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import warnings
@@ -32,6 +33,8 @@ def write_atomically(path: str | os.PathLike, write) -> None:
     part = path.with_name(f'{path.name}.part{os.getpid()}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f'{glob.escape(path.name)}.part*'):  # by a run that was killed while it wrote
+            left.unlink(missing_ok=True)
         try:
             write(part)
             with open(part, 'rb') as written:
@@ -41,8 +44,15 @@ def write_atomically(path: str | os.PathLike, write) -> None:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f'{path} cannot be written ({error.strerror or error}); make room or give another --model-file. What was there is unchanged.'
+            f'{str(path).removesuffix(".probe")} cannot be written ({error.strerror or error}); make room or give another --model-file. What was there is unchanged.'
         ) from error
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Before anything slow: can a file be written at `path`? Raises UsageError if not. Leaves nothing behind."""
+    probe = Path(f'{path}.probe')
+    write_atomically(probe, lambda part: part.touch())
+    probe.unlink()
 
 
 def save_states(states: dict[str, Any], path: str | os.PathLike) -> None:

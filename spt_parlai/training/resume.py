@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from spt_parlai.errors import UsageError
 from spt_parlai.options import settle_validation
-from spt_parlai.training.checkpoint import load_states, save_json
+from spt_parlai.training.checkpoint import check_writable, load_states, save_json
 from spt_parlai.training.distributed import (
     AgreedInterrupt,
     agreed_time,
@@ -70,6 +70,8 @@ def _init(original, loop, opt) -> None:
         return original(loop, opt)
     opt['training_loop'] = True
     settle_validation(opt)
+    if opt.get('model_file') and is_primary_worker():
+        check_writable(opt['model_file'])
     path = _checkpoint_to_resume(opt)
     saved = load_states(path) if path else {}
     if opt.get('seed') is None:

@@ -169,3 +169,18 @@ def test_where_nothing_can_be_written(tmp_path, states):
     (tmp_path / 'file').touch()
     with pytest.raises(UsageError, match='cannot be written'):
         checkpoint.save_states(states, tmp_path / 'file' / 'model')
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path, states):
+    (tmp_path / 'model.part123').touch()
+    (tmp_path / 'model.checkpoint.part9').touch()  # of another file
+    checkpoint.save_states(states, tmp_path / 'model')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'model.checkpoint.part9']
+
+
+def test_checking_leaves_nothing_behind(tmp_path):
+    checkpoint.check_writable(tmp_path / 'new' / 'model')
+    assert not [*(tmp_path / 'new').iterdir()]
+    (tmp_path / 'file').touch()
+    with pytest.raises(UsageError, match='file/model cannot be written'):
+        checkpoint.check_writable(tmp_path / 'file' / 'model')
