@@ -1,4 +1,4 @@
-"""The agent that ParlAI drives: `-m spt_parlai.agents:SptAgent`."""
+"""Selective Prompt Tuning as a ParlAI agent."""
 
 from __future__ import annotations
 
