@@ -1,0 +1,5 @@
+"""The agents that ParlAI drives, as `-m spt_parlai.agents:NAME`. Each has a file of its own."""
+
+from spt_parlai.agent.spt_agent import SptAgent
+
+__all__ = ['SptAgent']
