@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.model.initialisation import INITIALISATIONS, SOURCES
@@ -78,9 +77,6 @@ def check_options(opt) -> None:
         raise _bad('beam_size', opt['beam_size'], '--inference greedy follows one hypothesis; add --inference beam')
     if opt.get('persona') is not None and opt.get('persona_file'):
         raise UsageError('--persona and --persona-file were both given: give one of them.')
-    blocked = [p for p in Path(opt.get('model_file') or '.').parents if p.is_file()]
-    if blocked:
-        raise _bad('model_file', opt['model_file'], f'{blocked[0]} is a file, so nothing can be written below it; give another path')
     start, model_file = opt.get('init_model'), opt.get('model_file')
     if start and not os.path.isfile(start) and not (model_file and os.path.isfile(model_file)):
         raise _bad('init_model', start, 'no such file; give the model file to start from, or leave the option out')

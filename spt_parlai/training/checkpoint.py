@@ -50,6 +50,9 @@ def write_atomically(path: str | os.PathLike, write) -> None:
 
 def check_writable(path: str | os.PathLike) -> None:
     """Before anything slow: can a file be written at `path`? Raises UsageError if not. Leaves nothing behind."""
+    blocked = [folder for folder in Path(path).parents if folder.is_file()]
+    if blocked:
+        raise UsageError(f'--model-file {path}: {blocked[0]} is a file, so nothing can be written below it; give another path.')
     probe = Path(f'{path}.probe')
     write_atomically(probe, lambda part: part.touch())
     probe.unlink()

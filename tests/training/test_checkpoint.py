@@ -182,5 +182,5 @@ def test_checking_leaves_nothing_behind(tmp_path):
     checkpoint.check_writable(tmp_path / 'new' / 'model')
     assert not [*(tmp_path / 'new').iterdir()]
     (tmp_path / 'file').touch()
-    with pytest.raises(UsageError, match='file/model cannot be written'):
+    with pytest.raises(UsageError, match='file is a file, so nothing can be written below it'):
         checkpoint.check_writable(tmp_path / 'file' / 'model')
