@@ -25,6 +25,7 @@ from tqdm import tqdm
 from spt_parlai.errors import UsageError
 from spt_parlai.options import settle_validation
 from spt_parlai.training.checkpoint import check_writable, load_states, save_json
+from spt_parlai.training.continuing import check_best, settle_changes, settle_model_file
 from spt_parlai.training.distributed import (
     AgreedInterrupt,
     agreed_time,
@@ -70,10 +71,14 @@ def _init(original, loop, opt) -> None:
         return original(loop, opt)
     opt['training_loop'] = True
     settle_validation(opt)
+    settle_model_file(opt)
     if opt.get('model_file') and is_primary_worker():
         check_writable(opt['model_file'])
     path = _checkpoint_to_resume(opt)
     saved = load_states(path) if path else {}
+    if path:
+        check_best(opt, path)
+        settle_changes(opt, saved, path)
     if opt.get('seed') is None:
         stored = saved.get('spt', {}).get('seed')
         opt['seed'] = sync_object(new_seed() if stored is None else stored)
