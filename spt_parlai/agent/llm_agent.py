@@ -112,6 +112,8 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} frozen parameters, {llm.dtype}, on {llm.device}")
         if opt.get('fp16') and not self.use_cuda:
             logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
+        if llm.dtype == torch.float16 and llm.device.type == 'cpu':
+            logging.warning('float16 is slow on most CPUs; try --llm-dtype float32 or bfloat16 there.')
         self.use_loss_scaling(llm.dtype, llm.device)
         if opt['checkpoint_activations']:
             recompute_activations(opt['llm'], llm)

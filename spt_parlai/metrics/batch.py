@@ -45,7 +45,7 @@ def loss_metrics(
     yield 'nll', AverageMetric.many(nll.detach().sum(0).tolist())
     if selection is not None:
         yield 'selection', AverageMetric.many(selection.detach().tolist())
-    if contrastive is not None:
+    if contrastive is not None and pairs.any():  # of a batch without pairs there is nothing to say
         yield 'contrastive', AverageMetric.many(contrastive.detach().sum(0).tolist(), pairs.sum(0).tolist())
     if fusion is not None:
         yield 'fusion', AverageMetric.many(fusion.detach().tolist())
