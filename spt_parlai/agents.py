@@ -1,5 +1,6 @@
 """The agents that ParlAI drives, as `-m spt_parlai.agents:NAME`. Each has a file of its own."""
 
+from spt_parlai.agent.prompt_tuning_agent import PromptTuningAgent
 from spt_parlai.agent.spt_agent import SptAgent
 
-__all__ = ['SptAgent']
+__all__ = ['PromptTuningAgent', 'SptAgent']

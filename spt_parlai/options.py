@@ -38,13 +38,17 @@ def add_llm_args(parser) -> None:
                        help='stop after this many steps in a row whose loss or gradient is not finite (0: never)')
 
 
-def add_spt_args(parser) -> None:
-    group = parser.add_argument_group('Selective Prompt Tuning')
-    group.add_argument('--num-prompts', type=int, default=4, help='K, soft prompts in the group')
+def add_prompt_args(parser) -> None:
+    group = parser.add_argument_group('Soft prompts')
     group.add_argument('--prompt-length', type=int, default=8, help='L, tokens per soft prompt')
     group.add_argument('--prompt-init', type=str, default='normal',
                        help="normal: N(0, 1); embedding-scale: at the scale of the LLM's word embeddings; vocab: random words; "
                             '"text:A|B|…": the words of K texts; "file:PATH": such texts, one a line (.txt), or trained prompts')
+
+
+def add_spt_args(parser) -> None:
+    group = parser.add_argument_group('Selective Prompt Tuning')
+    group.add_argument('--num-prompts', type=int, default=4, help='K, soft prompts in the group')
     group.add_argument('--activation-beta', type=float, default=10.0,
                        help='beta of the softplus that turns cosines into scores; 10 keeps them in [0, 1]')
     group.add_argument('--lambda-selection', type=float, default=1.0, help='weight of the selection KL (0: off)')
@@ -85,7 +89,6 @@ def set_training_defaults(parser) -> None:
         optimizer='adam', learningrate=0.01, validation_metric='ppl', validation_metric_mode='min',
         skip_generation=None,  # decided by `skips_generation`
         save_every_n_secs=60.0, save_after_valid=True,  # a killed run continues
-        display_add_fields='selected_prompt,prompt_scores',
     )
     if '--num-epochs' in parser._option_string_actions:  # training alone: a chat has a batch of one
         parser.set_defaults(

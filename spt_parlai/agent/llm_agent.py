@@ -29,6 +29,7 @@ from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.memory import training_memory
 from spt_parlai.model.recomputation import recompute_activations
+from spt_parlai.model.spt_model import SptModel
 from spt_parlai.option_checks import check_options
 from spt_parlai.option_effects import check_effects
 from spt_parlai.options import add_chat_args, add_llm_args, set_llm_of, set_training_defaults, skips_generation
@@ -42,7 +43,12 @@ _USUAL_TURNS = 6
 
 
 class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
-    """Everything of an agent but what it trains. A subclass builds `self.model` around `self.load_llm()`."""
+    """Everything of an agent but what it trains. A subclass builds `self.model` around `self.load_llm()`.
+
+    kind: names the agent whose checkpoints this one reads.
+    """
+
+    kind: str
 
     fp16 = property(lambda self: False, lambda self, value: None, doc='What trains is float32 always.')
 
@@ -74,10 +80,12 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
             path, self._is_finetune = self._get_init_model(opt, shared)
             self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads
+            if path:
+                checkpoint.check_kind(path, self._loaded[1]['spt'], self.kind)
             opt['llm'] = hub.portable(opt['llm'])
             self._asked = {name: opt.get(name) for name in ('text_truncate', 'label_truncate')}
             opt['text_truncate'], opt['label_truncate'] = share_window(
-                window_size(hub.load_config(opt['llm'], opt.get('llm_revision'))), opt['prompt_length'],
+                window_size(hub.load_config(opt['llm'], opt.get('llm_revision'))), opt.get('prompt_length', 0),
                 opt.get('text_truncate') or opt.get('truncate'), opt.get('label_truncate') or opt.get('truncate'),
                 opt['max_new_tokens'],
             )
@@ -119,12 +127,12 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             recompute_activations(opt['llm'], llm)
         return llm
 
-    def log_memory(self, llm: FrozenLM, prompts_at_once: int) -> None:
+    def log_memory(self, llm: FrozenLM, model: SptModel) -> None:
         """Before training: what a batch of middling ConvAI2 examples takes."""
         if self._should_initialize_optimizer():
-            length = min(_USUAL_LENGTH, self.opt['text_truncate']) + self.opt['prompt_length']
+            length = min(_USUAL_LENGTH, self.opt['text_truncate']) + model.soft_prompts.length
             targets = min(_USUAL_TARGET, self.opt['label_truncate']) * (_USUAL_TURNS if packs(self.opt) else 1)
-            logging.info(training_memory(llm, self.opt['batchsize'], prompts_at_once, length, targets))
+            logging.info(training_memory(llm, self.opt['batchsize'], model.prompt_chunk, length, targets))
 
     def _device(self) -> torch.device:
         return torch.device('cuda', max(self.opt['gpu'], 0)) if self.use_cuda else torch.device('cpu')

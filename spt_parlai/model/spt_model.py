@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from parlai.core.torch_generator_agent import TorchGeneratorModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_parlai.model.decoding import DecodingState
@@ -33,11 +33,12 @@ class Prediction(NamedTuple):
 
 
 class SptModel(TorchGeneratorModel):
-    """Trainable: `soft_prompts` and `retriever`, in float32 always. The LM is held, not registered.
+    """Trainable: `soft_prompts`, `retriever` and `tuned`, in float32 always. The LM is held, not registered.
 
-    :param llm: the frozen LM.
+    :param llm: the LM.
     :param soft_prompts: the group [K, L, D].
-    :param retriever: scores prompts for contexts.
+    :param retriever: scores prompts for contexts; None: all scores are zero, as where there is one prompt.
+    :param tuned: the weights of the LM that train, if some do.
     :param padding_idx, start_idx, end_idx: ids as ParlAI's search uses them.
     :param score_noise: strength of the N(0, 1) noise on the scores before a prompt is selected, in evaluation (A.7).
     :param force_prompt: the prompt to select whatever the scores; negative: none.
@@ -45,21 +46,22 @@ class SptModel(TorchGeneratorModel):
     """
 
     def __init__(
-        self, llm: FrozenLM, soft_prompts: SoftPromptGroup, retriever: Retriever,
+        self, llm: FrozenLM, soft_prompts: SoftPromptGroup, retriever: Retriever | None,
         padding_idx: int, start_idx: int, end_idx: int,
-        *, score_noise: float = 0.0, force_prompt: int = -1, prompt_chunk: int = 0,
+        *, tuned: nn.Module | None = None, score_noise: float = 0.0, force_prompt: int = -1, prompt_chunk: int = 0,
     ):
         super().__init__(padding_idx, start_idx, end_idx)
         self.register_buffer('START', self.START, persistent=False)  # a checkpoint holds what is trained, no more
         self.llm = llm
         self.soft_prompts = soft_prompts
         self.retriever = retriever
+        self.tuned = tuned
         self.score_noise = score_noise
         self.force_prompt = force_prompt
         self.prompt_chunk = prompt_chunk or soft_prompts.num_prompts
 
     def _apply(self, fn, recurse=True):
-        """Prompts and retriever are moved but never cast, whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
+        """What trains is moved but never cast, whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
         def moved_only(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
@@ -130,6 +132,8 @@ class SptModel(TorchGeneratorModel):
     def _score(self, means: Tensor) -> Tensor:
         """Means of the contexts' word embeddings, float32 [B, D] → scores float32 [B, K]."""
         prompts = self.soft_prompts.tokens
+        if self.retriever is None:
+            return prompts.new_zeros(len(means), len(prompts))
         return self.retriever(means.to(prompts), prompts)
 
     # ---- decoding, as ParlAI's search calls it --------------------------------------------------------

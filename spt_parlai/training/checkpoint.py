@@ -124,18 +124,27 @@ def damage_explained(path: str | os.PathLike | None):
         raise UsageError(f'{path} is damaged ({reason}); restore it from a copy, or give another model file.') from error
 
 
-def describe(opt, llm, model) -> dict[str, Any]:
-    """The `spt` entry of a checkpoint."""
+def describe(opt, llm, model, agent: str = 'SptAgent', tuning: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The `spt` entry of a checkpoint. agent: its kind; tuning: which weights of the LLM train, option → value."""
     return {
         'format': FORMAT,
+        'agent': agent,
         'llm': opt['llm'],
         'llm_revision': opt.get('llm_revision'),
         'fingerprint': llm.fingerprint(),
         'word_size': llm.word_size,
         'num_prompts': model.soft_prompts.num_prompts,
         'prompt_length': model.soft_prompts.length,
+        'tuning': tuning or {},
         'seed': opt.get('seed'),
     }
+
+
+def check_kind(path: str | os.PathLike, saved: dict[str, Any], agent: str) -> None:
+    """Refuse the checkpoint of an agent that trains something else."""
+    other = saved.get('agent', 'SptAgent')  # which wrote all that do not say
+    if other != agent:
+        raise UsageError(f'{path} is of {other}, not of {agent}: use -m spt_parlai.agents:{other}, or another model file.')
 
 
 def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, Any]) -> None:
@@ -150,3 +159,7 @@ def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, 
     for key, flag in (('num_prompts', '--num-prompts'), ('prompt_length', '--prompt-length')):
         if saved[key] != here[key]:
             raise UsageError(f'{path} holds {flag} {saved[key]}, not {here[key]}: leave {flag} out or train anew.')
+    for flag, value in here.get('tuning', {}).items():
+        found = saved.get('tuning', {}).get(flag)
+        if found != value:
+            raise UsageError(f'{path} holds {flag} {found}, not {value}: leave {flag} out or train anew.')

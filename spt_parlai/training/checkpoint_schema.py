@@ -40,7 +40,7 @@ def check_states(states: dict[str, Any]) -> None:
     _check_plain(states)
     spt = states['spt']
     _expect(spt, 'spt', {
-        'llm': _line, 'llm_revision': _or_none(_line), 'fingerprint': _shape,
+        'agent': _line, 'tuning': _shape, 'llm': _line, 'llm_revision': _or_none(_line), 'fingerprint': _shape,
         'num_prompts': _count, 'prompt_length': _count, 'seed': _or_none(_whole),
     })
     _expect(states, 'states', {
