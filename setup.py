@@ -30,6 +30,9 @@ setup(
         'accelerate>=1.10',
         'numpy>=2',
         'sacrebleu>=2.5',
+        'rouge-score>=0.1.2',
+        'absl-py',
+        'six',
         'nltk>=3.9',
         'rich>=13',
         'tqdm>=4.66',
@@ -50,6 +53,7 @@ setup(
         'tensorboardX',
     ],
     extras_require={
+        'bertscore': ['bert-score>=0.3.13'],  # --bertscore
         'peft': ['peft>=0.21'],  # spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model

@@ -14,8 +14,10 @@ from spt_parlai import compat  # noqa: E402  (after the check: it needs a ParlAI
 compat.apply()
 
 from spt_parlai import datasets  # noqa: E402
+from spt_parlai.metrics import teachers  # noqa: E402
 from spt_parlai.training import resume  # noqa: E402
 
 datasets.install_download_advice()
 datasets.install_reading_advice()
+teachers.install()
 resume.install()

@@ -13,7 +13,7 @@ CONTRASTIVE_TEXTS = ('context', 'persona')
 CONTRASTIVE_PAIRS = ('all', 'across')
 QUANTIZATIONS = ('none', '8bit', '4bit')
 NO_GENERATION_NEEDED = (
-    'ppl', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy',
+    'ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy',
 )
 
 
@@ -82,6 +82,17 @@ def add_chat_args(parser) -> None:
         group.add_argument('--seed', type=int, default=None, help='makes sampling (and a drawn persona) repeatable')
 
 
+def add_metric_args(parser) -> None:
+    """For whoever evaluates: our agents and, as `metrics.teachers` reports for any agent, every task."""
+    if '--paper-metrics' in parser._option_string_actions:
+        return
+    group = parser.add_argument_group("The paper's metrics")
+    group.add_argument('--paper-metrics', type='bool', default=True,
+                       help="in evaluation with replies, report the paper's metrics beside ParlAI's own")
+    group.add_argument('--trim-responses', type='bool', default=False,
+                       help='for these metrics alone, cut each reply at the first "R:", "Q:", "Summary:", line break or ":"')
+
+
 def set_training_defaults(parser) -> None:
     """What makes the bare command right; every one of them can be given."""
     parser.set_defaults(
@@ -114,9 +125,10 @@ def skips_generation(opt) -> bool:
     return opt.get('training_loop', False) and opt.get('validation_metric', 'ppl') in NO_GENERATION_NEEDED
 
 
-_LOWER_IS_BETTER = ('ppl', 'loss', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'mean_rank')
+_LOWER_IS_BETTER = ('ppl', 'ppl_word', 'ppl_byte', 'loss', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'mean_rank')
 _HIGHER_IS_BETTER = ('accuracy', 'f1', 'token_acc', 'token_em', 'prompt_usage_entropy')
-_HIGHER_IS_BETTER_FAMILIES = ('hits@', 'bleu', 'rouge')
+_PERCENTAGES = ('unigram_f1', 'sacrebleu', 'rouge1', 'rouge2', 'rougeL', 'bertscore_', 'dist', 'meteor', 'persona_bleu')  # the paper's
+_HIGHER_IS_BETTER_FAMILIES = ('hits@', 'bleu', 'rouge', *_PERCENTAGES[:-1])
 
 
 def settle_validation(opt) -> None:
@@ -133,5 +145,7 @@ def settle_validation(opt) -> None:
         better = 'lower' if mode == 'min' else 'higher'
         raise UsageError(f'--validation-metric-mode {asked}: {metric} is better the {better} it is; leave it out.')
     opt['validation_metric_mode'] = mode if known or asked is None else asked
+    if metric.startswith(_PERCENTAGES) and 'validation_cutoff' not in given:
+        opt['validation_cutoff'] = 100.0  # ParlAI's 1.0 is perfect for metrics of 0 to 1
     if opt['validation_metric_mode'] == 'min' and metric != 'ppl' and 'validation_cutoff' not in given:
         opt['validation_cutoff'] = -1.0  # never: ParlAI's 1.0 is a perfect ppl, but a loss can be below it, or 0, early on

@@ -32,7 +32,7 @@ from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.model.spt_model import SptModel
 from spt_parlai.option_checks import check_options
 from spt_parlai.option_effects import check_effects
-from spt_parlai.options import add_chat_args, add_llm_args, set_llm_of, set_training_defaults, skips_generation
+from spt_parlai.options import add_chat_args, add_llm_args, add_metric_args, set_llm_of, set_training_defaults, skips_generation
 from spt_parlai.training import checkpoint
 from spt_parlai.training.distributed import accumulates_alone
 from spt_parlai.training.seeding import seed_everything
@@ -57,6 +57,7 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         super().add_cmdline_args(parser, partial_opt)
         add_llm_args(parser)
         add_chat_args(parser)
+        add_metric_args(parser)
         set_training_defaults(parser)
         set_llm_of(parser, (partial_opt or {}).get('model_file'))
         return parser

@@ -98,6 +98,7 @@ def test_the_dictionary_that_parlais_scripts_name_is_ours(given, tmp_path):
 @pytest.mark.parametrize('metric, mode, cutoff', [
     ('ppl', 'min', 1.0), ('selection', 'min', -1.0), ('loss', 'min', -1.0), ('token_acc', 'max', 1.0), ('bleu-4', 'max', 1.0),
     ('rouge-L', 'max', 1.0), ('hits@1', 'max', 1.0), ('convai2/nll', 'min', -1.0), ('prompt_usage_entropy', 'max', 1.0), ('other', 'max', 1.0),
+    ('sacrebleu', 'max', 100.0), ('rouge1', 'max', 100.0), ('dist', 'max', 100.0), ('ppl_word', 'min', -1.0),
 ])
 def test_validation_knows_which_way_a_metric_improves(given, metric, mode, cutoff):
     opt = given(validation_metric=metric)
@@ -164,6 +165,7 @@ SHOWN = {
     'parlai': 'help helpall is_debug display_examples log_every_n_secs loglevel download_path no_cuda gpu wandb_log clearml_log interactive_mode image_mode',
     # of the stability experiments
     'packing': 'dialogue_packing contrastive_pairs',
+    'metrics': 'paper_metrics trim_responses',
     'proof': 'score_noise gold_noise force_prompt activation_beta prompt_chunk checkpoint_activations max_skipped_steps memory_estimate',
 }
 
