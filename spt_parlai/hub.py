@@ -85,7 +85,7 @@ def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
 
 def _load(loader, llm: str, revision: str | None, **kwargs):
     source = resolve(llm)
-    local = os.path.isdir(source) or not _hub_answers()
+    local = os.path.isdir(source) or not hub_answers()
     try:
         return loader(source, revision=revision or 'main', local_files_only=local, **kwargs)
     except Exception as error:  # damaged files raise what their readers please, bare Exception included
@@ -93,7 +93,7 @@ def _load(loader, llm: str, revision: str | None, **kwargs):
 
 
 @lru_cache(maxsize=1)
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """One short question, asked once: is the hub there?"""
     from huggingface_hub import constants, get_session
 

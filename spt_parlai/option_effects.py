@@ -13,6 +13,7 @@ import torch
 from parlai.utils.distributed import is_distributed
 
 from spt_parlai.errors import UsageError, shorten
+from spt_parlai.options import skips_generation
 
 _FROZEN = 'the tokens and embeddings are those of the frozen LLM; leave it out'
 _TRAINED_IN_FLOAT32 = 'what trains is float32 always and the LLM has no optimizer; leave it out'
@@ -48,6 +49,10 @@ def _logged(opt) -> bool:
     return bool(opt.get('world_logs') or opt.get('outfile'))  # self_chat has the latter
 
 
+def _scores_replies(opt) -> bool:
+    return opt.get('paper_metrics', True) and not opt.get('interactive_mode') and not skips_generation(opt)
+
+
 def _never(_opt) -> bool:
     return False
 
@@ -72,6 +77,7 @@ def _with(default, option: str) -> Needs:
     return _belongs(default, _on(option), f'--{option.replace("_", "-")} true')
 
 
+_SCORED = 'an evaluation that scores replies (--paper-metrics true, --skip-generation false)'
 _NOT_GREEDY = ('beam', 'topk', 'nucleus', 'factual_nucleus', 'delayedbeam', 'delayednucleusbeam')
 _EFFECTS = {
     # replies
@@ -124,6 +130,10 @@ _EFFECTS = {
     'wandb_log_model': _with(False, 'wandb_log'),
     'clearml_project_name': _with('ParlAI', 'clearml_log'),
     'clearml_task_name': _with('Default Task', 'clearml_log'),
+    # the paper's metrics
+    'trim_responses': _belongs(False, _scores_replies, _SCORED),
+    'bertscore': _belongs('none', _scores_replies, _SCORED),
+    'bertscore_layer': _belongs(None, lambda opt: opt.get('bertscore', 'none') != 'none', '--bertscore'),
 }
 _OF_ANOTHER_DICTIONARY = ('dict_', 'bpe_')
 _LOGGERS = {'tensorboard_log': 'tensorboardX', 'wandb_log': 'wandb', 'clearml_log': 'clearml'}

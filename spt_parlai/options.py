@@ -91,6 +91,11 @@ def add_metric_args(parser) -> None:
                        help="in evaluation with replies, report the paper's metrics beside ParlAI's own")
     group.add_argument('--trim-responses', type='bool', default=False,
                        help='for these metrics alone, cut each reply at the first "R:", "Q:", "Summary:", line break or ":"')
+    group.add_argument('--bertscore', type=str, default='none',
+                       help='also report BERTScore with this encoder, a Hugging Face id or local folder (needs bert-score); '
+                            "the paper's is microsoft/deberta-xlarge-mnli")
+    group.add_argument('--bertscore-layer', type=int, default=None,
+                       help="its layer, from 1; default: the one bert-score's authors found best for that model")
 
 
 def set_training_defaults(parser) -> None:

@@ -25,6 +25,7 @@ from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.whole_dialogue import FIELD, packs
+from spt_parlai.metrics.teachers import chosen_bert
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.model.memory import training_memory
@@ -78,6 +79,7 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         if shared is None:
             check_options(opt)
             check_effects(opt)
+            chosen_bert(opt.get('override') or {})  # of this command; a teacher asks again, but after the LLM has loaded
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
             path, self._is_finetune = self._get_init_model(opt, shared)
             self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads

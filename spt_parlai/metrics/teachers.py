@@ -14,6 +14,7 @@ from parlai.core.metrics import AverageMetric
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
 from spt_parlai.dialogue.messages import split_message
+from spt_parlai.metrics.bertscore import BertModel, bert_model
 from spt_parlai.metrics.perplexity import nll_of, perplexities
 from spt_parlai.metrics.response import response_metrics
 from spt_parlai.metrics.text import trim
@@ -25,14 +26,17 @@ def install() -> None:
     if getattr(FixedDialogTeacher, '_reports_paper_metrics', False):
         return
     FixedDialogTeacher._reports_paper_metrics = True
-    parlai_args, parlai_action, parlai_observe = (
-        Teacher.__dict__['add_cmdline_args'].__func__, FixedDialogTeacher.process_action, FixedDialogTeacher.observe
-    )
+    parlai_args, parlai_init = Teacher.__dict__['add_cmdline_args'].__func__, FixedDialogTeacher.__init__
+    parlai_action, parlai_observe = FixedDialogTeacher.process_action, FixedDialogTeacher.observe
 
     def add_cmdline_args(cls, parser, partial_opt=None):
         parlai_args(cls, parser, partial_opt)
         add_metric_args(parser)
         return parser
+
+    def init(self, opt, shared=None):
+        chosen_bert(opt)  # what cannot work is told before the first reply
+        parlai_init(self, opt, shared)
 
     def process_action(self, action):
         _remember_persona(self, action)
@@ -46,8 +50,15 @@ def install() -> None:
         return observation
 
     Teacher.add_cmdline_args = classmethod(add_cmdline_args)
+    FixedDialogTeacher.__init__ = init
     FixedDialogTeacher.process_action = process_action
     FixedDialogTeacher.observe = observe
+
+
+def chosen_bert(opt) -> BertModel | None:
+    """The model of `--bertscore`, if any. Raises UsageError where it cannot work."""
+    name = opt.get('bertscore')
+    return None if name in (None, 'none') else bert_model(name, opt.get('bertscore_layer'), opt.get('no_cuda', False))
 
 
 def _remember_persona(teacher, action) -> None:
@@ -66,7 +77,7 @@ def _add_metrics(teacher, observation, labels: list[str]) -> None:
     named = [] if nll is None else [*perplexities(nll, labels[0])]
     if isinstance(reply, str):
         reply = trim(reply) if teacher.opt.get('trim_responses') else reply
-        named += response_metrics(reply, labels, ' '.join(getattr(teacher, '_persona', ())))
+        named += response_metrics(reply, labels, ' '.join(getattr(teacher, '_persona', ())), chosen_bert(teacher.opt))
     for name, metric in named:
         teacher.metrics.add(name, metric)
         if isinstance(metric, AverageMetric):

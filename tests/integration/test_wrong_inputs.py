@@ -199,10 +199,10 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, 'getaddrinfo', lookup)
     monkeypatch.setattr(time, 'sleep', lambda seconds: pytest.fail(f'waits {seconds} s'))
     close_session()
-    hub._hub_answers.cache_clear()
+    hub.hub_answers.cache_clear()
     yield
     close_session()
-    hub._hub_answers.cache_clear()
+    hub.hub_answers.cache_clear()
 
 
 @pytest.fixture
@@ -211,9 +211,9 @@ def offline(monkeypatch):
 
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')  # read when the library is imported, which has happened here
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    hub._hub_answers.cache_clear()
+    hub.hub_answers.cache_clear()
     yield
-    hub._hub_answers.cache_clear()
+    hub.hub_answers.cache_clear()
 
 
 @pytest.mark.parametrize('state', ['no_network', 'offline'])
@@ -247,7 +247,7 @@ def test_gated_llm_is_told_how_to_get_in(monkeypatch):
     def gated(*_, **__):
         raise OSError('You are trying to access a gated repo.')
 
-    monkeypatch.setattr(hub, '_hub_answers', lambda: True)
+    monkeypatch.setattr(hub, 'hub_answers', lambda: True)
     with pytest.raises(UsageError, match='--llm meta/llama is gated: accept its licence at https://huggingface.co/meta/llama.*hf auth login'):
         hub._load(gated, 'meta/llama', None)
 
