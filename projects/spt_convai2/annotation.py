@@ -1,0 +1,119 @@
+"""Table 7: replies judged by people. A sheet that does not say whose reply it is, and the sum of filled sheets with their agreement."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from itertools import combinations
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+from logs import Turn
+from paper_figures import JUDGED
+
+from spt_parlai.errors import UsageError
+
+GUIDE = {  # criterion → what 0, 1 and 2 mean (A.4)
+    'persona consistency': ('contradicts the persona', 'has nothing to do with it', 'is consistent with it'),
+    'context consistency': ('contradicts what was said before', 'has nothing to do with it', 'is consistent with it'),
+    'engagingness': ('boring', 'safe but bland', 'interesting'),
+}
+COLUMNS = ('id', 'persona', 'dialogue', 'reply', *JUDGED)
+
+
+def _dialogue(turns: Sequence[Turn], turn: Turn) -> str:
+    """What was said before a reply, as people said it."""
+    said = []
+    for earlier in turns:
+        if earlier.dialogue == turn.dialogue and earlier.number <= turn.number:
+            said += [f'A: {earlier.said}'] if earlier.said else []
+            said += [f'B: {earlier.label}'] if earlier.number < turn.number else []
+    return '\n'.join(said)
+
+
+def make_sheet(models: dict[str, Sequence[Turn]], count: int, seed: int) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """(rows, id → model): `count` replies of each model to the same contexts, drawn and shuffled by the seed.
+
+    :raises UsageError: where the models answered fewer contexts in common.
+    """
+    by_place = {name: {(t.dialogue, t.number): t for t in turns} for name, turns in models.items()}
+    common = sorted(set.intersection(*(set(places) for places in by_place.values())))
+    if len(common) < count:
+        raise UsageError(f'--replies {count}: the logs have only {len(common)} replies to the same contexts; ask for at most as many.')
+    generator = random.Random(seed)
+    drawn = [(name, place) for place in generator.sample(common, count) for name in models]
+    generator.shuffle(drawn)
+    rows, key = [], {}
+    for number, (name, place) in enumerate(drawn, 1):
+        turn = by_place[name][place]
+        identity = f'{number:03d}'
+        key[identity] = name
+        rows.append({
+            'id': identity, 'persona': '\n'.join(turn.persona), 'dialogue': _dialogue(models[name], turn), 'reply': turn.reply,
+            **dict.fromkeys(JUDGED, ''),
+        })
+    return rows, key
+
+
+def write_sheet(rows: Sequence[dict[str, str]], key: dict[str, str], path: Path) -> Path:
+    """The sheet as CSV, and beside it the key, which judges must not see. Returns the key's path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='', encoding='utf-8-sig') as file:  # the mark tells spreadsheet programs that it is UTF-8
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    hidden = path.with_suffix('.key.json')
+    hidden.write_text(json.dumps(key, indent=1), encoding='utf-8')
+    return hidden
+
+
+def read_scores(path: Path, key: dict[str, str]) -> dict[tuple[str, str], int]:
+    """(id, criterion) → 0, 1 or 2. A blank is not a judgement.
+
+    :raises UsageError: naming the line that has another value or an id that the key does not know.
+    """
+    scores = {}
+    with path.open(newline='', encoding='utf-8-sig') as file:
+        for line, row in enumerate(csv.DictReader(file), 2):
+            if row.get('id') not in key:
+                raise UsageError(f'{path}, row {line}: id {row.get("id")!r} is not in the key; give the sheet that belongs to it.')
+            for criterion in JUDGED:
+                value = (row.get(criterion) or '').strip()
+                if value and value not in ('0', '1', '2'):
+                    raise UsageError(f'{path}, row {line}, {criterion}: {value!r} is no score; write 0, 1 or 2.')
+                if value:
+                    scores[row['id'], criterion] = int(value)
+    return scores
+
+
+def agreement(sheets: Sequence[dict[tuple[str, str], int]], criterion: str) -> float | None:
+    """Cohen's kappa with quadratic weights, mean over every two judges; None for a single one.
+
+    Judges who all give one and the same score to everything agree, though kappa is not defined there: 1.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    kappas = []
+    for one, other in combinations(sheets, 2):
+        items = sorted(k for k in one.keys() & other.keys() if k[1] == criterion)
+        first, second = [one[k] for k in items], [other[k] for k in items]
+        if items:
+            same = first == second
+            kappas.append(1.0 if same else float(cohen_kappa_score(first, second, weights='quadratic', labels=[0, 1, 2])))
+    return float(np.mean(kappas)) if kappas else None
+
+
+def score(sheets: Sequence[dict[tuple[str, str], int]], key: dict[str, str]) -> dict:
+    """Mean of each model and criterion over all judgements, how many there are, and the judges' agreement."""
+    models = sorted(set(key.values()))
+    means = {
+        model: {
+            criterion: {'mean': float(np.mean(values)) if values else None, 'sd': float(np.std(values)) if values else None, 'n': len(values)}
+            for criterion in JUDGED
+            for values in [[s for sheet in sheets for (i, c), s in sheet.items() if c == criterion and key[i] == model]]
+        }
+        for model in models
+    }
+    return {'judges': len(sheets), 'models': means, 'agreement': {criterion: agreement(sheets, criterion) for criterion in JUDGED}}

@@ -1,0 +1,265 @@
+"""The paper's tables and figures as commands.
+
+    python projects/spt_convai2/experiments.py run table1 table2 --size small --data DATAPATH --jobs 2 --out runs/small
+    python projects/spt_convai2/experiments.py report --size small --out runs/small      # tables, figures, one HTML page
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, NamedTuple, Optional
+
+import grid
+import portalocker
+import runner
+import sizes
+import tables as made
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from spt_parlai.errors import UsageError
+
+app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0], no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(soft_wrap=True)
+
+
+class Plan(NamedTuple):
+    """What was asked for."""
+
+    size: sizes.Size
+    llms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    tables: list[grid.TableOfRows]
+    place: runner.Place
+    at_once: int
+    devices: list[int]
+
+    @property
+    def jobs(self) -> list[grid.Job]:
+        return grid.jobs_of(self.tables, self.size, self.seeds)
+
+
+Names = Annotated[list[str], typer.Argument(help=f'What to run: {", ".join(grid.TABLES)} (table8 is in table4), or all.')]
+SizeName = Annotated[str, typer.Option('--size', help=f'{", ".join(sizes.SIZES)}: seconds, about an hour of two CPU cores, or the paper\'s.')]
+Llm = Annotated[Optional[list[str]], typer.Option(help='LLM: id, folder or "demo"; several for table 1, the last is the one of the other tables.')]
+Data = Annotated[Optional[Path], typer.Option(help="ParlAI's datapath; default: its own, where tasks are downloaded.")]
+Seeds = Annotated[Optional[str], typer.Option(help='Seeds, joined by commas (default: those of the size).')]
+Jobs = Annotated[Optional[int], typer.Option(help='Runs at once (default: one a GPU, else one a core).')]
+Out = Annotated[Path, typer.Option(help='Folder of the runs and the report.')]
+Settings = Annotated[Optional[str], typer.Option(help=f'{", ".join(sizes.SETTINGS)}, joined by commas: those of table 1; the last is the one of the other tables.')]
+Set = Annotated[Optional[list[str]], typer.Option('--set', help='NAME=VALUE: another option for every training, such as max_train_steps=200.')]
+SetEval = Annotated[Optional[list[str]], typer.Option('--set-eval', help='NAME=VALUE for every evaluation, such as bertscore=FOLDER.')]
+
+
+def plan(
+    names: list[str], size_name: str, llm: list[str] | None, data: Path | None, seeds: str | None, jobs: int | None, out: Path,
+    settings: str | None, train: list[str] | None, evaluate: list[str] | None,
+) -> Plan:
+    """Checked before anything starts. Raises UsageError naming the option and the way out."""
+    size = sizes.SIZES.get(size_name)
+    if size is None:
+        raise UsageError(f'--size {size_name} is none of {", ".join(sizes.SIZES)}.')
+    if settings:
+        unknown = [name for name in settings.split(',') if name not in sizes.SETTINGS]
+        if unknown:
+            raise UsageError(f'--settings {settings}: {unknown[0]!r} is none of {", ".join(sizes.SETTINGS)}.')
+        size = sizes.replace(size, settings=tuple(settings.split(',')))
+    size = sizes.replace(size, train={**size.train, **_pairs(train, '--set')}, evaluate={**size.evaluate, **_pairs(evaluate, '--set-eval')})
+    llms = tuple(_absolute(name) for name in llm or size.llms)
+    try:
+        chosen = tuple(int(seed) for seed in seeds.split(',')) if seeds else size.seeds
+    except ValueError:
+        raise UsageError(f'--seeds {seeds}: give whole numbers joined by commas, such as 1,2,3.') from None
+    if jobs is not None and jobs < 1:
+        raise UsageError(f'--jobs {jobs}: at least one run at once.')
+    if data is not None and not data.is_dir():
+        raise UsageError(f'--data {data} is no folder; give the one that holds ConvAI2/ and dailydialog/.')
+    devices = list(range(len(runner.gpus())))
+    at_once = jobs or len(devices) or os.cpu_count() or 1
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    place = runner.Place(out.absolute(), None if data is None else str(data.absolute()), threads)
+    return Plan(size, llms, chosen, [grid.TABLES[name](size, llms) for name in _tables(names)], place, at_once, devices)
+
+
+def _tables(names: list[str]) -> list[str]:
+    names = list(dict.fromkeys(grid.ALIASES.get(name, name) for name in names))
+    if names == ['all']:
+        return list(grid.TABLES)
+    for name in names:
+        if name in grid.BY_HAND:
+            raise UsageError(f'{name} is judged by people: `sheet` makes what they fill in, `score-sheets` adds it up.')
+        if name not in grid.TABLES:
+            raise UsageError(f'{name} is none of {", ".join(grid.TABLES)}, all.')
+    return names
+
+
+def _pairs(words: list[str] | None, option: str) -> dict[str, str]:
+    for word in words or ():
+        if '=' not in word:
+            raise UsageError(f'{option} {word}: write NAME=VALUE.')
+    return {name.replace('-', '_'): value for name, value in (word.split('=', 1) for word in words or ())}
+
+
+def _absolute(llm: str) -> str:
+    return str(Path(llm).absolute()) if Path(llm).is_dir() else llm
+
+
+@app.command()
+def run(
+    names: Names, size: SizeName = 'smoke', llm: Llm = None, data: Data = None, seeds: Seeds = None, jobs: Jobs = None,
+    out: Out = Path('runs/spt_convai2'), settings: Settings = None, set_: Set = None, set_eval: SetEval = None,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Print the commands of what is missing and stop.')] = False,
+) -> None:
+    """Train and evaluate what the tables need; what is finished is kept, what was interrupted continues. Then the report."""
+    asked = plan(names, size, llm, data, seeds, jobs, out, settings, set_, set_eval)
+    if dry_run:
+        for job in asked.jobs:
+            for _, command in runner.missing(job, asked.place):
+                print(runner.shlex.join(['parlai', *command[3:]]))
+        return
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    asked.place.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with portalocker.Lock(asked.place.out / '.lock', timeout=0, fail_when_locked=True):
+            runner.write_json(asked.place.out / 'asked.json', _remembered(asked, size, names, set_, set_eval, settings))
+            failed = runner.Runner(asked.place, asked.at_once, asked.devices, console)(asked.jobs)
+    except portalocker.exceptions.LockException:
+        raise UsageError(f'--out {out}: another `run` is at work there; wait for it or give another folder.') from None
+    except KeyboardInterrupt:
+        console.print('Stopped; the same command continues.')
+        raise typer.Exit(130) from None
+    make_report(asked)
+    if failed:
+        console.print(f'{len(failed)} runs failed: {", ".join(failed)}', style='red')
+        raise typer.Exit(1)
+
+
+def _remembered(asked: Plan, size: str, names: list[str], train, evaluate, settings: str | None) -> dict:
+    """So that `report`, `sheet` and `chat-pairs` need no more than the folder; tables of earlier runs stay."""
+    before = runner.read_record(asked.place.out / 'asked.json') or {}
+    same = {'size': size, 'llms': list(asked.llms), 'set': train, 'set_eval': evaluate, 'settings': settings, 'data': asked.place.data}
+    known = before.get('names', []) if all(before.get(k) == v for k, v in same.items()) else []
+    return {**same, 'names': list(dict.fromkeys([*known, *_tables(names)])), 'seeds': sorted({*asked.seeds, *(before.get('seeds', []) if known else [])})}
+
+
+def _again(out: Path) -> Plan:
+    asked = runner.read_record(out / 'asked.json')
+    if asked is None:
+        raise UsageError(f'--out {out}: nothing has run there; begin with `run`.')
+    seeds = ','.join(map(str, asked['seeds']))
+    data = None if asked['data'] is None else Path(asked['data'])
+    data = data if data is not None and data.is_dir() else None
+    names = [name for name in grid.TABLES if name in asked['names']]
+    return plan(names, asked['size'], asked['llms'], data, seeds, None, out, asked['settings'], asked['set'], asked['set_eval'])
+
+
+@app.command()
+def report(out: Out = Path('runs/spt_convai2'), pattern: Annotated[
+    Optional[list[str]], typer.Option(help='NAME=REGEX for figure 3 (default: emoji, questions, first person).')
+] = None) -> None:
+    """Tables as Markdown and JSON, figures as PNG, and all of it on one HTML page, of whatever is finished by now."""
+    make_report(_again(out), _pairs(pattern, '--pattern') or None)
+
+
+def make_report(asked: Plan, patterns: dict[str, str] | None = None) -> Path:
+    import report_of_runs
+
+    tables = [made.build(table, asked.size, asked.seeds, asked.place) for table in asked.tables]
+    page = report_of_runs.make(asked.tables, tables, asked.size, asked.llms, asked.seeds, asked.place, patterns)
+    for table in tables:
+        show(table)
+    console.print(f'written: {page}')
+    return page
+
+
+def show(table: dict) -> None:
+    header, *rows = made.lines(table)
+    drawn = Table(*header, title=made.title(table), title_justify='left')
+    for line in rows:
+        drawn.add_row(*line, style='dim' if line[0] == 'the paper' else None)
+    Console(width=max(console.width, 150)).print(drawn)
+
+
+@app.command()
+def sheet(
+    out: Out = Path('runs/spt_convai2'), replies: Annotated[int, typer.Option(help='Of each model.')] = 100,
+    seed: Annotated[int, typer.Option(help='Draws and shuffles.')] = 1,
+    left: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its PT).')] = None,
+    right: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
+) -> None:
+    """Table 7: a CSV sheet for people to judge replies, blind and shuffled, and apart from it the key."""
+    import annotation
+    import report_of_runs
+
+    asked = _again(out)
+    models = report_of_runs.two_models(asked.tables, asked.size, asked.seeds, asked.place, left, right)
+    rows, key = annotation.make_sheet(models, replies, seed)
+    path = out / 'annotation' / 'sheet.csv'
+    hidden = annotation.write_sheet(rows, key, path)
+    print(f'{path}: {len(rows)} replies to judge; give each judge a copy.')
+    for criterion, meanings in annotation.GUIDE.items():
+        print(f'  {criterion}: ' + ', '.join(f'{n} {meaning}' for n, meaning in enumerate(meanings)))
+    print(f'{hidden}: whose replies they are; keep it from the judges.')
+
+
+@app.command('score-sheets')
+def score_sheets(
+    sheets: Annotated[list[Path], typer.Argument(help='Filled sheets, one a judge.')],
+    key: Annotated[Optional[Path], typer.Option(help='The key (default: beside the first sheet, or sheet.key.json there).')] = None,
+) -> None:
+    """Table 7: the mean of each model and criterion, and how far the judges agree."""
+    import annotation
+    from paper_figures import JUDGED, TABLE_7
+
+    found = key or next((p for p in (sheets[0].with_suffix('.key.json'), sheets[0].with_name('sheet.key.json')) if p.exists()), None)
+    if found is None or not found.exists():
+        raise UsageError(f'{sheets[0]}: no key beside it; name it with --key.')
+    models = json.loads(found.read_text(encoding='utf-8'))
+    result = annotation.score([annotation.read_scores(path, models) for path in sheets], models)
+    drawn = Table('', *JUDGED, title=f'Table 7. {result["judges"]} judges', title_justify='left')
+    for model, means in result['models'].items():
+        drawn.add_row(model, *('–' if m['mean'] is None else f'{m["mean"]:.2f} ± {m["sd"]:.2f} (n = {m["n"]})' for m in means.values()))
+    for label, figures in TABLE_7.items():
+        drawn.add_row(f'the paper, {label}', *(f'{v:.2f}' for v in figures.values()), style='dim')
+    drawn.add_row('agreement (κ)', *('–' if k is None else f'{k:.2f}' for k in result['agreement'].values()))
+    console.print(drawn)
+    runner.write_json(found.with_name('table7.json'), result)
+
+
+@app.command('chat-pairs')
+def chat_pairs(
+    out: Out = Path('runs/spt_convai2'), dialogues: Annotated[int, typer.Option(help='How many.')] = 4,
+    left: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its PT).')] = None,
+    right: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
+) -> None:
+    """Figure 4: two models' replies in the same dialogues, side by side."""
+    import figures
+    import report_of_runs
+
+    asked = _again(out)
+    models = report_of_runs.two_models(asked.tables, asked.size, asked.seeds, asked.place, left, right)
+    names = tuple(models)
+    pairs = figures.paired_dialogues(*models.values(), dialogues)
+    for dialogue in pairs:
+        console.rule('; '.join(dialogue['persona']) or 'no persona')
+        for turn in dialogue['turns']:
+            console.print(f'  {turn["said"] or "(opens the dialogue)"}', style='bold', markup=False)
+            for name, side in zip(names, ('left', 'right'), strict=True):
+                console.print(f'    {name}: {turn[side]}', markup=False, highlight=False)
+    print(f'written: {figures.conversations(pairs, names, out / "report" / "figure4.png")}')
+
+
+def main() -> None:
+    try:
+        app()
+    except UsageError as error:
+        console.print(f'Error: {error}', style='red', markup=False)
+        raise SystemExit(2) from None
+
+
+if __name__ == '__main__':
+    main()

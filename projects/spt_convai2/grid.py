@@ -1,0 +1,260 @@
+"""The paper's tables as runs: which agent, trained how, around which LLM, evaluated how. Rows that ask for the same run share it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Callable, Iterable, NamedTuple
+
+import paper_figures as paper
+from sizes import SETTINGS, Size, table_6
+
+K = 4  # prompts of SPT in every table but 3
+AGENTS = 'spt_parlai.agents:'
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row without its seed. train: options of `train_model`, None where nothing trains; evaluate: of `eval_model` alone."""
+
+    agent: str
+    train: Options | None
+    evaluate: Options = field(default_factory=dict)
+    task: str = 'persona'
+
+
+class Row(NamedTuple):
+    """A line of a table. against: label of the row that AVG↑ is relative to. paper: the paper's figures for it."""
+
+    label: str
+    llm: str
+    method: Method
+    against: str | None = None
+    paper: dict[str, float] | None = None
+
+
+class TableOfRows(NamedTuple):
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+class Evaluation(NamedTuple):
+    """One `eval_model` of a trained model. key: what its files are called."""
+
+    key: str
+    options: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, or none, with all evaluations that some row wants of it. Runs in one folder, named `name`."""
+
+    name: str
+    agent: str
+    llm: str
+    task: str
+    seed: int
+    train: tuple[tuple[str, Any], ...] | None
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def cost(self) -> float:
+        """In units of one training of PT, for the estimate of what is left."""
+        options = dict(self.train or ())
+        return len(self.evaluations) + (float(options.get('num_prompts', 1)) if self.train is not None else 0.0)
+
+
+# ---- methods ---------------------------------------------------------------------------------------------
+
+
+def spt(size: Size, llm: str, setting: str, task: str = 'persona', evaluate: Options | None = None, **options) -> Method:
+    start, beside = SETTINGS[setting]
+    return _prompted('SptAgent', size, llm, task, {'num_prompts': K, **start, **beside, **options}, evaluate)
+
+
+def prompt_tuning(size: Size, llm: str, setting: str, task: str = 'persona', agent: str = 'PromptTuningAgent', **options) -> Method:
+    return _prompted(agent, size, llm, task, {**SETTINGS[setting][0], **options})
+
+
+def _prompted(agent: str, size: Size, llm: str, task: str, options: Options, evaluate: Options | None = None) -> Method:
+    return Method(agent, {**_recipe(size, llm), **options}, evaluate or {}, task)
+
+
+def _recipe(size: Size, llm: str) -> Options:
+    """Table 6; a size that counts steps has no use for epochs."""
+    recipe = table_6(llm)
+    return {k: v for k, v in recipe.items() if k != 'num_epochs' or 'max_train_steps' not in size.train}
+
+
+def tuned_weights(size: Size, llm: str, agent: str, **options) -> Method:
+    """LoRA and full fine-tuning: no prompt, and a learning rate of their own."""
+    recipe = {k: v for k, v in _recipe(size, llm).items() if k != 'prompt_length'}
+    return Method(agent, {**recipe, 'learningrate': size.rates[agent], **options})
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+def _named(llm: str, label: str) -> str:
+    return f'{paper.NAMES.get(llm, PurePath(llm).name)} {label}'
+
+
+def table_1(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    rows = []
+    for llm in llms:
+        L = table_6(llm)['prompt_length']
+        for setting in size.settings:
+            suffix = '' if setting == 'published' else f', {setting}'
+            figures = {label: paper.TABLE_1.get(_named(llm, label)) for label in ('PT', 'SPT') if not suffix}
+            against = _named(llm, f'PT{suffix}')
+            rows += [
+                Row(against, llm, prompt_tuning(size, llm, setting), None, figures.get('PT')),
+                Row(_named(llm, f'PT of {K * L} tokens{suffix}'), llm, prompt_tuning(size, llm, setting, prompt_length=K * L), against),
+                Row(_named(llm, f'SPT{suffix}'), llm, spt(size, llm, setting), against, figures.get('SPT')),
+            ]
+    return TableOfRows('table1', 'PT against SPT', paper.FIRST, rows)
+
+
+def table_2(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    llm, setting = llms[-1], size.settings[-1]
+    off = {'all losses': {}, **{f'without {name}': {f'lambda_{lam}': 0} for name, lam in (
+        ('contrast', 'contrastive'), ('fusion', 'fusion'), ('selection', 'selection')
+    )}}
+    rows = [Row('PT', llm, prompt_tuning(size, llm, setting))]
+    rows += [Row(label, llm, spt(size, llm, setting, **options), 'PT', paper.TABLE_2[label]) for label, options in off.items()]
+    return TableOfRows('table2', f'Losses switched off ({setting} setting)', (*paper.FIRST, 'dist'), rows)
+
+
+def table_3(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    llm, setting = llms[-1], size.settings[-1]
+    rows = [Row('PT', llm, prompt_tuning(size, llm, setting))]
+    rows += [
+        Row(f'K = {count}', llm, spt(size, llm, setting, num_prompts=count), 'PT', paper.TABLE_3.get(count))
+        for count in size.prompt_counts
+    ]
+    return TableOfRows('table3', f'Number of prompts ({setting} setting)', (*paper.FIRST, 'dist'), rows)
+
+
+def table_4(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    """With table 8, which has its metrics in full."""
+    llm, setting = llms[-1], size.settings[-1]
+    L, figures = table_6(llm)['prompt_length'], paper.TABLE_4
+    rows = [
+        Row(f'PT, {L} token{"s" * (L > 1)}', llm, prompt_tuning(size, llm, setting), None, figures.get(f'PT, {L} tokens')),
+        *(Row(f'PT, {n} tokens', llm, prompt_tuning(size, llm, setting, prompt_length=n), f'PT, {L} token{"s" * (L > 1)}',
+              figures[f'PT, {n} tokens']) for n in (4, 8) if n != L),
+        Row('SPT', llm, spt(size, llm, setting), None, figures['SPT']),
+        Row('LoRA of as many parameters', llm, tuned_weights(size, llm, 'LoraAgent', match_spt=f'{K},{L}'), None, figures['LoRA']),
+        Row('in-context, zero-shot', llm, Method('InContextAgent', None), None, figures['in-context (GPT-3.5)']),
+        Row('text prompt', llm, Method('TextPromptAgent', None)),
+        Row('full fine-tuning', llm, tuned_weights(size, llm, 'FullFineTuningAgent')),
+    ]
+    return TableOfRows('table4', f'Baselines ({setting} setting)', paper.FIRST, _against_first(rows))
+
+
+def table_5(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    rows = [
+        row._replace(paper=paper.TABLE_5['SPT' if 'SPT' in row.label else 'PT'] if row.paper and 'Llama2' in row.label else None, against=None)
+        for row in table_1(size, llms).rows
+    ]
+    return TableOfRows('table5', 'Overlap of replies with the persona: BLEU and its n-gram precisions', paper.OVERLAP, rows)
+
+
+def table_9(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    llm, setting = llms[-1], size.settings[-1]
+    rate = {'learningrate': 0.001} if llm.startswith('meta-llama/') else {}  # as in the paper
+    rows = [
+        Row('PT', llm, prompt_tuning(size, llm, setting, 'plain', **rate), None, paper.TABLE_9['PT']),
+        Row('SPT', llm, spt(size, llm, setting, 'plain', **rate), 'PT', paper.TABLE_9['SPT']),
+    ]
+    return TableOfRows('table9', f'DailyDialog ({setting} setting)', paper.FIRST, rows)
+
+
+def table_10(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    llm, setting = llms[-1], size.settings[-1]
+    rows = [
+        Row('PT', llm, prompt_tuning(size, llm, setting)),
+        Row('RAG with PT', llm, prompt_tuning(size, llm, setting, agent='RagAgent'), 'PT', paper.TABLE_10['RAG']),
+        Row('SPT', llm, spt(size, llm, setting), 'PT', paper.TABLE_10['SPT']),
+        Row('RAG with SPT', llm, spt(size, llm, setting, retrieval='true'), 'PT'),
+    ]
+    return TableOfRows('table10', f'Retrieval-augmented generation ({setting} setting)', (*paper.FIRST, 'epoch_hours'), rows)
+
+
+def table_11(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    llm, setting = llms[-1], size.settings[-1]
+    rows = [
+        Row(f'α = {noise:g}', llm, spt(size, llm, setting, evaluate={'score_noise': noise} if noise else None), None,
+            paper.TABLE_11.get(noise))
+        for noise in (0.0, *size.noises)
+    ]
+    return TableOfRows('table11', f'Noise on the scores at inference ({setting} setting)', paper.FIRST, _against_first(rows))
+
+
+def table_12(size: Size, llms: tuple[str, ...]) -> TableOfRows:
+    llm, setting = llms[-1], size.settings[-1]
+    rows = [
+        Row(f'α = {noise:g}', llm, spt(size, llm, setting, **({'gold_noise': noise} if noise else {})), None, paper.TABLE_12.get(noise))
+        for noise in (0.0, *size.gold_noises)
+    ]
+    return TableOfRows('table12', f'Noise on the gold distribution in training ({setting} setting)', paper.FIRST, _against_first(rows))
+
+
+def _against_first(rows: list[Row]) -> list[Row]:
+    return [rows[0], *(row._replace(against=rows[0].label) for row in rows[1:])]
+
+
+TABLES: dict[str, Callable[[Size, tuple[str, ...]], TableOfRows]] = {
+    'table1': table_1, 'table2': table_2, 'table3': table_3, 'table4': table_4, 'table5': table_5, 'table9': table_9,
+    'table10': table_10, 'table11': table_11, 'table12': table_12,
+}
+ALIASES = {'table8': 'table4'}  # its metrics in full
+BY_HAND = ('table7',)  # judged by people: `sheet` and `score-sheets`
+
+
+# ---- rows → jobs -----------------------------------------------------------------------------------------
+
+
+def job_of(row: Row, size: Size, seed: int) -> Job:
+    """The one row's job, with its one evaluation. Untrained agents ask for no `train_model`; their LLM is an option of `eval_model`."""
+    method = row.method
+    evaluate = {**size.evaluate, **method.evaluate}
+    if method.train is None:
+        evaluate = {**{k: v for k, v in size.train.items() if k in _OF_THE_LLM}, **evaluate}
+    train = None if method.train is None else tuple(sorted({**size.train, **method.train}.items()))
+    identity = (method.agent, row.llm, size.tasks[method.task], train, tuple(sorted(evaluate.items())) if train is None else None)
+    evaluation = Evaluation(_key(method.evaluate), tuple(sorted(evaluate.items())))
+    shown = re.sub('[^A-Za-z0-9]+', '-', f'{method.agent.removesuffix("Agent")}-{PurePath(row.llm).name}-{size.tasks[method.task]}')
+    name = f'{shown.lower()}-{_digest(identity)}-seed{seed}'
+    return Job(name, method.agent, row.llm, size.tasks[method.task], seed, train, (evaluation,))
+
+
+_OF_THE_LLM = ('llm_dtype', 'max_new_tokens', 'fp16')
+
+
+def _key(options: Options) -> str:
+    return '-'.join(['eval', *(f'{k}-{v}' for k, v in sorted(options.items()))])
+
+
+def _digest(identity) -> str:
+    return hashlib.sha256(json.dumps(identity, default=list).encode()).hexdigest()[:8]
+
+
+def jobs_of(tables: Iterable[TableOfRows], size: Size, seeds: Iterable[int]) -> list[Job]:
+    """Each different run once, the first seed's first, so that whole tables are early there."""
+    jobs: dict[str, Job] = {}
+    tables = list(tables)
+    for seed in seeds:
+        for table in tables:
+            for row in table.rows:
+                job = job_of(row, size, seed)
+                known = jobs.get(job.name, job)
+                both = tuple(dict.fromkeys((*known.evaluations, *job.evaluations)))
+                jobs[job.name] = Job(job.name, job.agent, job.llm, job.task, seed, job.train, both)
+    return list(jobs.values())

@@ -1,0 +1,65 @@
+"""Everything on one page: tables, figures as embedded PNGs, commands. Opens without a network."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+import tables as t
+from jinja2 import Environment, FileSystemLoader
+
+
+class Figure(NamedTuple):
+    """dialogues and names: of figure 4, which is text on the page as well."""
+
+    id: str
+    short: str
+    title: str
+    caption: str
+    path: Path
+    dialogues: Sequence[dict[str, Any]] = ()
+    names: tuple[str, str] = ('', '')
+
+
+def _table(table: dict[str, Any]) -> dict[str, Any]:
+    lines = t.lines(table)
+    return {
+        'name': table['name'], 'short': t.title(table).split('.')[0], 'title': t.title(table), 'lines': lines, 'note': t.note(table),
+        'gains': lines[0][-1] == 'AVG↑',
+    }
+
+
+def _usage(row: dict[str, Any]) -> dict[str, Any]:
+    shown = '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares'])
+    return {**row, 'shown': shown, 'entropy_text': t.cell(row['entropy']), 'gain_text': t.cell(row['selected_over_mean'], 3)}
+
+
+def _run(record: dict[str, Any]) -> dict[str, Any]:
+    seconds = sum(stage['seconds'] for stage in record['stages'].values())
+    commands = '\n\n'.join(
+        ' '.join(f'{k}={v}' for k, v in stage['environment'].items()) + ' ' + stage['command'] for stage in record['stages'].values()
+    )
+    return {'name': record['name'], 'seconds': f'{seconds:.0f} s', 'commands': commands}
+
+
+def _about(records: Sequence[dict[str, Any]]) -> str:
+    record = records[-1]
+    machine, versions = record['machine'], ', '.join(f'{k} {v}' for k, v in record['versions'].items())
+    gpus = f', {len(machine["gpus"])} × {machine["gpus"][0]}' if machine['gpus'] else ''
+    hours = sum(stage['seconds'] for r in records for stage in r['stages'].values()) / 3600
+    return f'{len(records)} runs, {hours:.2f} process hours on {machine["cores"]} cores of {machine["cpu"]}{gpus}; {versions}; commit {record["commit"]}.'
+
+
+def write(
+    path: Path, title: str, subtitle: str, tables: Sequence[dict], usage: Sequence[dict], figures: Sequence[Figure], records: Sequence[dict],
+) -> Path:
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    drawn = [{**figure._asdict(), 'data': base64.b64encode(figure.path.read_bytes()).decode()} for figure in figures]
+    page = templates.get_template('report.html.j2').render(
+        title=title, subtitle=subtitle, tables=[_table(table) for table in tables], usage=[_usage(row) for row in usage], figures=drawn,
+        runs=[_run(record) for record in records], about=_about(records) if records else 'nothing has run yet',
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding='utf-8')
+    return path

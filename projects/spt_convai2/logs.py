@@ -1,0 +1,39 @@
+"""World logs of an evaluation → turns: what was said to the agent, what people said there, what it said, and under which prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from spt_parlai.dialogue.messages import split_message
+from spt_parlai.metrics.text import trim
+
+
+class Turn(NamedTuple):
+    """number: 1 for a dialogue's first. prompt, scores: None where the agent selects nothing."""
+
+    dialogue: int
+    number: int
+    said: str
+    persona: tuple[str, ...]
+    label: str
+    reply: str
+    prompt: int | None
+    scores: tuple[float, ...] | None
+
+
+def read_turns(path: Path) -> list[Turn]:
+    """Of a `--world-logs` file in ParlAI's conversations format. Replies are cut as they were for the metrics."""
+    turns = []
+    for d, line in enumerate(path.read_text(encoding='utf-8').splitlines()):
+        persona: tuple[str, ...] = ()
+        for number, (message, act) in enumerate(json.loads(line)['dialog'], 1):
+            told, said = split_message(message.get('text') or '')
+            persona += tuple(told)
+            scores = act.get('prompt_scores')
+            turns.append(Turn(
+                d, number, said, persona, (message.get('eval_labels') or [''])[0], trim(act.get('text') or ''), act.get('selected_prompt'),
+                None if scores is None else tuple(scores),
+            ))
+    return turns

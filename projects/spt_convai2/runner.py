@@ -1,0 +1,252 @@
+"""Jobs → finished runs: ParlAI's own commands as processes, some at a time, each with a record of what it did. Resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grid import AGENTS, Evaluation, Job
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+PACKAGES = ('spt_parlai', 'parlai', 'torch', 'transformers', 'peft', 'sacrebleu', 'rouge_score', 'bert-score')
+LOG_FIELDS = 'text,eval_labels,selected_prompt,prompt_scores,id,episode_done'
+
+
+class Place(NamedTuple):
+    """Where runs go and what they share. data: ParlAI's datapath or None; extra: options given to every evaluation."""
+
+    out: Path
+    data: str | None
+    threads: int
+
+    def folder(self, job: Job) -> Path:
+        return self.out / 'runs' / job.name
+
+    def record(self, job: Job) -> Path:
+        return self.folder(job) / 'run.json'
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}')
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding='utf-8')
+    os.replace(part, path)
+
+
+def read_record(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+
+
+def environment() -> dict[str, Any]:
+    """What a number is worth nothing without."""
+    versions = {'python': platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    here = Path(__file__).parent
+    commit = subprocess.run(['git', '-C', here, 'rev-parse', 'HEAD'], capture_output=True, text=True)
+    cpu = [line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')]
+    return {
+        'versions': versions, 'commit': commit.stdout.strip() or None,
+        'machine': {'cpu': cpu[0] if cpu else platform.processor(), 'cores': os.cpu_count(), 'gpus': gpus()},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that runs may use."""
+    try:
+        listed = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True)
+    except FileNotFoundError:
+        return []
+    return listed.stdout.strip().splitlines() if listed.returncode == 0 else []
+
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+def _words(options) -> list[str]:
+    return [word for name, value in options for word in (f'--{name.replace("_", "-")}', str(value))]
+
+
+def _common(job: Job, place: Place) -> list[str]:
+    return ['-t', job.task, *(['-dp', place.data] if place.data else [])]
+
+
+def train_command(job: Job, place: Place) -> list[str]:
+    model = ['-m', AGENTS + job.agent, '--llm', job.llm, '-mf', str(place.folder(job) / 'model'), '--seed', str(job.seed)]
+    return [sys.executable, '-m', 'parlai', 'train_model', *_common(job, place), *model, *_words(job.train)]
+
+
+def eval_command(job: Job, evaluation: Evaluation, place: Place) -> list[str]:
+    """Of the trained model, which knows its agent, LLM and seed; or of an agent that needs no training."""
+    folder = place.folder(job)
+    untrained = ['-m', AGENTS + job.agent, '--llm', job.llm, '--seed', str(job.seed)]
+    model = ['-mf', str(folder / 'model')] if job.train is not None else untrained
+    written = ['--report-filename', str(folder / f'{evaluation.key}.json'), '--world-logs', str(folder / f'{evaluation.key}.jsonl')]
+    return [
+        sys.executable, '-m', 'parlai', 'eval_model', *_common(job, place), '-dt', 'valid', *model, *_words(evaluation.options),
+        *written, '--log-keep-fields', LOG_FIELDS,
+    ]
+
+
+def stages(job: Job, place: Place) -> list[tuple[str, list[str]]]:
+    """(name, command) in the order in which they must run."""
+    training = [] if job.train is None else [('train', train_command(job, place))]
+    return training + [(evaluation.key, eval_command(job, evaluation, place)) for evaluation in job.evaluations]
+
+
+def missing(job: Job, place: Place) -> list[tuple[str, list[str]]]:
+    record = read_record(place.record(job)) or {'stages': {}}
+    return [(name, command) for name, command in stages(job, place) if not record['stages'].get(name, {}).get('finished')]
+
+
+# ---- running ---------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The driver was told to stop."""
+
+
+class Runner:
+    """Runs jobs `at_once`, on the GPUs in turn where there are any. A job that fails leaves the others alone."""
+
+    def __init__(self, place: Place, at_once: int, devices: list[int], console: Console):
+        self.place, self.at_once, self.console = place, at_once, console
+        self.about = environment()
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = threading.Event()
+        self.devices: queue.Queue[int | None] = queue.Queue()
+        for slot in range(at_once):
+            self.devices.put(devices[slot % len(devices)] if devices else None)
+
+    def __call__(self, jobs: list[Job]) -> list[str]:
+        """Returns the names of jobs that failed. Ctrl-C ends every process; the same command continues."""
+        waiting = [job for job in jobs if missing(job, self.place)]
+        self.console.print(f'{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {self.at_once} at once')
+        failed, total, start = [], sum(job.cost for job in waiting), time.monotonic()
+        columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('{task.fields[left]}'))
+        with ThreadPoolExecutor(self.at_once) as pool, Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task('runs', total=len(waiting), left='')
+            futures = {pool.submit(self.run, job): job for job in waiting}
+            done = 0.0
+            try:
+                for count, future in enumerate(as_completed(futures), 1):
+                    job, record = futures[future], future.result()
+                    done += job.cost
+                    left = _duration((time.monotonic() - start) * (total - done) / done)
+                    bar.update(task, completed=count, left=f'{left} left')
+                    if record['status'] != 'finished':
+                        failed.append(job.name)
+                    self._tell(count, len(waiting), job, record, left)
+            except KeyboardInterrupt:
+                self.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return failed
+
+    def _tell(self, count: int, total: int, job: Job, record: dict, left: str) -> None:
+        took = sum(stage['seconds'] for stage in record['stages'].values())
+        if record['status'] == 'finished':
+            self.console.print(f'[{count}/{total}] {job.name}: {took:.0f} s, about {left} left', markup=False, highlight=False)
+        else:
+            self.console.print(f'[{count}/{total}] {job.name} FAILED: {record["error"]}', markup=False, highlight=False, style='red')
+
+    def stop(self) -> None:
+        """Ctrl-C to each: `train_model` saves a checkpoint from which the same command continues."""
+        self.stopped.set()
+        for process in list(self.running):
+            process.send_signal(signal.SIGINT)
+
+    def run(self, job: Job) -> dict:
+        """All stages that are missing; the record after each."""
+        path, device = self.place.record(job), self.devices.get()
+        record = read_record(path) or {
+            'name': job.name, 'agent': job.agent, 'llm': job.llm, 'task': job.task, 'seed': job.seed,
+            'train': None if job.train is None else dict(job.train), 'stages': {}, **self.about,
+        }
+        record.update(status='running', error=None)
+        try:
+            for name, command in missing(job, self.place):
+                stage = self._process(job, name, command, device)
+                record['stages'][name] = stage
+                if not stage['finished']:
+                    record.update(status='failed', error=stage['error'])
+                    break
+            else:
+                record['status'] = 'finished'
+        except Stopped:
+            record.update(status='stopped', error='stopped; the same command continues')
+        finally:
+            self.devices.put(device)
+        write_json(path, record)
+        return record
+
+    def _process(self, job: Job, name: str, command: list[str], device: int | None) -> dict:
+        if self.stopped.is_set():
+            raise Stopped
+        folder = self.place.folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        given = {'OMP_NUM_THREADS': str(self.place.threads), **({} if device is None else {'CUDA_VISIBLE_DEVICES': str(device)})}
+        log, started, clock = folder / f'{name}.log', datetime.now(timezone.utc).isoformat(timespec='seconds'), time.monotonic()
+        with log.open('ab') as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **given}, start_new_session=True
+            )
+            self.running.add(process)
+            code = process.wait()
+            self.running.discard(process)
+        if self.stopped.is_set() and code:
+            raise Stopped
+        stage = {
+            'command': shlex.join(['parlai', *command[3:]]), 'environment': given, 'started': started,
+            'seconds': time.monotonic() - clock, 'returncode': code, 'finished': code == 0,
+        }
+        if code:
+            return {**stage, 'error': f'{_last_line(log)} (exit status {code}; all of it: {log})'}
+        return {**stage, **(_trained(folder) if name == 'train' else {'metrics': _metrics(folder / f'{name}.json')})}
+
+
+def _trained(folder: Path) -> dict:
+    """What `train_model` says of itself; an epoch's hours are those of its steps, without start and validations."""
+    stats = json.loads((folder / 'model.trainstats').read_text())
+    epochs, reports = stats['total_epochs'], stats['train_reports']
+    return {
+        'train_seconds': stats['train_time'], 'train_steps': stats['train_steps'], 'epochs': epochs,
+        'epoch_hours': stats['train_time'] / 3600 / epochs if epochs else None,
+        'curve': [{k: v for k, v in report.items() if isinstance(v, (int, float))} for report in reports],
+    }
+
+
+def _metrics(path: Path) -> dict[str, float]:
+    report = json.loads(path.read_text())['report']
+    return {name: float(value) for name, value in report.items() if isinstance(value, (int, float))}
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
+    return lines[-1] if lines else 'no output'
+
+
+def _duration(seconds: float) -> str:
+    return f'{seconds / 60:.0f} min' if seconds >= 90 else f'{seconds:.0f} s'

@@ -1,0 +1,66 @@
+"""How big an experiment is: seconds for a test, an hour or so on a CPU, or the paper's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+PRESETS = Path(__file__).parents[2] / 'opt_presets'
+PUBLISHED = {'prompt_init': 'normal'}
+TUNED = {'prompt_init': 'embedding-scale'}
+SETTINGS = {  # name → (what every soft prompt starts from, what SPT has beside it)
+    'published': (PUBLISHED, {}),
+    'tuned': (TUNED, {'tau_gold': 0.1, 'tau_score': 0.1, 'contrastive_pairs': 'across'}),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """train, evaluate: options of `parlai train_model` and `eval_model`. tasks: with and without persona. settings: those of
+    table 1, the last of which the other tables use. prompt_counts: K of table 3. noises: α of tables 11 and 12."""
+
+    llms: tuple[str, ...]
+    tasks: dict[str, str]
+    train: dict[str, object]
+    evaluate: dict[str, object]
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...]
+    prompt_counts: tuple[int, ...]
+    noises: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0)
+    gold_noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates of methods that need another than the prompts'
+
+
+_ALWAYS = {'trim_responses': 'true'}  # as the paper's authors cut every reply before they scored it
+_NO_VALIDATION = {'validation_every_n_epochs': -1, 'validation_max_exs': 4, 'short_final_eval': 'true'}
+_RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}
+SIZES = {
+    'smoke': Size(
+        llms=('demo',), tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'integration_tests:multiturn_nocandidate'},
+        train={'max_train_steps': 4, 'batchsize': 2, 'log_every_n_steps': 2, 'max_new_tokens': 8, **_NO_VALIDATION},
+        evaluate={'num_examples': 24, 'batchsize': 8, **_ALWAYS},
+        seeds=(1,), settings=('published', 'tuned'), prompt_counts=(1, 2), noises=(1.0,), gold_noises=(1.0,), rates=_RATES,
+    ),
+    'small': Size(
+        llms=('demo',), tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
+        train={'max_train_steps': 120, 'batchsize': 4, 'log_every_n_steps': 10, 'llm_dtype': 'bfloat16', **_NO_VALIDATION},
+        evaluate={'num_examples': 472, 'batchsize': 16, **_ALWAYS},
+        seeds=(1, 2, 3), settings=('published', 'tuned'), prompt_counts=(1, 2, 4, 8), rates=_RATES,
+    ),
+    'paper': Size(
+        llms=('facebook/opt-125m', 'facebook/opt-1.3b', 'facebook/opt-2.7b', 'meta-llama/Llama-2-7b-hf'),
+        tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
+        train={'batchsize': 4, 'log_every_n_steps': 100, 'fp16': 'true'},
+        evaluate={'batchsize': 32, **_ALWAYS},
+        seeds=(1, 2, 3), settings=('published',), prompt_counts=tuple(range(1, 9)), rates=_RATES,
+    ),
+}
+
+
+def table_6(llm: str) -> dict[str, object]:
+    """L, learning rate and epochs of the paper for an LLM; those of OPT-125M for one that the paper does not have."""
+    presets = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(PRESETS.glob('*.opt')) if path.stem != 'demo']
+    by_llm = {preset['llm']: preset for preset in presets}
+    preset = by_llm.get(llm, by_llm['facebook/opt-125m'])
+    return {name: preset[name] for name in ('prompt_length', 'learningrate', 'num_epochs')}

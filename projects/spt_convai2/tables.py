@@ -1,0 +1,161 @@
+"""Finished runs → the paper's tables: mean ± sd over seeds, the gain over PT with its interval, and the paper's own figures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+from grid import Row, TableOfRows, job_of
+from paper_figures import FIRST, TABLE_1_GAIN
+from runner import Place, read_record
+from scipy import stats
+from sizes import Size
+
+from spt_parlai.metrics.gain import average_gain
+
+TITLES = {
+    'unigram_f1': 'F1', 'sacrebleu': 'BLEU', 'rouge1': 'R-1', 'rouge2': 'R-2', 'rougeL': 'R-L', 'bertscore_f1': 'BERT F1',
+    'bertscore_p': 'BERT P', 'bertscore_r': 'BERT R', 'dist1': 'DIST-1', 'dist2': 'DIST-2', 'dist': 'DIST avg', 'ppl': 'ppl',
+    'persona_bleu': 'persona BLEU', 'epoch_hours': 'hours an epoch',
+    **{f'persona_bleu_{n}': f'{n}-gram' for n in range(1, 5)},
+}
+Metrics = dict[str, float]
+
+
+def gain_columns(row: Metrics, base: Metrics) -> tuple[str, ...]:
+    """The columns of table 1 that both runs have. One in which the baseline is 0 has no relative gain and is left out."""
+    return tuple(c for c in FIRST if row.get(c) is not None and base.get(c))
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and 95% interval (Student's t) of one value per seed."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return {'mean': mean, 'sd': None, 'interval': None, 'n': n}
+    sd = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return {'mean': mean, 'sd': sd, 'interval': [mean - half, mean + half], 'n': n}
+
+
+def metrics_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> dict[int, Metrics]:
+    """seed → the evaluation's metrics, of the seeds that are finished."""
+    found = {}
+    for seed in seeds:
+        job = job_of(row, size, seed)
+        stages = (read_record(place.record(job)) or {'stages': {}})['stages']
+        stage = stages.get(job.evaluations[0].key, {})
+        if stage.get('finished'):
+            training = stages.get('train', {})
+            hours = training.get('epoch_hours')
+            found[seed] = {**stage['metrics'], **({} if hours is None else {'epoch_hours': hours})}
+    return found
+
+
+def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) -> dict[str, Any]:
+    """A table as plain values; a row's gain is taken seed by seed against the row that it is compared with."""
+    measured = {row.label: metrics_of(row, size, seeds, place) for row in table.rows}
+    rows, shared = [], None
+    for row in table.rows:
+        runs = measured[row.label]
+        entry: dict[str, Any] = {
+            'label': row.label, 'seeds': sorted(runs), 'runs': [job_of(row, size, seed).name for seed in sorted(runs)],
+            'against': row.against, 'paper': row.paper, 'paper_gain': TABLE_1_GAIN.get(row.label) if table.name == 'table1' else None,
+            'cells': {c: spread([runs[s][c] for s in sorted(runs)]) for c in table.columns if runs and all(c in m for m in runs.values())},
+        }
+        pairs = [(runs[s], measured[row.against][s]) for s in sorted(runs) if row.against and s in measured[row.against]]
+        if pairs:
+            shared = [c for c in FIRST if all(c in gain_columns(*pair) for pair in pairs)]
+            entry['gain'] = spread([average_gain(*pair, shared) for pair in pairs])
+            entry['gain_by_column'] = {c: spread([average_gain(*pair, [c]) for pair in pairs]) for c in shared}
+        rows.append(entry)
+    columns = [c for c in table.columns if any(c in row['cells'] or c in (row['paper'] or {}) for row in rows)]
+    return {'name': table.name, 'title': table.title, 'columns': columns, 'gain_columns': list(shared or ()), 'rows': rows}
+
+
+# ---- text ------------------------------------------------------------------------------------------------
+
+
+def cell(value: dict[str, Any] | None, digits: int = 2) -> str:
+    if value is None:
+        return '–'
+    return f'{value["mean"]:.{digits}f}' + ('' if value['sd'] is None else f' ± {value["sd"]:.{digits}f}')
+
+
+def gain_text(value: dict[str, Any] | None) -> str:
+    if value is None or math.isnan(value['mean']):
+        return '–'
+    interval = value['interval']
+    return f'{value["mean"]:+.1f}%' + ('' if interval is None else f' [{interval[0]:+.1f}, {interval[1]:+.1f}]')
+
+
+def figure_text(value: float | None) -> str:
+    return '–' if value is None else 'NaN' if math.isnan(value) else f'{value:.2f}'
+
+
+def lines(table: dict[str, Any]) -> list[list[str]]:
+    """Header and rows as text; a row that the paper has is followed by the paper's."""
+    gains = any('gain' in row or row['paper_gain'] for row in table['rows'])
+    result = [['', *(TITLES[c] for c in table['columns']), *(['AVG↑'] if gains else [])]]
+    for row in table['rows']:
+        digits = {c: 3 if c == 'epoch_hours' else 2 for c in table['columns']}
+        result.append([row['label'], *(cell(row['cells'].get(c), digits[c]) for c in table['columns']), *([gain_text(row.get('gain'))] if gains else [])])
+        if row['paper']:
+            gain = '–' if row['paper_gain'] is None else f'{row["paper_gain"]:+.1f}%'
+            result.append(['the paper', *(figure_text(row['paper'].get(c)) for c in table['columns']), *([gain] if gains else [])])
+    return result
+
+
+def note(table: dict[str, Any]) -> str:
+    """What the numbers are."""
+    counts = sorted({len(row['seeds']) for row in table['rows']})
+    seeds = f'{counts[0]}' if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'
+    said = f'Mean ± sd over {seeds} seed{"s" * (counts[-1] != 1)}, in percent where it is a metric.'
+    if table['gain_columns']:
+        against = ', '.join(sorted({row['against'] for row in table['rows'] if 'gain' in row}))
+        columns = ', '.join(TITLES[c] for c in table['gain_columns'])
+        said += f' AVG↑: mean relative gain over {against}, seed by seed, over {columns}; in brackets its 95% interval over seeds.'
+    return said
+
+
+def markdown(table: dict[str, Any]) -> str:
+    header, *rows = lines(table)
+    written = ['| ' + ' | '.join(line) + ' |' for line in (header, ['---'] * len(header), *rows)]
+    return '\n'.join([f'### {title(table)}', '', *written, '', note(table), ''])
+
+
+def title(table: dict[str, Any]) -> str:
+    number = table['name'].removeprefix('table')
+    return f'Table {number}{" and 8" if number == "4" else ""}. {table["title"]}'
+
+
+# ---- is every prompt used? -------------------------------------------------------------------------------
+
+
+def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place) -> list[dict[str, Any]]:
+    """For every row that selects prompts: how evenly, and what the choice is worth in nats."""
+    found: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        for row in table.rows:
+            runs = metrics_of(row, size, seeds, place)
+            if row.method.agent != 'SptAgent' or not runs or row.method.train.get('num_prompts') == 1:
+                continue
+            K = row.method.train['num_prompts']
+            label = row.label if 'SPT' in row.label else f'SPT, {row.label}'
+            shares = [[m[f'prompt_usage_{i}'] for i in range(K)] for m in runs.values()]
+            key = job_of(row, size, 0).name + job_of(row, size, 0).evaluations[0].key
+            found.setdefault(key, {
+                'label': f'{table.name.replace("table", "table ")}: {label}', 'shares': [sorted(s, reverse=True) for s in shares],
+                'entropy': spread([m['prompt_usage_entropy'] for m in runs.values()]),
+                'selected_over_mean': spread([m['nll'] / K - m['loss'] for m in runs.values()]),
+            })
+    return list(found.values())
+
+
+
+def write(tables: Sequence[dict[str, Any]], folder: Path) -> Path:
+    path = folder / 'tables.md'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(map(markdown, tables)), encoding='utf-8')
+    return path
