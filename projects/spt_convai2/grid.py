@@ -73,9 +73,11 @@ class Job:
 # ---- methods ---------------------------------------------------------------------------------------------
 
 
-def spt(size: Size, llm: str, setting: str, task: str = 'persona', evaluate: Options | None = None, **options) -> Method:
+def spt(
+    size: Size, llm: str, setting: str, task: str = 'persona', evaluate: Options | None = None, agent: str = 'SptAgent', **options
+) -> Method:
     start, beside = SETTINGS[setting]
-    return _prompted('SptAgent', size, llm, task, {'num_prompts': K, **start, **beside, **options}, evaluate)
+    return _prompted(agent, size, llm, task, {'num_prompts': K, **start, **beside, **options}, evaluate)
 
 
 def prompt_tuning(size: Size, llm: str, setting: str, task: str = 'persona', agent: str = 'PromptTuningAgent', **options) -> Method:
@@ -180,9 +182,9 @@ def table_10(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     llm, setting = llms[-1], size.settings[-1]
     rows = [
         Row('PT', llm, prompt_tuning(size, llm, setting)),
-        Row('RAG with PT', llm, prompt_tuning(size, llm, setting, agent='RagAgent'), 'PT', paper.TABLE_10['RAG']),
+        Row('RAG with PT', llm, prompt_tuning(size, llm, setting, agent='RagAgent', **size.retrieval), 'PT', paper.TABLE_10['RAG']),
         Row('SPT', llm, spt(size, llm, setting), 'PT', paper.TABLE_10['SPT']),
-        Row('RAG with SPT', llm, spt(size, llm, setting, retrieval='true'), 'PT'),
+        Row('RAG with SPT', llm, spt(size, llm, setting, agent='SptRagAgent', **size.retrieval), 'PT'),
     ]
     return TableOfRows('table10', f'Retrieval-augmented generation ({setting} setting)', (*paper.FIRST, 'epoch_hours'), rows)
 

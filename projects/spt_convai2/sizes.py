@@ -30,10 +30,12 @@ class Size:
     noises: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0)
     gold_noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     rates: dict[str, float] = field(default_factory=dict)  # learning rates of methods that need another than the prompts'
+    retrieval: dict[str, object] = field(default_factory=dict)  # of RAG; the agents' own defaults are the paper's
 
 
 _ALWAYS = {'trim_responses': 'true'}  # as the paper's authors cut every reply before they scored it
 _NO_VALIDATION = {'validation_every_n_epochs': -1, 'validation_max_exs': 4, 'short_final_eval': 'true'}
+_OWN_EMBEDDINGS = {'retrieval_encoder': 'llm', 'retrieve_per': 'dialogue'}  # no other encoder, whole dialogues in one pass
 _RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}
 SIZES = {
     'smoke': Size(
@@ -41,12 +43,13 @@ SIZES = {
         train={'max_train_steps': 4, 'batchsize': 2, 'log_every_n_steps': 2, 'max_new_tokens': 8, **_NO_VALIDATION},
         evaluate={'num_examples': 24, 'batchsize': 8, **_ALWAYS},
         seeds=(1,), settings=('published', 'tuned'), prompt_counts=(1, 2), noises=(1.0,), gold_noises=(1.0,), rates=_RATES,
+        retrieval=_OWN_EMBEDDINGS,
     ),
     'small': Size(
         llms=('demo',), tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
         train={'max_train_steps': 120, 'batchsize': 4, 'log_every_n_steps': 10, 'llm_dtype': 'bfloat16', **_NO_VALIDATION},
         evaluate={'num_examples': 472, 'batchsize': 16, **_ALWAYS},
-        seeds=(1, 2, 3), settings=('published', 'tuned'), prompt_counts=(1, 2, 4, 8), rates=_RATES,
+        seeds=(1, 2, 3), settings=('published', 'tuned'), prompt_counts=(1, 2, 4, 8), rates=_RATES, retrieval=_OWN_EMBEDDINGS,
     ),
     'paper': Size(
         llms=('facebook/opt-125m', 'facebook/opt-1.3b', 'facebook/opt-2.7b', 'meta-llama/Llama-2-7b-hf'),
