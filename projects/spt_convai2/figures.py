@@ -113,6 +113,7 @@ def training_curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> Pa
                 if points and (key == 'ppl' or any('prompt_usage_1' in r and r[key] for r in curve)):
                     axis.plot(*zip(*points), '.-', label=label, color=colour(n), lw=1.8)
             axis.set(title=name, xlabel='step')
+            axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
             if key == 'ppl':
                 axis.set_yscale('log')
                 axis.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
@@ -143,6 +144,8 @@ def score_projection(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
                 axis.scatter(*mine.T, s=14, alpha=0.6, color=colour(prompt), label=f'prompt {prompt + 1} ({len(mine)})', linewidths=0)
             axis.set(title=label, xlabel=f'component 1 ({explained[0]:.0%} of variance)', ylabel=f'component 2 ({explained[1]:.0%})')
             axis.legend(fontsize=9, markerscale=1.6)
+            axis.ticklabel_format(style='sci', scilimits=(-2, 3))
+            axis.locator_params(nbins=5)
         return save(figure, path)
 
 
@@ -170,32 +173,32 @@ def paired_dialogues(left: Sequence[Turn], right: Sequence[Turn], count: int) ->
 
 def conversations(dialogues: Sequence[dict[str, Any]], names: tuple[str, str], path: Path, turns: int = 4) -> Path:
     """Figure 4: what was said, and the two models' replies to it; one panel a dialogue."""
-    width = 46
-    wrap = lambda text: textwrap.wrap(text, width)[:5] or ['(nothing)']  # noqa: E731
-    heights = [
-        3 + len(textwrap.wrap('; '.join(d['persona']), 2 * width)[:4])
-        + sum(3.2 + max(len(wrap(t['said'])) + 0, 1) + max(len(wrap(t['left'])), len(wrap(t['right']))) for t in d['turns'][:turns])
-        for d in dialogues
-    ]
+    def lines_of(text: str, width: int = 52) -> list[str]:
+        return textwrap.wrap(text, width)[:5] or ['(nothing)']
+
+    def persona_of(dialogue: dict[str, Any]) -> list[str]:
+        return textwrap.wrap('persona: ' + ' '.join(dialogue['persona']), 105)[:4] if dialogue['persona'] else []
+
+    def height_of(turn: Exchange) -> float:
+        return len(lines_of(turn['said'])) + max(len(lines_of(turn['left'])), len(lines_of(turn['right']))) + 2.3
+
+    heights = [3.2 + len(persona_of(d)) + sum(map(height_of, d['turns'][:turns])) for d in dialogues]
+    tints = (0, names[0], PALETTE[0], '#e8eefc'), (51, names[1], PALETTE[2], '#ffe9e4')
     with plt.rc_context({**STYLE, 'axes.grid': False}):
-        figure, axes = plt.subplots(len(dialogues), 1, figsize=(11, 0.235 * sum(heights)), height_ratios=heights, layout='constrained', squeeze=False)
+        figure, axes = plt.subplots(len(dialogues), 1, figsize=(10, 0.21 * sum(heights)), height_ratios=heights, layout='constrained', squeeze=False)
         for axis, dialogue, height in zip(axes.flat, dialogues, heights, strict=True):
             axis.set(xlim=(0, 100), ylim=(height, 0))
             axis.axis('off')
-            y = 0.8
-            for line in textwrap.wrap('; '.join(dialogue['persona']) and 'persona: ' + '; '.join(dialogue['persona']), 2 * width)[:4]:
-                axis.text(0, y, line, fontsize=9.5, style='italic', color='#555', va='top')
-                y += 1
-            for column, name in ((0, names[0]), (51, names[1])):
-                axis.text(column, y + 0.4, name, fontsize=10.5, weight='bold', va='top', color=PALETTE[0] if column == 0 else PALETTE[2])
-            y += 2
+            axis.text(0, 0.3, '\n'.join(persona_of(dialogue)), fontsize=10, style='italic', color='#555', va='top')
+            y = 0.8 + len(persona_of(dialogue))
+            for column, name, tone, _ in tints:
+                axis.text(column, y, name, fontsize=11, weight='bold', va='top', color=tone)
+            y += 1.6
             for turn in dialogue['turns'][:turns]:
-                said = wrap(turn['said'] or '(opens the dialogue)')
-                axis.text(50, y, '\n'.join(said), fontsize=10, va='top', ha='center', color='#333', linespacing=1.25)
-                y += len(said) + 0.9
-                replies = wrap(turn['left']), wrap(turn['right'])
-                for column, lines, tint in ((0, replies[0], '#e8eefc'), (51, replies[1], '#ffe9e4')):
-                    axis.text(column + 0.8, y, '\n'.join(lines), fontsize=10, va='top', linespacing=1.25, color='#111',
+                said = lines_of(turn['said'] or '(opens the dialogue)')
+                axis.text(50, y, '\n'.join(said), fontsize=10.5, va='top', ha='center', color='#333')
+                for (column, *_, tint), side in zip(tints, ('left', 'right'), strict=True):
+                    axis.text(column + 0.8, y + len(said) + 0.6, '\n'.join(lines_of(turn[side])), fontsize=10.5, va='top', color='#111',
                               bbox={'boxstyle': 'round,pad=0.35', 'facecolor': tint, 'edgecolor': 'none'})
-                y += max(map(len, replies)) + 1.6
+                y += height_of(turn)
         return save(figure, path)
