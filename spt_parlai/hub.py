@@ -1,4 +1,4 @@
-"""`--llm` → tokenizer, configuration and weights, with every way this can fail told in one sentence.
+"""`--llm` → tokenizer, configuration and weights, with every way this can fail told in one sentence. So are text encoders.
 
 `--llm` is a Hugging Face id, a local folder, or `demo` (the small LM that this package carries). A folder is read
 without the network; an id whose hub does not answer is read from the cache, without the library's minutes of retries.
@@ -17,22 +17,22 @@ DEMO = 'demo'
 DEMO_FOLDER = Path(__file__).parent / 'demo' / 'lm'
 
 
-def resolve(llm: str) -> str:
+def resolve(llm: str, option: str = '--llm') -> str:
     """The folder or hub id to load. Raises UsageError for a path that is not a model folder."""
     if llm == DEMO:
         return str(DEMO_FOLDER)
     if not llm or not str(llm).strip():
-        raise UsageError('--llm is empty: give a Hugging Face id, a local folder, or "demo".')
+        raise UsageError(f'{option} is empty: give a Hugging Face id, a local folder, or "demo".')
     path = os.path.expanduser(llm)
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, 'config.json')):
             raise UsageError(
-                f'--llm {llm}: the folder holds no config.json, so it is no Hugging Face model folder; give one that does.'
+                f'{option} {llm}: the folder holds no config.json, so it is no Hugging Face model folder; give one that does.'
             )
         return str(Path(path).resolve())
     looks_like_path = llm.startswith(('.', '/', '~')) or llm.count('/') > 1 or os.path.exists(path)
     if looks_like_path:
-        raise UsageError(f'--llm {llm}: no such folder; give a model folder, a Hugging Face id, or "demo".')
+        raise UsageError(f'{option} {llm}: no such folder; give a model folder, a Hugging Face id, or "demo".')
     return llm
 
 
@@ -55,13 +55,13 @@ def load_config(llm: str, revision: str | None = None):
     return config
 
 
-def load_tokenizer(llm: str, revision: str | None = None):
+def load_tokenizer(llm: str, revision: str | None = None, option: str = '--llm'):
     """The LLM's own tokenizer, unchanged. Without tokenizer files transformers answers with one that knows no text."""
     from transformers import AutoTokenizer
 
-    tokenizer = _load(AutoTokenizer.from_pretrained, llm, revision)
+    tokenizer = _load(AutoTokenizer.from_pretrained, llm, revision, option)
     if not tokenizer.encode('Q: R:', add_special_tokens=False):
-        raise UsageError(f'--llm {llm}: no tokenizer files were found with it; put its tokenizer.json beside its config.json.')
+        raise UsageError(f'{option} {llm}: no tokenizer files were found with it; put its tokenizer.json beside its config.json.')
     return tokenizer
 
 
@@ -83,13 +83,26 @@ def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
     return lm
 
 
-def _load(loader, llm: str, revision: str | None, **kwargs):
-    source = resolve(llm)
+def load_encoder(name: str, option: str):
+    """A text encoder's body; an encoder-decoder is refused. option: the one that names it."""
+    from transformers import AutoModel
+
+    model, info = _load(AutoModel.from_pretrained, name, None, option, output_loading_info=True)
+    missing = [key for key in info['missing_keys'] if not key.startswith('pooler.')]  # many have none, and none is used
+    if missing:
+        raise UsageError(f'{option} {name}: its weights do not belong to its config.json ({missing[0]} … is missing); take both from one model.')
+    if model.config.is_encoder_decoder:
+        raise UsageError(f'{option} {name} is an encoder-decoder ({model.config.model_type}); give an encoder such as facebook/contriever.')
+    return model
+
+
+def _load(loader, llm: str, revision: str | None, option: str = '--llm', **kwargs):
+    source = resolve(llm, option)
     local = os.path.isdir(source) or not hub_answers()
     try:
         return loader(source, revision=revision or 'main', local_files_only=local, **kwargs)
     except Exception as error:  # damaged files raise what their readers please, bare Exception included
-        raise UsageError(_explain(llm, source, revision, error)) from error
+        raise UsageError(_explain(llm, source, revision, error, option)) from error
 
 
 @lru_cache(maxsize=1)
@@ -106,18 +119,19 @@ def hub_answers() -> bool:
     return True
 
 
-def _explain(llm: str, source: str, revision: str | None, error: Exception) -> str:
+def _explain(llm: str, source: str, revision: str | None, error: Exception, option: str) -> str:
+    kind, other = ('a causal LM', DEMO) if option == '--llm' else ('a text encoder', 'llm')
     reason = ' '.join(str(error).split())[:200]
     if os.path.isdir(source):
         if _only_sentencepiece(Path(source)) and importlib.util.find_spec('sentencepiece') is None:
-            return f"--llm {llm}: its tokenizer.model needs sentencepiece: pip install 'spt_parlai[sentencepiece]'."
-        return f'--llm {llm}: the folder could not be loaded as a causal LM ({reason}); restore it, or give another.'
+            return f"{option} {llm}: its tokenizer.model needs sentencepiece: pip install 'spt_parlai[sentencepiece]'."
+        return f'{option} {llm}: the folder could not be loaded as {kind} ({reason}); restore it, or give another.'
     if 'gated' in reason:
-        return f'--llm {llm} is gated: accept its licence at https://huggingface.co/{llm} and log in with `hf auth login`.'
+        return f'{option} {llm} is gated: accept its licence at https://huggingface.co/{llm} and log in with `hf auth login`.'
     at = f' at revision {revision}' if revision else ''
     return (
-        f'--llm {llm}{at} is neither in the local Hugging Face cache nor could it be downloaded from huggingface.co; '
-        f'check the id and the network, or use a local folder (--llm FOLDER) or --llm {DEMO} ({type(error).__name__}).'
+        f'{option} {llm}{at} is neither in the local Hugging Face cache nor could it be downloaded from huggingface.co; '
+        f'check the id and the network, or use a local folder ({option} FOLDER) or {option} {other} ({type(error).__name__}).'
     )
 
 

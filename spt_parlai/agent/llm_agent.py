@@ -17,12 +17,12 @@ from parlai.utils.distributed import get_rank
 from spt_parlai import hub
 from spt_parlai.agent.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
 from spt_parlai.agent.generation import search_batch
-from spt_parlai.agent.packed_batch import Turn, pack_batch, turn_counts
+from spt_parlai.agent.packed_batch import Turn, pack_batch, padded, turn_counts
 from spt_parlai.agent.promises import KeptPromises
 from spt_parlai.agent.saved_agent import SavedAgent
 from spt_parlai.agent.window import share_window, window_size
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
-from spt_parlai.dialogue.history import DialogueHistory
+from spt_parlai.dialogue.history import ContextOf, DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.whole_dialogue import FIELD, packs
 from spt_parlai.metrics.teachers import chosen_bert
@@ -101,6 +101,8 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         """A chat repeats only when asked to; everything else repeats with the seed stored in the model."""
         return (opt.get('override') or {}).get('seed') if opt.get('interactive_mode') else opt.get('seed')
 
+    context_of: ContextOf | None = None  # a method of agents that put text before the dialogue
+
     def build_history(self):
         persona: list[str] = []
         if self.opt.get('interactive_mode'):
@@ -111,7 +113,7 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
                 persona = draw_persona()
             announce(self.id, persona)
         return DialogueHistory(
-            self.opt, persona, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
+            self.opt, persona, self.context_of, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
         )
 
     def load_llm(self) -> FrozenLM:
@@ -159,8 +161,9 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     def _set_text_vec(self, obs, history, truncate):
         if obs.is_padding():
             return obs
-        context = history.context()
+        context = history.context(obs.get('labels') or obs.get('eval_labels') or ())
         obs.force_set('text_vec', torch.LongTensor(context.ids))
+        obs.force_set('scored', context.scored)
         obs.force_set('full_text', context.text)
         obs.force_set('persona_text', ' '.join(history.dialogue.persona))
         obs.force_set('full_text_vec', list(history.full_context().ids) if self.beam_context_block_ngram > 0 else [])
@@ -180,17 +183,18 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     def _turns(self, messages, label_truncate) -> list[Turn]:
         """A whole dialogue's labelled turns, each as it would be if ParlAI had told it message by message."""
-        history = DialogueHistory(self.opt, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict)
+        history = DialogueHistory(self.opt, context_of=self.context_of, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict)
         turns = []
         for message in messages:
             history.update_history(message)
             if not message['labels']:
                 continue
             label = message['labels'][0] if len(message['labels']) == 1 else random.choice(message['labels'])
-            context = history.context()
+            context = history.context(message['labels'])
             target, length, _ = self._vectorize_text_with_truncate_stats(label, truncate=label_truncate)
             turns.append(Turn(
-                list(context.ids), target.tolist(), context.text, ' '.join(history.dialogue.persona), context.length, length
+                list(context.ids), target.tolist(), context.text, ' '.join(history.dialogue.persona), context.length, length,
+                context.scored,
             ))
             if self.opt.get('use_reply', 'label') == 'label':
                 history.add_reply(label)
@@ -214,13 +218,15 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
                 self._pack(batch, valid)
             else:
                 batch['texts'] = {'context': [obs['full_text'] for obs in valid], 'persona': [obs['persona_text'] for obs in valid]}
+                if valid[0]['scored'] is not None:
+                    batch['scored_vec'] = padded([obs['scored'] for obs in valid], self.NULL_IDX)
         return batch
 
     def _pack(self, batch, observations) -> None:
         """Messages of one batch, some or all of them whole dialogues → a batch of turns."""
         dialogues = [obs['turns'] if 'turns' in obs else [Turn(
             obs['text_vec'].tolist(), obs['labels_vec'].tolist(), obs['full_text'], obs['persona_text'],
-            obs['context_original_length'], obs['label_original_length'],
+            obs['context_original_length'], obs['label_original_length'], obs['scored'],
         )] for obs in observations]
         pack_batch(batch, dialogues, self.NULL_IDX)
         turns = [turn for dialogue in dialogues for turn in dialogue]

@@ -14,7 +14,8 @@ from spt_parlai.dialogue.whole_dialogue import pack
 
 class Turn(NamedTuple):
     """One example of a dialogue. context, target: token ids, the target's ending in EOS; text, persona: as the contrast may
-    compare them; context_length, target_length: in tokens before truncation."""
+    compare them; context_length, target_length: in tokens before truncation; scored: token ids that the retriever looks at, if
+    these are not the context's."""
 
     context: list[int]
     target: list[int]
@@ -22,13 +23,14 @@ class Turn(NamedTuple):
     persona: str
     context_length: int
     target_length: int
+    scored: tuple[int, ...] | None = None
 
 
 def pack_batch(batch, dialogues: Sequence[Sequence[Turn]], padding: int) -> None:
     """Make `batch` one of turns, in place.
 
     text_vec int64 [R, T]: the rows, see `pack`; label_vec int64 [B, U]; row, context_length int64 [B]: where each turn's
-    context ends; message: whose each turn is; batchsize: B.
+    context ends; message: whose each turn is; scored_vec int64 [B, S], where turns have such; batchsize: B.
     """
     rows, row, lengths, message = [], [], [], []
     for i, turns in enumerate(dialogues):
@@ -38,14 +40,16 @@ def pack_batch(batch, dialogues: Sequence[Sequence[Turn]], padding: int) -> None
         lengths += packed.context_length
         message += [i] * len(turns)
     turns = [turn for dialogue in dialogues for turn in dialogue]
-    batch['text_vec'] = _padded(rows, padding)
-    batch['label_vec'] = _padded([t.target for t in turns], padding)
+    batch['text_vec'] = padded(rows, padding)
+    batch['label_vec'] = padded([t.target for t in turns], padding)
     batch['row'], batch['context_length'] = torch.tensor(row), torch.tensor(lengths)
     batch['message'] = message
+    if turns[0].scored is not None:
+        batch['scored_vec'] = padded([t.scored for t in turns], padding)
     batch['batchsize'] = len(turns)
 
 
-def _padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
 
 

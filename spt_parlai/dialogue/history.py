@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 from parlai.core.torch_agent import History
 
@@ -10,14 +10,20 @@ from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, build_context
 
 
+ContextOf = Callable[[Dialogue, 'int | None', Sequence[str]], Context]
+"""(dialogue, longest context in tokens, what its next reply may be where that is known) → context."""
+
+
 class DialogueHistory(History):
     """The dialogue so far, rendered by the method's template.
 
     :param persona: sentences known before the first message (interactive use); every reset returns to them.
+    :param context_of: renders it otherwise.
     """
 
-    def __init__(self, opt, persona: Sequence[str] = (), **kwargs):
+    def __init__(self, opt, persona: Sequence[str] = (), context_of: ContextOf | None = None, **kwargs):
         self.given_persona = list(persona)
+        self._context_of = context_of or self._by_template
         super().__init__(opt, **kwargs)
         self.reset()
 
@@ -42,19 +48,22 @@ class DialogueHistory(History):
         if self.size >= 0:
             del self.dialogue.turns[: max(0, len(self.dialogue.turns) - self.size)]
 
-    def context(self) -> Context:
-        """The context of the next reply, at most `max_len` tokens."""
-        return self._context(self.max_len)
+    def context(self, replies: Sequence[str] = ()) -> Context:
+        """The context of the next reply, at most `max_len` tokens. replies: that reply where it is known, or its alternatives."""
+        return self._context(self.max_len, replies)
 
     def full_context(self) -> Context:
         """The context of the next reply, however long."""
         return self._context(None)
 
-    def _context(self, limit: int | None) -> Context:
+    def _context(self, limit: int | None, replies: Sequence[str] = ()) -> Context:
         dialogue = self.dialogue
         if self.temp_history is not None:  # heard for this turn only
             dialogue = Dialogue(list(dialogue.persona), list(dialogue.turns))
             dialogue.observe(self.temp_history)
+        return self._context_of(dialogue, limit, replies)
+
+    def _by_template(self, dialogue: Dialogue, limit: int | None, _replies) -> Context:
         return build_context(dialogue, self.dict.piece, self.dict.bos, limit)
 
     def get_history_str(self) -> str:

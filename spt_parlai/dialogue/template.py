@@ -20,12 +20,13 @@ Tokenize = Callable[[str, bool], Sequence[int]]
 
 @dataclass(frozen=True)
 class Context:
-    """A rendered context. ids: token ids, BOS first if there is one; text: its rendering, for text similarity;
-    length: how many tokens it had before truncation."""
+    """A rendered context. ids: token ids, BOS first if there is one; text: the dialogue's rendering, for text similarity;
+    length: how many tokens it had before truncation; scored: what the retriever looks at, if that is not `ids`."""
 
     ids: tuple[int, ...]
     text: str
     length: int
+    scored: tuple[int, ...] | None = None
 
 
 def persona_clause(persona: Sequence[str]) -> str:
@@ -46,14 +47,22 @@ def turn_pieces(turn: Turn, tokenize: Tokenize) -> list[int]:
     return [*tokenize(f'{QUESTION} {turn.text}', False)]
 
 
-def build_context(dialogue: Dialogue, tokenize: Tokenize, bos: int | None, limit: int | None) -> Context:
-    """Tokenize a dialogue into at most `limit` tokens (None: however many there are).
+def past_dialogue(dialogue: Dialogue, marker: str, tokenize: Tokenize, opens: bool = False) -> list[list[int]]:
+    """Another dialogue, whole, as pieces of the text before a context."""
+    head = tokenize(f'{marker} {persona_clause(dialogue.persona)}', opens)
+    return [list(head), *(turn_pieces(t, tokenize) for t in dialogue.turns)]
+
+
+def build_context(
+    dialogue: Dialogue, tokenize: Tokenize, bos: int | None, limit: int | None, before: Sequence[int] = ()
+) -> Context:
+    """Tokenize a dialogue into at most `limit` tokens (None: however many there are), which begin with BOS and `before`.
 
     Whole oldest turns go first. If the newest turn alone is too long it keeps its marker and its end; a persona
     that alone is too long keeps its beginning. Where both are too long each keeps at least half of the room.
     """
-    first = [bos] if bos is not None else []
-    head = list(tokenize(persona_clause(dialogue.persona), True))
+    first = [*([bos] if bos is not None else []), *before]
+    head = list(tokenize(persona_clause(dialogue.persona), not before))
     last = list(tokenize(REPLY, False))
     pieces = [turn_pieces(t, tokenize) for t in dialogue.turns]
     length = len(first) + len(head) + sum(map(len, pieces)) + len(last)

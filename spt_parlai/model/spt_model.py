@@ -70,16 +70,20 @@ class SptModel(TorchGeneratorModel):
 
     def forward(
         self, contexts: Tensor, targets: Tensor, selected: Tensor | None = None,
-        row: Tensor | None = None, context_length: Tensor | None = None,
+        row: Tensor | None = None, context_length: Tensor | None = None, scored: Tensor | None = None,
     ) -> Prediction:
         """contexts int64 [R, T], targets int64 [B, U], both right-padded with negative ids; selected int64 [B], if known.
 
         row, context_length: int64 [B], where examples share rows (see `token_rows`); without them R = B.
+        scored: int64 [B, S], right-padded, what the retriever looks at; None: the contexts.
         """
         inputs = (contexts, targets) if row is None else (contexts, targets, row, context_length)
         rows = token_rows(*(tensor.to(self.llm.device) for tensor in inputs))
         words = self.llm.embed(rows.ids)  # [R, M, D]
-        scores = self._score(prefix_means(words, rows.row, rows.context_length))
+        if scored is None:
+            scores = self._score(prefix_means(words, rows.row, rows.context_length))
+        else:
+            scores = self._score(context_mean(*self._embed_contexts(scored)))
         selected = self.select(scores) if selected is None else selected.to(scores.device)
         chunks = self.soft_prompts.tokens.split(self.prompt_chunk)
         if len(chunks) == 1:
@@ -138,10 +142,13 @@ class SptModel(TorchGeneratorModel):
 
     # ---- decoding, as ParlAI's search calls it --------------------------------------------------------
 
-    def encoder(self, contexts: Tensor, selected: Tensor | None = None) -> DecodingState:
-        """Select a prompt for each context (int64 [B, T], right-padded) if that is not done, and run [sp ; c] once."""
+    def encoder(self, contexts: Tensor, selected: Tensor | None = None, scored: Tensor | None = None) -> DecodingState:
+        """Select a prompt for each context (int64 [B, T], right-padded) if that is not done, and run [sp ; c] once.
+
+        scored: as in `forward`.
+        """
         words, mask = self._embed_contexts(contexts)
-        scores = self._score(context_mean(words, mask))
+        scores = self._score(context_mean(words, mask) if scored is None else context_mean(*self._embed_contexts(scored)))
         selected = self.select(scores) if selected is None else selected.to(scores.device)
         rows, row_mask = join_chosen(self.soft_prompts.tokens[selected], words, mask)
         logits, cache = self.llm.prefill(rows, row_mask)

@@ -1,0 +1,55 @@
+"""The dialogues of a task's train fold, as its ParlAI teacher tells them: what is shown to an LLM as an example."""
+
+from __future__ import annotations
+
+from typing import Iterator, Sequence
+
+from parlai.core.teachers import create_task_agent_from_taskname
+
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.errors import UsageError
+
+NO_TRAINING_SET = ('interactive', 'interactive_web', 'self_chat', None, '')
+
+
+def settle_training_task(opt) -> None:
+    """`--training-task` is the task of the run that begins here, unless it is given; a model file remembers it.
+
+    :raises UsageError: where there is no such task, as in a chat around no model file.
+    """
+    if not opt.get('training_task'):
+        opt['training_task'] = opt.get('task')
+    if opt['training_task'] in NO_TRAINING_SET:
+        raise UsageError('--training-task is not given, and a chat has no training examples: name the task whose train fold they are of.')
+
+
+def training_dialogues(opt) -> list[Dialogue]:
+    """Every dialogue of `--training-task`'s train fold, whole and in the data's order, own turns as their labels say."""
+    data = {
+        **opt, 'task': opt['training_task'], 'datatype': 'train:ordered', 'batchsize': 1, 'num_workers': 0,
+        'training_loop': False,  # else the mutator of whole dialogues would be at work
+    }
+    dialogues = [dialogue for teacher in create_task_agent_from_taskname(data) for dialogue in _told_by(teacher)]
+    if not dialogues:
+        raise UsageError(f"--training-task {opt['training_task']}: its train fold holds no dialogue; check the task's files.")
+    return dialogues
+
+
+def _told_by(teacher) -> Iterator[Dialogue]:
+    for _ in range(teacher.num_episodes()):
+        dialogue, done = Dialogue(), False
+        while not done:
+            message = teacher.act()
+            dialogue.observe(message.get('text'))
+            labels = message.get('labels') or message.get('eval_labels')
+            if labels:
+                dialogue.reply(labels[0])
+            done = message['episode_done']
+        if dialogue.turns:
+            yield dialogue
+
+
+def has_in_a_row(dialogue: Dialogue, texts: Sequence[str]) -> bool:
+    """Are these utterances in the dialogue, one after the other, whoever says them?"""
+    said = [turn.text for turn in dialogue.turns]
+    return any(said[i: i + len(texts)] == list(texts) for i in range(len(said) - len(texts) + 1))

@@ -1,0 +1,128 @@
+"""An OpenAI-compatible endpoint: messages → a reply, with every way this can fail told in one sentence.
+
+What every such server has is used and no more: `POST {base}/chat/completions`. The key is read from the environment, goes into
+one header and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Sequence
+
+import requests
+from parlai.utils.misc import warn_once
+from requests.adapters import HTTPAdapter
+from requests.exceptions import ChunkedEncodingError, ConnectionError, RequestException, Timeout
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
+
+from spt_parlai.errors import UsageError, shorten
+
+_BUSY = (408, 409, 429, 500, 502, 503, 504, 529)  # worth another try
+_REFUSALS = {
+    401: 'it does not accept the key: set the environment variable {key_env}, or name another one with --api-key-env',
+    403: 'the key in {key_env} may not do this: check its rights, and --api-model',
+    404: 'there is nothing at {url}: check the URL, which often ends in /v1, and --api-model',
+}
+_LONGEST_PAUSE = 120  # seconds
+
+
+class ChatEndpoint:
+    """A model behind an endpoint.
+
+    :param base: URL before `/chat/completions`.
+    :param parameters: further entries of every request (`max_tokens`, `temperature` …).
+    :param key_env: the environment variable that holds the key; where it is not set none is sent, as local servers like it.
+    :param timeout: seconds to wait for a connection, and for an answer.
+    :param retries: how often a request is sent again to a server that is busy, silent or gone. The first pause is of half a
+        second and each next one twice as long, or the server says how long (`Retry-After`).
+    :param concurrency: requests under way at a time.
+    """
+
+    def __init__(
+        self, base: str, model: str, parameters: dict[str, Any], key_env: str, timeout: float, retries: int, concurrency: int
+    ):
+        self.url = f'{base.rstrip("/").removesuffix("/chat/completions")}/chat/completions'
+        self.parameters = {'model': model, **parameters}
+        self.key_env, self.timeout, self.retries, self.concurrency = key_env, timeout, retries, concurrency
+        self._key = os.environ.get(key_env, '').strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UsageError(f'--api-key-env {key_env}: its value holds characters that no key has; set it anew.')
+        self._session = requests.Session()
+        self._session.auth = self._authorize
+        for scheme in ('http://', 'https://'):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
+        self._stopped = threading.Event()
+
+    def _authorize(self, request):
+        if self._key:
+            request.headers['Authorization'] = f'Bearer {self._key}'
+        return request
+
+    def replies(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[str]:
+        """A reply to each of these lists of messages. Raises UsageError where there is one without an answer."""
+        self._stopped.clear()
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            return list(pool.map(self.reply, chats))
+        finally:
+            self._stopped.set()  # nobody waits to try again for what nobody waits for
+            pool.shutdown(cancel_futures=True)
+
+    def reply(self, messages: Sequence[dict[str, str]]) -> str:
+        answer = self._answer({**self.parameters, 'messages': list(messages)})
+        try:
+            choice = answer.json()['choices'][0]
+            text = choice['message']['content']
+        except (ValueError, LookupError, TypeError) as error:
+            raise self._error(f'its answer is no chat completion ({shorten(answer.text)}): give an OpenAI-compatible endpoint') from error
+        if not isinstance(text, str | None):
+            raise self._error(f'its answer holds no text ({shorten(text)}): give an OpenAI-compatible endpoint')
+        if not (text or '').strip():
+            warn_once(f"an answer of --api-model {self.parameters['model']} is empty (finish_reason {choice.get('finish_reason')!r}).")
+        return text or ''
+
+    def _answer(self, request: dict[str, Any]) -> requests.Response:
+        for tried in range(self.retries + 1):
+            pause = min(0.5 * 2**tried, _LONGEST_PAUSE) * random.Random().uniform(0.75, 1)  # its own: a run's numbers stay its seed's
+            try:
+                answer = self._session.post(self.url, json=request, timeout=self.timeout, allow_redirects=False)
+                if answer.status_code == 200:
+                    return answer
+                problem = f'{answer.status_code}, {self._reason(answer)}'
+                if answer.status_code not in _BUSY:
+                    refusal = _REFUSALS.get(answer.status_code, 'it does not take the request').format(key_env=self.key_env, url=self.url)
+                    raise self._error(f'{refusal} ({problem})')
+                pause = _wanted_pause(answer.headers.get('Retry-After')) or pause
+            except (ConnectionError, Timeout, ChunkedEncodingError) as error:
+                problem = f'no answer within {self.timeout:g} s' if isinstance(error, Timeout) else 'no connection, or one that broke off'
+            except RequestException as error:
+                raise self._error(f'no request can be sent there ({type(error).__name__}): check the URL') from error
+            if tried < self.retries and self._stopped.wait(pause):
+                break
+        raise self._error(f'tried {tried + 1} times, it had no reply ({problem}): try later, or raise --api-retries or --api-timeout')
+
+    def _reason(self, answer: requests.Response) -> str:
+        """What the server says of a failure."""
+        try:
+            told = answer.json()
+            error = told.get('error', told.get('detail', told))
+            text = error.get('message', error) if isinstance(error, dict) else error
+        except (ValueError, AttributeError):
+            text = answer.text or answer.headers.get('Location') or answer.reason
+        text = ' '.join(str(text).split())[:200].rstrip('.')
+        return text.replace(self._key, '…') if self._key else text
+
+    def _error(self, problem: str) -> UsageError:
+        return UsageError(f'--api-base {self.url.removesuffix("/chat/completions")}: {problem}.')
+
+
+def _wanted_pause(retry_after: str | None) -> float | None:
+    """Seconds, from `Retry-After`: seconds or a date."""
+    try:
+        return None if retry_after is None else Retry(retry_after_max=_LONGEST_PAUSE).parse_retry_after(retry_after)
+    except InvalidHeader:
+        return None
