@@ -1,6 +1,7 @@
 """The agents that ParlAI drives, as `-m spt_parlai.agents:NAME`. Each has a file of its own."""
 
 from spt_parlai.agent.prompt_tuning_agent import PromptTuningAgent
+from spt_parlai.agent.rag_agent import RagAgent, SptRagAgent
 from spt_parlai.agent.spt_agent import SptAgent
 
-__all__ = ['PromptTuningAgent', 'SptAgent']
+__all__ = ['PromptTuningAgent', 'RagAgent', 'SptAgent', 'SptRagAgent']

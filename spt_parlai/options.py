@@ -11,6 +11,7 @@ from spt_parlai.model.loading import DTYPES
 
 CONTRASTIVE_TEXTS = ('context', 'persona')
 CONTRASTIVE_PAIRS = ('all', 'across')
+RETRIEVE_PER = ('turn', 'dialogue')
 QUANTIZATIONS = ('none', '8bit', '4bit')
 NO_GENERATION_NEEDED = (
     'ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy',
@@ -70,6 +71,25 @@ def add_spt_args(parser) -> None:
                        help='always select this prompt, 0 to K-1 (-1: the retriever selects)')
     group.add_argument('--prompt-chunk', type=int, default=0,
                        help='run the LLM for this many prompts at a time (0: all): same gradients, less memory')
+
+
+def add_training_task_arg(group) -> None:
+    group.add_argument('--training-task', type='nonestr', default=None,
+                       help='task whose train fold the dialogues before a context are of; default: the -t of the run that trains')
+
+
+def add_retrieval_args(parser) -> None:
+    group = parser.add_argument_group('Retrieved dialogues')
+    group.add_argument('--retrieval-encoder', type=str, default='facebook/contriever',
+                       help="Hugging Face id or local folder of a text encoder (mean pooling), or llm: the frozen LLM's word embeddings")
+    group.add_argument('--retrieved', type=int, default=1, help='how many training dialogues stand before a context')
+    group.add_argument('--retrieved-length', type=int, default=-1,
+                       help="most tokens that these take of the context's room (-1: a third)")
+    group.add_argument('--retrieve-per', type=str, default='turn', choices=list(RETRIEVE_PER),
+                       help='turn: anew for every context; dialogue: once, by what is known before the first reply')
+    group.add_argument('--retrieval-cache', type='nonestr', default=None,
+                       help='folder that keeps the index (default: spt_retrieval in the datapath)')
+    add_training_task_arg(group)
 
 
 def add_chat_args(parser) -> None:

@@ -161,12 +161,13 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     def _set_text_vec(self, obs, history, truncate):
         if obs.is_padding():
             return obs
-        context = history.context(obs.get('labels') or obs.get('eval_labels') or ())
+        replies = obs.get('labels') or obs.get('eval_labels') or ()
+        context = history.context(replies)
         obs.force_set('text_vec', torch.LongTensor(context.ids))
         obs.force_set('scored', context.scored)
         obs.force_set('full_text', context.text)
         obs.force_set('persona_text', ' '.join(history.dialogue.persona))
-        obs.force_set('full_text_vec', list(history.full_context().ids) if self.beam_context_block_ngram > 0 else [])
+        obs.force_set('full_text_vec', list(history.full_context(replies).ids) if self.beam_context_block_ngram > 0 else [])
         obs.force_set('context_original_length', context.length)
         obs.force_set('context_truncate_rate', context.length > len(context.ids))
         obs.force_set('context_truncated_length', context.length - len(context.ids))

@@ -73,10 +73,10 @@ class PromptedAgent(FrozenLMAgent):
         return model
 
     def _model_input(self, batch):
-        return (batch.text_vec, batch.label_vec, batch.get('selected_prompt'), batch.get('row'), batch.get('context_length'))
+        return (batch.text_vec, batch.label_vec, batch.get('selected_prompt'), batch.get('row'), batch.get('context_length'), batch.get('scored_vec'))
 
     def _encoder_input(self, batch):
-        return (batch.text_vec, batch.get('selected_prompt'))
+        return (batch.text_vec, batch.get('selected_prompt'), batch.get('scored_vec'))
 
     def compute_loss(self, batch, return_output=False):
         """The loss of a batch, a float32 scalar; metrics are recorded per example.

@@ -74,7 +74,8 @@ class SptAgent(PromptTuningAgent):
     def eval_step(self, batch):
         if batch.text_vec is None:
             return None
-        scores, batch['selected_prompt'] = self.bare_model.retrieve(batch.text_vec)  # once: loss, reply and log agree
+        scored = batch.get('scored_vec')
+        scores, batch['selected_prompt'] = self.bare_model.retrieve(batch.text_vec if scored is None else scored)  # once: loss, reply and log agree
         output = super().eval_step(batch)
         output.selected_prompt = batch['selected_prompt'].tolist()
         output.prompt_scores = [tuple(float(f'{s:.4g}') for s in row) for row in scores.tolist()]

@@ -52,11 +52,11 @@ class DialogueHistory(History):
         """The context of the next reply, at most `max_len` tokens. replies: that reply where it is known, or its alternatives."""
         return self._context(self.max_len, replies)
 
-    def full_context(self) -> Context:
+    def full_context(self, replies: Sequence[str] = ()) -> Context:
         """The context of the next reply, however long."""
-        return self._context(None)
+        return self._context(None, replies)
 
-    def _context(self, limit: int | None, replies: Sequence[str] = ()) -> Context:
+    def _context(self, limit: int | None, replies: Sequence[str]) -> Context:
         dialogue = self.dialogue
         if self.temp_history is not None:  # heard for this turn only
             dialogue = Dialogue(list(dialogue.persona), list(dialogue.turns))

@@ -53,6 +53,16 @@ def past_dialogue(dialogue: Dialogue, marker: str, tokenize: Tokenize, opens: bo
     return [list(head), *(turn_pieces(t, tokenize) for t in dialogue.turns)]
 
 
+def fitting(pieces: Sequence[Sequence[int]], room: int) -> list[int]:
+    """The first of these pieces, as many as there is room for."""
+    kept: list[int] = []
+    for piece in pieces:
+        if len(kept) + len(piece) > room:
+            break
+        kept += piece
+    return kept
+
+
 def build_context(
     dialogue: Dialogue, tokenize: Tokenize, bos: int | None, limit: int | None, before: Sequence[int] = ()
 ) -> Context:

@@ -49,7 +49,7 @@ def _told_by(teacher) -> Iterator[Dialogue]:
             yield dialogue
 
 
-def has_in_a_row(dialogue: Dialogue, texts: Sequence[str]) -> bool:
-    """Are these utterances in the dialogue, one after the other, whoever says them?"""
-    said = [turn.text for turn in dialogue.turns]
-    return any(said[i: i + len(texts)] == list(texts) for i in range(len(said) - len(texts) + 1))
+def has_in_order(dialogue: Dialogue, texts: Sequence[str]) -> bool:
+    """Are these utterances in the dialogue, in this order, whoever says them and whatever is between them?"""
+    said = iter(turn.text for turn in dialogue.turns)
+    return all(text in said for text in texts)  # each `in` goes on where the one before it stopped

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import render
-from spt_parlai.dialogue.training_set import has_in_a_row
+from spt_parlai.dialogue.training_set import has_in_order
 from spt_parlai.retrieval.encoders import TextEncoder
 from spt_parlai.training.checkpoint import write_atomically
 
@@ -37,14 +37,14 @@ class DialogueIndex:
     def most_similar(self, text: str, n: int, without: Sequence[str] = ()) -> list[int]:
         """The n dialogues whose vectors have the largest cosine with that of `text`, best first; of equals the earlier.
 
-        :param without: utterances; a dialogue in which they follow each other, whoever says them, is passed over.
+        :param without: utterances; a dialogue that has them all, in this order, is passed over.
         """
         scores = self.vectors @ F.normalize(self.encoder([text]), dim=1)[0]  # [N]
         found: list[int] = []
         for i in scores.sort(descending=True, stable=True).indices.tolist():
             if len(found) == n:
                 break
-            if not without or not has_in_a_row(self.dialogues[i], without):
+            if not without or not has_in_order(self.dialogues[i], without):
                 found.append(i)
         return found
 
@@ -53,19 +53,17 @@ def fingerprint(texts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]
 
 
-def load_or_make(dialogues: Sequence[Dialogue], encoder: TextEncoder, cache: Path) -> DialogueIndex:
-    """The index of these dialogues by this encoder: the one in the folder `cache` if it is there, else a new one, which is kept there.
-
-    :raises UsageError: where it cannot be written.
-    """
+def load_or_make(dialogues: Sequence[Dialogue], encoder: TextEncoder, cache: Path, keep: bool = True) -> DialogueIndex:
+    """The index of these dialogues by this encoder: the one in the folder `cache` if it is there, else a new one, which is kept there."""
     texts = [render(dialogue) for dialogue in dialogues]
     key = {'format': _FORMAT, 'dialogues': fingerprint(texts), 'encoder': encoder.fingerprint}
     path = cache / f'{fingerprint(sorted(key.values()))[:16]}.safetensors'
     vectors = _read(path, key, len(texts))
     if vectors is None:
         vectors = _encode(texts, encoder)
-        write_atomically(path, lambda part: save_file({'vectors': vectors}, part, metadata=key))
-        logging.info(f'the index of {len(texts)} dialogues is kept in {path}')
+        if keep:
+            write_atomically(path, lambda part: save_file({'vectors': vectors}, part, metadata=key))
+            logging.info(f'the index of {len(texts)} dialogues is kept in {path}')
     return DialogueIndex(dialogues, vectors, encoder)
 
 
