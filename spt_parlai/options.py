@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from spt_parlai.dialogue.instruction import INSTRUCTION
 from spt_parlai.dialogue.whole_dialogue import MUTATOR
 from spt_parlai.errors import UsageError
 from spt_parlai.model.loading import DTYPES
 
 CONTRASTIVE_TEXTS = ('context', 'persona')
 CONTRASTIVE_PAIRS = ('all', 'across')
+CHAT_TEMPLATES = ('auto', 'false')
 RETRIEVE_PER = ('turn', 'dialogue')
 QUANTIZATIONS = ('none', '8bit', '4bit')
 NO_GENERATION_NEEDED = (
@@ -71,6 +73,16 @@ def add_spt_args(parser) -> None:
                        help='always select this prompt, 0 to K-1 (-1: the retriever selects)')
     group.add_argument('--prompt-chunk', type=int, default=0,
                        help='run the LLM for this many prompts at a time (0: all): same gradients, less memory')
+
+
+def add_in_context_args(parser) -> None:
+    group = parser.add_argument_group('In-context learning')
+    group.add_argument('--instruction', type=str, default=INSTRUCTION, help='what the LLM is told before the persona and the dialogue')
+    group.add_argument('--shots', type=int, default=0,
+                       help='training dialogues shown as examples, drawn by --seed, the same for every query')
+    group.add_argument('--chat-template', type=str, default='auto', choices=list(CHAT_TEMPLATES),
+                       help="auto: the chat template of the LLM's tokenizer, where it has one; false: plain text")
+    add_training_task_arg(group)
 
 
 def add_training_task_arg(group) -> None:

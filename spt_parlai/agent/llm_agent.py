@@ -201,11 +201,15 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
                 history.add_reply(label)
         return turns
 
+    def reply_ids(self, text: str) -> list[int]:
+        """A reply's token ids, without EOS."""
+        return self.dict.txt2vec(text)
+
     def _vectorize_text_with_truncate_stats(
         self, text, add_start=False, add_end=False, truncate=None, truncate_left=True
     ):
         """A target: its tokens and EOS. EOS stays also where the target is cut (method: its loss always counts)."""
-        ids = self.dict.txt2vec(text)
+        ids = self.reply_ids(text)
         length = len(ids) + 1
         if truncate is not None:
             ids = ids[: truncate - 1]

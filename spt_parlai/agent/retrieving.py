@@ -109,8 +109,10 @@ class Retrieving:
     def context_of(self, dialogue: Dialogue, limit: int | None, replies=()) -> Context:
         before = self._text_before(dialogue, replies)
         tokenize, bos = self.dict.piece, self.dict.bos
-        alone = build_context(dialogue, tokenize, bos, None if limit is None else limit - len(before))
         context = build_context(dialogue, tokenize, bos, limit, before)
+        if self.num_prompts == 1:  # nothing is scored
+            return context
+        alone = build_context(dialogue, tokenize, bos, None if limit is None else limit - len(before))
         return replace(context, scored=alone.ids)
 
     def _text_before(self, dialogue: Dialogue, replies: Sequence[str]) -> list[int]:

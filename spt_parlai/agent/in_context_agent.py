@@ -1,0 +1,110 @@
+"""In-context learning: persona and history as an instruction, and nothing is trained."""
+
+from __future__ import annotations
+
+import random
+
+from jinja2 import TemplateError
+
+from spt_parlai.agent.prompted_agent import PromptedAgent
+from spt_parlai.agent.window import SMALLEST_CONTEXT
+from spt_parlai.dialogue.instruction import (
+    Instruction, chat_messages, ever_shorter, first_turn_of, instructed_context, without_system,
+)
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.template import Context, render
+from spt_parlai.dialogue.training_set import settle_training_task, training_dialogues
+from spt_parlai.errors import UsageError
+from spt_parlai.options import add_in_context_args
+
+
+def instruction_of(opt) -> Instruction:
+    """What every query begins with: `--instruction`, and `--shots` dialogues of the train fold, drawn by `--seed`.
+
+    :raises UsageError: where there are not so many.
+    """
+    if not opt['shots']:
+        return Instruction(opt['instruction'])
+    settle_training_task(opt)
+    dialogues = training_dialogues(opt)
+    if opt['shots'] > len(dialogues):
+        raise UsageError(f"--shots {opt['shots']}: the train fold of {opt['training_task']} has {len(dialogues)} dialogues; give at most these.")
+    return Instruction(opt['instruction'], random.Random(opt.get('seed') or 0).sample(dialogues, opt['shots']))
+
+
+class InContextAgent(PromptedAgent):
+    """A frozen LLM that is told what to do. Perplexities are of the reply after the instruction, as every agent's after its context."""
+
+    kind = 'InContextAgent'
+
+    @classmethod
+    def add_cmdline_args(cls, parser, partial_opt=None):
+        super().add_cmdline_args(parser, partial_opt)
+        add_in_context_args(parser)
+        return parser
+
+    def __init__(self, opt, shared=None):
+        if opt.get('training_loop'):
+            raise UsageError('-m spt_parlai.agents:InContextAgent has nothing to train: evaluate it with parlai eval_model, or chat with parlai interactive.')
+        if shared is not None:
+            self.instruction, self._chats, self._knows_system = shared['in_context']
+        super().__init__(opt, shared)
+
+    def share(self):
+        return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system)}
+
+    def build_model(self):
+        self.instruction = instruction_of(self.opt)
+        self._chats = self.opt['chat_template'] == 'auto' and bool(self.dict.tokenizer.chat_template)
+        self._knows_system = self._chats and self._takes_system()
+        shortest = self.context_of(Dialogue(), self.text_truncate)
+        if len(shortest.ids) > self.text_truncate - SMALLEST_CONTEXT:
+            raise UsageError(
+                f"--instruction: it takes {len(shortest.ids)} of the context's {self.text_truncate} tokens, which leaves none for the dialogue; "
+                'give a shorter one.'
+            )
+        return super().build_model()
+
+    # ---- the context ----------------------------------------------------------------------------------
+
+    def context_of(self, dialogue: Dialogue, limit: int | None, _replies=()) -> Context:
+        if not self._chats:
+            return instructed_context(dialogue, self.instruction, self.dict.piece, self.dict.bos, limit)
+        length = ids = None
+        for shown, instruction in ever_shorter(dialogue, self.instruction):
+            ids = self._chat_ids(shown, instruction)
+            length = len(ids) if length is None else length
+            if limit is None or len(ids) <= limit:
+                break
+        return Context(tuple(ids), render(dialogue), length)
+
+    def _chat_ids(self, dialogue: Dialogue, instruction: Instruction) -> list[int]:
+        messages = chat_messages(dialogue, instruction)
+        for message in messages:  # what looks like a special token in somebody's text would be taken for one
+            for token in self.dict.tokenizer.all_special_tokens:
+                message['content'] = message['content'].replace(token, '')
+        return self._apply(messages if self._knows_system else without_system(messages))
+
+    def _apply(self, messages) -> list[int]:
+        return self.dict.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+    def _takes_system(self) -> bool:
+        """Some templates refuse a system's message."""
+        try:
+            return bool(self._apply([{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'x'}]))
+        except TemplateError:
+            return False
+
+    # ---- targets and replies --------------------------------------------------------------------------
+
+    def _should_initialize_optimizer(self) -> bool:
+        return False
+
+    def reply_ids(self, text: str) -> list[int]:
+        """In a chat a reply stands at the beginning of its message: no space comes before it."""
+        return list(self.dict.piece(' '.join(text.split()), True)) if self._chats else super().reply_ids(text)
+
+    def _v2t(self, vector) -> str:
+        """A reply ends where the LLM goes on with another turn: it was not trained to end there."""
+        text = super()._v2t(vector)
+        return ' '.join(text.split()) if self._chats else first_turn_of(text)
