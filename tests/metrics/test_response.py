@@ -182,10 +182,10 @@ def wordnet(nltk_data):
     folder.mkdir(parents=True)
     for part in ('noun', 'verb', 'adj', 'adv'):
         index = ''.join(f'{word} n 1 0 1 0 00000000  \n' for word in ('dog', 'hound'))
-        data = '00000000 00 n 02 dog 0 hound 0 000 | an animal  \n' if part == 'noun' else '  1 WordNet 3.0 Copyright  \n'
-        (folder / f'data.{part}').write_text(data)
+        (folder / f'data.{part}').write_text('00000000 00 n 02 dog 0 hound 0 000 | an animal  \n' if part == 'noun' else '')
         (folder / f'index.{part}').write_text(index if part == 'noun' else '')
         (folder / f'{part}.exc').write_text('')
+    (folder / 'index.sense').write_text(''.join(f'{word}%1:00:00:: 00000000 1 0\n' for word in ('dog', 'hound')))
     (folder / 'lexnames').write_text('00\tnoun.animal\t1\n')
     return nltk.corpus.wordnet
 
