@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -95,6 +96,18 @@ def export_peft(
 
     for folder in run(model_file, out, prompt, force):
         print(f'{folder}: load it with peft.PeftModel.from_pretrained(llm, {str(folder)!r}).')
+
+
+@app.command(
+    'parlai', add_help_option=False,
+    context_settings={'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []},
+)
+def run_parlai(context: typer.Context) -> None:
+    """ParlAI's own commands with this package loaded, for agents and tasks that are not of this package."""
+    from parlai.__main__ import main as parlai_main
+
+    sys.argv = ['parlai', *context.args]
+    parlai_main()
 
 
 @app.callback(invoke_without_command=True)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from functools import lru_cache
 from typing import Iterable, NamedTuple, Sequence
 
-from spt_parlai.errors import UsageError, shorten
+from parlai.utils import logging
+
+from spt_parlai.errors import UsageError
 from spt_parlai.hub import hub_answers
 from spt_parlai.metrics.gathered import Gathered
 
 FIELDS = {'bertscore_p': 0, 'bertscore_r': 1, 'bertscore_f1': 2}  # metric → place in bert-score's answer
+PAPER = 'microsoft/deberta-xlarge-mnli'  # of which bert-score's table takes layer 40
 BATCH = 64
-_LAYERS = {'deberta-xlarge-mnli': 40}  # the paper's; others from bert-score's own table
 _WITHOUT_LIMIT = 10**6  # a tokenizer that knows no longest text says a number far beyond this
 _USUAL_LIMIT = 512
 
@@ -88,6 +89,7 @@ class Scorer:
             raise UsageError(
                 f'--bertscore {model.source}: it could not be loaded ({reason}); give an encoder such as {PAPER}, or its folder.'
             ) from error
+        logging.info(f'BERTScore: {self._scorer.hash}')
         tokenizer = self._scorer._tokenizer
         if tokenizer.model_max_length > _WITHOUT_LIMIT:  # bert-score cuts texts there, a number that transformers 5 cannot count to
             tokenizer.model_max_length = _longest_text(self._scorer._model)
@@ -111,9 +113,6 @@ def _longest_text(bert) -> int:
     before = getattr(positions, 'padding_idx', None)
     longest = getattr(bert.config, 'max_position_embeddings', None) or _USUAL_LIMIT
     return (longest if longest > 0 else _USUAL_LIMIT) - (0 if before is None else before + 1)
-
-
-PAPER = 'microsoft/deberta-xlarge-mnli'
 
 
 @lru_cache(maxsize=8)
@@ -160,14 +159,13 @@ def _number_of_layers(name: str, source: str) -> int:
 
     try:
         config = AutoConfig.from_pretrained(source)
-        if os.path.isdir(source) and 't5' in source and 't5' not in config.model_type:
-            raise UsageError(f'--bertscore {name}: bert-score takes every path with "t5" in it for a T5; link or copy the folder elsewhere.')
-        return config.num_hidden_layers
-    except (OSError, ValueError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        if isinstance(error, UsageError):
-            raise
+        layers, kind = config.num_hidden_layers, config.model_type
+    except Exception as error:  # damaged files raise what their readers please
         reason = ' '.join(str(error).split())[:200]
-        raise UsageError(f'--bertscore {name}: it is no model that can be loaded ({shorten(reason, 200)}); give {PAPER} or a folder.') from error
+        raise UsageError(f'--bertscore {name}: it is no model that can be loaded ({reason}); give {PAPER} or a folder.') from error
+    if 't5' in source and 't5' not in kind:
+        raise UsageError(f'--bertscore {name}: bert-score takes whatever has "t5" in its path for a T5; link or copy it elsewhere.')
+    return layers
 
 
 def _usual_layer(name: str) -> int:

@@ -10,11 +10,12 @@ the dialogue's history see it whole.
 
 from __future__ import annotations
 
-from parlai.core.metrics import AverageMetric
+from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDisplayData
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
 from spt_parlai.dialogue.messages import split_message
 from spt_parlai.metrics.bertscore import BertModel, bert_model
+from spt_parlai.metrics.definitions import DEFINITIONS
 from spt_parlai.metrics.perplexity import nll_of, perplexities
 from spt_parlai.metrics.response import response_metrics
 from spt_parlai.metrics.text import trim
@@ -26,6 +27,7 @@ def install() -> None:
     if getattr(FixedDialogTeacher, '_reports_paper_metrics', False):
         return
     FixedDialogTeacher._reports_paper_metrics = True
+    METRICS_DISPLAY_DATA.update({name: MetricDisplayData(name, text) for name, text in DEFINITIONS.items()})
     parlai_args, parlai_init = Teacher.__dict__['add_cmdline_args'].__func__, FixedDialogTeacher.__init__
     parlai_action, parlai_observe = FixedDialogTeacher.process_action, FixedDialogTeacher.observe
 

@@ -180,16 +180,19 @@ def test_scripts_that_serve_can_be_imported(script):
     assert import_module(f'parlai.scripts.{script}')
 
 
-def test_two_processes_evaluate_what_one_does(model_file, tmp_path):
+def test_two_processes_evaluate_what_one_does(model_file, tiny_llms, tmp_path):
+    pytest.importorskip('bert_score')
+    bert = {'bertscore': tiny_llms.bart, 'bertscore_layer': 1}
     words = ['--distributed-world-size', '2', '-t', SAMPLE, '-mf', str(model_file), '-dt', 'valid', '-bs', '4',
-             '--report-filename', str(tmp_path / 'two.json')]
+             '--report-filename', str(tmp_path / 'two.json'), '--bertscore', tiny_llms.bart, '--bertscore-layer', '1']
     done = subprocess.run([sys.executable, '-m', 'parlai', 'multiprocessing_eval', *words], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    two, one = json.loads((tmp_path / 'two.json').read_text())['report'], evaluate(model_file)
+    two, one = json.loads((tmp_path / 'two.json').read_text())['report'], evaluate(model_file, **bert)
     for name in ('exs', 'ppl', 'nll', 'selection', 'fusion', 'token_acc', 'prompt_usage_0', 'prompt_usage_entropy', 'ppl_word', 'ppl_byte',
-                 'f1', 'unigram_f1', 'sacrebleu', 'sacrebleu_1', 'rouge1', 'rougeL', 'dist1', 'dist2', 'dist', 'persona_bleu_1'):
+                 'f1', 'unigram_f1', 'sacrebleu', 'sacrebleu_1', 'rouge1', 'rougeL', 'dist1', 'dist2', 'dist', 'persona_bleu_1',
+                 'bertscore_p', 'bertscore_r', 'bertscore_f1'):
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
-    assert two['dist1'] > 0
+    assert 0 < two['dist1'] and 0 < two['bertscore_f1'] < 100
 
 
 def test_an_agent_in_a_program_replies(model_file):

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from helpers import SAMPLE, evaluate, train
@@ -144,3 +146,13 @@ def test_trimmed_replies_count_for_the_papers_metrics_alone():
 def test_options_are_refused_for_any_agent():
     with pytest.raises(UsageError, match='--bertscore no/such: no such folder'):
         plain(bertscore='no/such', bertscore_layer=1)
+
+
+def test_parlais_commands_with_this_package_loaded(tmp_path):
+    """An agent and a task of ParlAI's own: nothing on this command line but the command itself is of this package."""
+    options = '-m repeat_query -t integration_tests:nocandidate -dt valid -bs 8 --trim-responses true'.split()
+    words = ['parlai', 'eval_model', *options, '--report-filename', str(tmp_path / 'report.json')]
+    done = subprocess.run([sys.executable, '-m', 'spt_parlai', *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / 'report.json').read_text())['report']
+    assert report['unigram_f1'] == pytest.approx(100) and report['sacrebleu_1'] == pytest.approx(100) and 'persona_bleu' not in report

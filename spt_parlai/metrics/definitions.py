@@ -1,0 +1,21 @@
+"""What each of the paper's metrics is, in one line: ParlAI shows it in model cards, the README in its table."""
+
+DEFINITIONS = {
+    'unigram_f1': 'F1 of the words that white space separates, case and punctuation as they are, mean over replies',
+    'sacrebleu': 'corpus BLEU of sacrebleu, case:mixed|eff:no|tok:13a|smooth:exp',
+    'sacrebleu_1': 'its unigram precision; sacrebleu_2 to sacrebleu_4 likewise',
+    'rouge1': 'ROUGE-1 F-measure of rouge-score, no stemming, mean over replies',
+    'rouge2': 'ROUGE-2 likewise',
+    'rougeL': 'ROUGE-L likewise',
+    'bertscore_p': 'BERTScore precision of bert-score, no idf, no rescaling, mean over replies',
+    'bertscore_r': 'BERTScore recall likewise',
+    'bertscore_f1': 'BERTScore F1 likewise',
+    'dist1': 'distinct unigrams over all unigrams of all replies together, words by white space',
+    'dist2': 'distinct bigrams likewise, none across two replies',
+    'dist': 'mean of dist1 and dist2',
+    'meteor': "METEOR of nltk on words by white space, mean over replies; only where nltk's WordNet data is installed",
+    'persona_bleu': "corpus BLEU of the replies against their speaker's persona, its sentences joined to one reference",
+    'persona_bleu_1': 'its unigram precision; persona_bleu_2 to persona_bleu_4 likewise',
+    'ppl_word': "exp(NLL / words) of the labels, words by white space; the NLL has the end-of-sequence token's in it",
+    'ppl_byte': 'exp(NLL / bytes) likewise, bytes of the text in UTF-8',
+}
