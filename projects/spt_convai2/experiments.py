@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -67,8 +68,8 @@ def plan(
         unknown = [name for name in settings.split(',') if name not in sizes.SETTINGS]
         if unknown:
             raise UsageError(f'--settings {settings}: {unknown[0]!r} is none of {", ".join(sizes.SETTINGS)}.')
-        size = sizes.replace(size, settings=tuple(settings.split(',')))
-    size = sizes.replace(size, train={**size.train, **_pairs(train, '--set')}, evaluate={**size.evaluate, **_pairs(evaluate, '--set-eval')})
+        size = dataclasses.replace(size, settings=tuple(settings.split(',')))
+    size = dataclasses.replace(size, train={**size.train, **_pairs(train, '--set')}, evaluate={**size.evaluate, **_pairs(evaluate, '--set-eval')})
     llms = tuple(_absolute(name) for name in llm or size.llms)
     try:
         chosen = tuple(int(seed) for seed in seeds.split(',')) if seeds else size.seeds
