@@ -254,13 +254,5 @@ def chat_pairs(
     print(f'written: {figures.conversations(pairs, names, out / "report" / "figure4.png")}')
 
 
-def main() -> None:
-    try:
-        app()
-    except UsageError as error:
-        console.print(f'Error: {error}', style='red', markup=False)
-        raise SystemExit(2) from None
-
-
 if __name__ == '__main__':
-    main()
+    app()

@@ -153,7 +153,8 @@ def table_4(size: Size, llms: tuple[str, ...]) -> TableOfRows:
               figures[f'PT, {n} tokens']) for n in (4, 8) if n != L),
         Row('SPT', llm, spt(size, llm, setting), None, figures['SPT']),
         Row('LoRA of as many parameters', llm, tuned_weights(size, llm, 'LoraAgent', match_spt=f'{K},{L}'), None, figures['LoRA']),
-        Row('in-context, zero-shot', llm, Method('InContextAgent', None), None, figures['in-context (GPT-3.5)']),
+        Row('in-context, no example', llm, Method('InContextAgent', None), None, figures['in-context (GPT-3.5)']),
+        Row('in-context, one example', llm, Method('InContextAgent', None, {'shots': 1})),
         Row('text prompt', llm, Method('TextPromptAgent', None)),
         Row('full fine-tuning', llm, tuned_weights(size, llm, 'FullFineTuningAgent')),
     ]

@@ -27,7 +27,7 @@ LOG_FIELDS = 'text,eval_labels,selected_prompt,prompt_scores,id,episode_done'
 
 
 class Place(NamedTuple):
-    """Where runs go and what they share. data: ParlAI's datapath or None; extra: options given to every evaluation."""
+    """Where runs go and what they share. data: ParlAI's datapath, None for its own."""
 
     out: Path
     data: str | None
@@ -214,13 +214,14 @@ class Runner:
                 command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **given}, start_new_session=True
             )
             self.running.add(process)
-            code = process.wait()
+            _, status, used = os.wait4(process.pid, 0)  # as process.wait(), and what it took of a processor
+            code = process.returncode = os.waitstatus_to_exitcode(status)
             self.running.discard(process)
         if self.stopped.is_set() and code:
             raise Stopped
         stage = {
             'command': shlex.join(['parlai', *command[3:]]), 'environment': given, 'started': started,
-            'seconds': time.monotonic() - clock, 'returncode': code, 'finished': code == 0,
+            'seconds': time.monotonic() - clock, 'cpu_seconds': used.ru_utime + used.ru_stime, 'returncode': code, 'finished': code == 0,
         }
         if code:
             return {**stage, 'error': f'{_last_line(log)} (exit status {code}; all of it: {log})'}

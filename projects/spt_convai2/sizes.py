@@ -39,7 +39,7 @@ _OWN_EMBEDDINGS = {'retrieval_encoder': 'llm', 'retrieve_per': 'dialogue'}  # no
 _RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}
 SIZES = {
     'smoke': Size(
-        llms=('demo',), tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'integration_tests:multiturn_nocandidate'},
+        llms=('demo',), tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'spt_parlai.tasks.sample'},  # which needs no download
         train={'max_train_steps': 4, 'batchsize': 2, 'log_every_n_steps': 2, 'max_new_tokens': 8, **_NO_VALIDATION},
         evaluate={'num_examples': 24, 'batchsize': 8, **_ALWAYS},
         seeds=(1,), settings=('published', 'tuned'), prompt_counts=(1, 2), noises=(1.0,), gold_noises=(1.0,), rates=_RATES,

@@ -1,0 +1,244 @@
+"""The experiments' driver on runs of seconds: each run once and resumable, tables that say what the reports say, a page with every figure."""
+
+import base64
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from spt_parlai.errors import UsageError
+from spt_parlai.metrics.gain import TABLE_1
+
+FOLDER = Path(__file__).parents[2] / 'projects' / 'spt_convai2'
+
+
+@pytest.fixture(scope='module')
+def project():
+    """The project's modules by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        names = ('annotation', 'experiments', 'figures', 'grid', 'logs', 'paper_figures', 'runner', 'sizes', 'tables')
+        yield type('Project', (), {name: importlib.import_module(name) for name in names})
+        for name in (*names, 'html_report', 'report_of_runs'):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope='module')
+def asked(project, tiny_llms, tmp_path_factory):
+    """Words after `run`, the folder among them."""
+    out = tmp_path_factory.mktemp('experiments')
+    steps = ['--set', 'max_train_steps=3', '--set', 'log_every_n_steps=1', '--set', 'label_truncate=24', '--set', 'prompt_length=2']
+    return out, ['table9', '--size', 'smoke', '--settings', 'tuned', '--llm', tiny_llms.opt, '--jobs', '2', *steps, '--out', str(out)]
+
+
+def run(project, *words):
+    result = CliRunner().invoke(project.experiments.app, list(map(str, words)))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope='module')
+def finished(project, asked):
+    """A folder in which PT and SPT have run."""
+    out, words = asked
+    result = run(project, 'run', *words)
+    assert result.exit_code == 0, result.output + ''.join(p.read_text()[-2000:] for p in out.glob('runs/*/*.log'))
+    return out
+
+
+def records(out):
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob('runs/*/run.json'))}
+
+
+# ---- running ---------------------------------------------------------------------------------------------
+
+
+def test_every_run_leaves_a_record_of_what_it_was(finished):
+    made = records(finished)
+    assert len(made) == 2 and {r['agent'] for r in made.values()} == {'PromptTuningAgent', 'SptAgent'}
+    for name, record in made.items():
+        assert record['status'] == 'finished' and record['name'] == name and record['seed'] == 1 and record['versions']['torch']
+        train, evaluation = record['stages']['train'], record['stages']['eval']
+        assert train['command'].startswith('parlai train_model ') and f'-m spt_parlai.agents:{record["agent"]}' in train['command']
+        assert '--seed 1' in train['command'] and train['train_steps'] == 3 and train['epoch_hours'] > 0
+        assert train['seconds'] > train['train_seconds'] > 0 and train['cpu_seconds'] > 0 and train['environment']['OMP_NUM_THREADS']
+        report = json.loads((finished / 'runs' / name / 'eval.json').read_text())['report']
+        assert evaluation['metrics'] == {k: v for k, v in report.items() if isinstance(v, (int, float))} and report['exs'] == 24
+
+
+def test_what_is_finished_is_not_run_again_and_what_is_missing_is(project, asked, finished):
+    out, words = asked
+    before = {path: path.stat().st_mtime_ns for path in out.glob('runs/*/*')}
+    result = run(project, 'run', *words)
+    assert '2 runs, 2 of them finished before' in result.output and {p: p.stat().st_mtime_ns for p in before} == before
+    path, record = next((p, r) for p in out.glob('runs/*/run.json') if (r := json.loads(p.read_text()))['agent'] == 'PromptTuningAgent')
+    evaluation = record['stages'].pop('eval')
+    path.write_text(json.dumps(record))
+    assert run(project, 'run', *words, '--dry-run').output.split() == evaluation['command'].split()
+    assert '2 runs, 1 of them finished before' in run(project, 'run', *words).output
+    again = json.loads(path.read_text())['stages']
+    assert again['train'] == record['stages']['train']
+    timed = {'exps', 'ltps', 'ctps', 'tps'}
+    assert {k: v for k, v in again['eval']['metrics'].items() if k not in timed} == {
+        k: v for k, v in evaluation['metrics'].items() if k not in timed
+    }
+
+
+def test_a_run_that_fails_is_told_and_leaves_the_others_alone(project, asked, finished, tmp_path):
+    job, *_ = project.grid.jobs_of([project.grid.table_1(project.sizes.SIZES['smoke'], ('/no/such/llm',))], project.sizes.SIZES['smoke'], (1,))
+    good = project.grid.Job('good', 'SptAgent', 'demo', 'spt_parlai.tasks.sample', 1, None, ())  # nothing is missing of it
+    place = project.runner.Place(tmp_path, None, 1)
+    console = project.experiments.Console(record=True, width=400)
+    failed = project.runner.Runner(place, 1, [], console)([job, good])
+    record = json.loads((tmp_path / 'runs' / job.name / 'run.json').read_text())
+    assert failed == [job.name] and record['status'] == 'failed' and '/no/such/llm' in record['error']
+    assert 'FAILED' in console.export_text() and list(record['stages']) == ['train'] and record['stages']['train']['returncode'] != 0
+
+
+@pytest.mark.parametrize('words, named', [
+    (['table1', '--size', 'huge'], '--size huge'), (['table6'], 'table6'), (['table7'], 'judged by people'),
+    (['table1', '--seeds', 'one'], '--seeds one'), (['table1', '--jobs', '0'], '--jobs 0'), (['table1', '--set', 'steps'], '--set steps'),
+    (['table1', '--data', '/no/such/folder'], '--data /no/such/folder'), (['table1', '--settings', 'best'], "'best'"),
+])
+def test_what_cannot_run_is_told_in_a_sentence(project, tmp_path, words, named):
+    result = run(project, 'run', *words, '--out', tmp_path / 'out')
+    assert result.exit_code == 1 and named in result.output and len(result.output.splitlines()) == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_report_needs_runs(project, tmp_path):
+    assert 'begin with `run`' in run(project, 'report', '--out', tmp_path).output
+
+
+# ---- grid ------------------------------------------------------------------------------------------------
+
+
+def test_tables_share_runs_and_all_options_tell_them_apart(project):
+    size, llms = project.sizes.SIZES['small'], ('demo',)
+    every = [make(size, llms) for make in project.grid.TABLES.values()]
+    jobs = project.grid.jobs_of(every, size, (1, 2))
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    rows = {(table.name, row.label): project.grid.job_of(row, size, 1).name for table in every for row in table.rows}
+    assert rows['table1', 'demo SPT, tuned'] == rows['table2', 'all losses'] == rows['table3', 'K = 4'] == rows['table4', 'SPT'] == rows['table11', 'α = 0.1']
+    assert rows['table1', 'demo SPT, tuned'] != rows['table1', 'demo SPT'] != rows['table9', 'SPT'] and len(set(rows.values())) == len(names) / 2
+    shared = next(job for job in jobs if job.name == rows['table11', 'α = 1'])
+    assert len(shared.evaluations) == 1 + len(size.noises) and all(job.seed == 1 for job in jobs[: len(jobs) // 2])
+
+
+def test_settings_are_those_of_table_6(project):
+    size = project.sizes.SIZES['paper']
+    rows = {row.label: row.method.train for row in project.grid.table_1(size, size.llms).rows}
+    assert {label: (t['prompt_length'], t['learningrate'], t['num_epochs']) for label, t in rows.items() if label.endswith(' SPT')} == {
+        'OPT-125M SPT': (8, 0.01, 15), 'OPT-1.3B SPT': (8, 0.01, 1), 'OPT-2.7B SPT': (8, 0.001, 1), 'Llama2-7B SPT': (1, 0.01, 1),
+    }
+    assert rows['OPT-125M SPT']['num_prompts'] == 4 and rows['OPT-125M PT of 32 tokens']['prompt_length'] == 32
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+def test_tables_are_recomputed_from_the_evaluation_reports(finished):
+    (table,) = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
+    reports = [json.loads((finished / 'runs' / row['runs'][0] / 'eval.json').read_text())['report'] for row in table['rows']]
+    for row, report in zip(table['rows'], reports, strict=True):
+        assert {c: cell['mean'] for c, cell in row['cells'].items()} == {c: report[c] for c in TABLE_1 if c in report}
+        assert len(row['cells']) == 7 and row['cells']['dist2']['sd'] is None
+    pt, spt = reports
+    wanted = [100 * (spt[c] - pt[c]) / pt[c] for c in table['gain_columns']]
+    assert table['rows'][1]['gain']['mean'] == pytest.approx(np.mean(wanted)) and table['rows'][1]['against'] == table['rows'][0]['label']
+    assert set(table['gain_columns']) == {c for c in TABLE_1 if pt.get(c)}
+    text = (finished / 'report' / 'tables.md').read_text()
+    assert f'{spt["unigram_f1"]:.2f}' in text and f'{np.mean(wanted):+.1f}%' in text
+
+
+def test_seeds_become_mean_deviation_and_students_interval(project):
+    s = project.tables.spread([1.0, 2.0, 6.0])
+    assert s['mean'] == 3 and s['sd'] == pytest.approx(7 ** 0.5) and s['n'] == 3
+    assert s['interval'] == pytest.approx([3 - 4.302653 * (7 / 3) ** 0.5, 3 + 4.302653 * (7 / 3) ** 0.5], rel=1e-5)
+    assert project.tables.spread([4.0])['interval'] is None
+
+
+def test_a_gain_leaves_out_what_the_baseline_has_not(project):
+    columns = project.tables.gain_columns({'unigram_f1': 2.0, 'rouge2': 1.0, 'dist1': 3.0}, {'unigram_f1': 1.0, 'rouge2': 0.0, 'sacrebleu': 1.0})
+    assert columns == ('unigram_f1',)
+
+
+# ---- report ----------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_every_figure_and_command_and_loads_nothing(finished):
+    page = (finished / 'report' / 'index.html').read_text()
+    figures = sorted((finished / 'report').glob('*.png'))
+    assert {f.stem for f in figures} == {'figure2', 'figure3', 'figure4', 'scores', 'training'}
+    for figure in figures:
+        assert base64.b64encode(figure.read_bytes()).decode() in page
+    for record in records(finished).values():
+        assert all(stage['command'] in page.replace('&#39;', "'").replace('&amp;', '&') for stage in record['stages'].values())
+    assert 'http' not in page.split('<body>')[1].split('id="commands"')[0] and '<script' not in page and '<link' not in page
+
+
+def test_figures_count_what_the_log_says(project, finished):
+    log = next(p for p in finished.glob('runs/spt-*/eval.jsonl'))
+    acts = [(t, pair[1]) for line in log.read_text().splitlines() for t, pair in enumerate(json.loads(line)['dialog'])]
+    turns = project.logs.read_turns(log)
+    counts = project.figures.usage_counts(turns, 4)
+    assert counts.sum() == len(acts) == 24
+    for t in range(counts.shape[1]):
+        assert counts[:, t].tolist() == [sum(a['selected_prompt'] == k for n, a in acts if n == t) for k in range(4)]
+    rates, _ = project.figures.pattern_rates(turns, 'e', 4)
+    k, n = np.argwhere(counts > 0)[0]
+    mine = [t.reply for t in turns if (t.prompt, t.number - 1) == (k, n)]
+    assert rates[k, n] == sum('e' in reply for reply in mine) / len(mine) and np.isnan(rates[counts == 0]).all()
+    points, explained = project.figures.projected_scores(turns)
+    scores = np.array([t.scores for t in turns])
+    assert points.var(0).sum() == pytest.approx(scores.var(0).sum() * explained.sum(), rel=1e-4)
+
+
+def test_two_models_talk_side_by_side(project, finished):
+    shown = run(project, 'chat-pairs', '--dialogues', 1, '--out', finished)
+    pt, spt = (project.logs.read_turns(next(finished.glob(f'runs/{name}/eval.jsonl'))) for name in ('prompt*', 'spt*'))
+    assert spt[0].said in shown.output and f'SPT: {spt[1].reply}'.strip() in shown.output
+    pairs = project.figures.paired_dialogues(pt, spt, 99)
+    assert sum(len(d['turns']) for d in pairs) == 24 and pairs[0]['turns'][1]['right'] == spt[1].reply
+
+
+# ---- annotation ------------------------------------------------------------------------------------------
+
+
+def test_a_sheet_is_blind_and_shuffled_and_its_scores_add_up(project, finished, tmp_path):
+    shown = run(project, 'sheet', '--out', finished, '--replies', 10)
+    path = finished / 'annotation' / 'sheet.csv'
+    key = json.loads(path.with_suffix('.key.json').read_text())
+    with path.open(newline='', encoding='utf-8-sig') as file:
+        rows = list(csv.DictReader(file))
+    models = sorted(set(key.values()))
+    assert len(rows) == 20 and [list(key.values()).count(m) for m in models] == [10, 10] and 'key' in shown.output
+    assert 'SPT' not in path.read_text() and [key[r['id']] for r in rows[:10]] != [models[0]] * 10
+    filled = []
+    for judge in range(2):
+        for row in rows:
+            spt = 'SPT' in key[row['id']]
+            row.update({'persona consistency': 2 if spt else 0, 'context consistency': int(row['id']) % 3, 'engagingness': judge})
+        filled.append(tmp_path / f'judge{judge}.csv')
+        project.annotation.write_sheet(rows, key, filled[-1])
+    run(project, 'score-sheets', *filled, '--key', path.with_suffix('.key.json'))
+    result = json.loads((finished / 'annotation' / 'table7.json').read_text())
+    pt, spt = (result['models'][m] for m in sorted(models, key=lambda m: 'SPT' in m))
+    assert (spt['persona consistency']['mean'], pt['persona consistency']['mean'], spt['persona consistency']['n']) == (2, 0, 20)
+    assert spt['engagingness']['mean'] == 0.5 and result['agreement']['context consistency'] == 1 and result['agreement']['engagingness'] == 0
+
+
+def test_a_sheet_with_something_else_than_a_score_is_refused(project, tmp_path):
+    rows = [{'id': '001', 'persona': '', 'dialogue': '', 'reply': '', **dict.fromkeys(project.paper_figures.JUDGED, '3')}]
+    project.annotation.write_sheet(rows, {'001': 'PT'}, tmp_path / 's.csv')
+    with pytest.raises(UsageError, match="row 2, persona consistency: '3' is no score"):
+        project.annotation.read_scores(tmp_path / 's.csv', {'001': 'PT'})
+    with pytest.raises(UsageError, match='not in the key'):
+        project.annotation.read_scores(tmp_path / 's.csv', {'002': 'PT'})
