@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Sequence
 
 import requests
@@ -28,6 +28,7 @@ _REFUSALS = {
     404: 'there is nothing at {url}: check the URL, which often ends in /v1, and --api-model',
 }
 _LONGEST_PAUSE = 120  # seconds
+_jitter = random.Random()  # of its own: what a run draws stays its seed's
 
 
 class ChatEndpoint:
@@ -67,7 +68,10 @@ class ChatEndpoint:
         self._stopped.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            return list(pool.map(self.reply, chats))
+            answers = [pool.submit(self.reply, messages) for messages in chats]
+            for answer in wait(answers, return_when=FIRST_EXCEPTION).done:
+                answer.result()  # raises what went wrong, whatever others still wait for
+            return [answer.result() for answer in answers]
         finally:
             self._stopped.set()  # nobody waits to try again for what nobody waits for
             pool.shutdown(cancel_futures=True)
@@ -87,7 +91,7 @@ class ChatEndpoint:
 
     def _answer(self, request: dict[str, Any]) -> requests.Response:
         for tried in range(self.retries + 1):
-            pause = min(0.5 * 2**tried, _LONGEST_PAUSE) * random.Random().uniform(0.75, 1)  # its own: a run's numbers stay its seed's
+            wanted = None
             try:
                 answer = self._session.post(self.url, json=request, timeout=self.timeout, allow_redirects=False)
                 if answer.status_code == 200:
@@ -96,12 +100,13 @@ class ChatEndpoint:
                 if answer.status_code not in _BUSY:
                     refusal = _REFUSALS.get(answer.status_code, 'it does not take the request').format(key_env=self.key_env, url=self.url)
                     raise self._error(f'{refusal} ({problem})')
-                pause = _wanted_pause(answer.headers.get('Retry-After')) or pause
+                wanted = _wanted_pause(answer.headers.get('Retry-After'))
             except (ConnectionError, Timeout, ChunkedEncodingError) as error:
                 problem = f'no answer within {self.timeout:g} s' if isinstance(error, Timeout) else 'no connection, or one that broke off'
             except RequestException as error:
                 raise self._error(f'no request can be sent there ({type(error).__name__}): check the URL') from error
-            if tried < self.retries and self._stopped.wait(pause):
+            doubling = min(0.5 * 2**tried, _LONGEST_PAUSE) * _jitter.uniform(0.75, 1)
+            if tried < self.retries and self._stopped.wait(doubling if wanted is None else wanted):
                 break
         raise self._error(f'tried {tried + 1} times, it had no reply ({problem}): try later, or raise --api-retries or --api-timeout')
 

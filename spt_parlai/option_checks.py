@@ -8,19 +8,20 @@ import os
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.model.initialisation import INITIALISATIONS, SOURCES
 from spt_parlai.model.loading import DTYPES
-from spt_parlai.options import CONTRASTIVE_PAIRS, CONTRASTIVE_TEXTS, QUANTIZATIONS
+from spt_parlai.options import CHAT_TEMPLATES, CONTRASTIVE_PAIRS, CONTRASTIVE_TEXTS, QUANTIZATIONS, RETRIEVE_PER
 
-_WHOLE = ('prompt_chunk', 'max_skipped_steps')
-_AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'max_new_tokens', 'batchsize')
+_WHOLE = ('prompt_chunk', 'max_skipped_steps', 'shots', 'api_retries')
+_AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'max_new_tokens', 'batchsize', 'retrieved', 'api_concurrency')
 _NOT_NEGATIVE = {
     'lambda_selection': 'switches the loss off', 'lambda_contrastive': 'switches the loss off',
     'lambda_fusion': 'switches the loss off', 'learningrate': 'trains nothing',
-    'gold_noise': 'adds none', 'score_noise': 'adds none',
+    'gold_noise': 'adds none', 'score_noise': 'adds none', 'api_temperature': 'takes the likeliest tokens',
 }
-_POSITIVE = ('tau_gold', 'tau_score', 'temperature', 'activation_beta')
+_POSITIVE = ('tau_gold', 'tau_score', 'temperature', 'activation_beta', 'api_timeout')
 _CHOICES = {
     'llm_dtype': ('auto', *DTYPES), 'llm_quantization': QUANTIZATIONS,
     'contrastive_text': CONTRASTIVE_TEXTS, 'contrastive_pairs': CONTRASTIVE_PAIRS,
+    'retrieve_per': RETRIEVE_PER, 'chat_template': CHAT_TEMPLATES,
 }
 _UNSUPPORTED = {
     'model_parallel': 'use --llm-device-map auto to spread the LLM over several GPUs',
@@ -75,12 +76,14 @@ def check_options(opt) -> None:
         raise _bad('ddp_backend', opt['ddp_backend'], 'only ddp works here: what trains is too small to shard')
     if opt.get('inference', 'greedy') == 'greedy' and opt.get('beam_size', 1) != 1:
         raise _bad('beam_size', opt['beam_size'], '--inference greedy follows one hypothesis; add --inference beam')
+    if not opt.get('instruction', 'x').strip():
+        raise _bad('instruction', opt['instruction'], 'say what the LLM is to do, or leave it out')
     if opt.get('persona') is not None and opt.get('persona_file'):
         raise UsageError('--persona and --persona-file were both given: give one of them.')
     start, model_file = opt.get('init_model'), opt.get('model_file')
     if start and not os.path.isfile(start) and not (model_file and os.path.isfile(model_file)):
         raise _bad('init_model', start, 'no such file; give the model file to start from, or leave the option out')
-    for name in ('text_truncate', 'label_truncate', 'truncate'):
+    for name in ('text_truncate', 'label_truncate', 'truncate', 'retrieved_length'):
         value = opt.get(name)
         if value is not None and (not isinstance(value, int) or value == 0 or value < -1):
             raise _bad(name, value, 'give a number of tokens, or -1 for as many as fit')

@@ -130,6 +130,11 @@ _EFFECTS = {
     'wandb_log_model': _with(False, 'wandb_log'),
     'clearml_project_name': _with('ParlAI', 'clearml_log'),
     'clearml_task_name': _with('Default Task', 'clearml_log'),
+    # in-context learning and retrieval
+    **{f'api_{name}': _belongs(default, _on('api_base'), '--api-base') for name, default in (
+        ('model', None), ('key_env', 'OPENAI_API_KEY'), ('temperature', 0.0), ('parameters', '{}'), ('timeout', 60.0), ('retries', 6),
+        ('concurrency', 8),
+    )},
     # the paper's metrics
     'trim_responses': _belongs(False, _scores_replies, _SCORED),
     'bertscore': _belongs('none', _scores_replies, _SCORED),

@@ -83,6 +83,19 @@ def add_in_context_args(parser) -> None:
     group.add_argument('--chat-template', type=str, default='auto', choices=list(CHAT_TEMPLATES),
                        help="auto: the chat template of the LLM's tokenizer, where it has one; false: plain text")
     add_training_task_arg(group)
+    group = parser.add_argument_group('In-context learning with an OpenAI-compatible endpoint')
+    group.add_argument('--api-base', type='nonestr', default=None,
+                       help='URL of the endpoint, such as https://api.openai.com/v1; no LLM is loaded then')
+    group.add_argument('--api-model', type='nonestr', default=None, help='name of its LLM')
+    group.add_argument('--api-key-env', type=str, default='OPENAI_API_KEY',
+                       help='environment variable with the key; where it is not set, none is sent')
+    group.add_argument('--api-temperature', type=float, default=0.0, help='sampling temperature; 0: the likeliest tokens')
+    group.add_argument('--api-parameters', type=str, default='{}',
+                       help='further entries of every request, as a JSON object; null takes one out: {"max_tokens": null}')
+    group.add_argument('--api-timeout', type=float, default=60.0, help='seconds to wait for an answer')
+    group.add_argument('--api-retries', type=int, default=6,
+                       help='how often a request is sent again to a server that is busy, silent or gone')
+    group.add_argument('--api-concurrency', type=int, default=8, help='requests of a batch (see --batchsize) under way at a time')
 
 
 def add_training_task_arg(group) -> None:

@@ -14,6 +14,17 @@ TASKS_WITHOUT_PERSONA = ('interactive', 'self_chat', None)  # ParlAI's bare chat
 SAMPLE = Path(__file__).parent.parent / 'tasks' / 'sample' / 'train.txt'
 
 
+def persona_of_chat(opt, name: str) -> list[str]:
+    """The sentences that an agent knows of itself before the first message, in interactive use; it says so. name: the agent's."""
+    if not opt.get('interactive_mode'):
+        return []
+    persona = chosen_persona(opt)
+    if persona is None and (opt.get('override') or {}).get('task') in TASKS_WITHOUT_PERSONA:  # 'task' itself is the trained one
+        persona = draw_persona()
+    announce(name, persona or [])
+    return persona or []
+
+
 def chosen_persona(opt) -> list[str] | None:
     """The persona of --persona or --persona-file as sentences; None where neither was given."""
     if opt.get('persona_file'):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 from jinja2 import TemplateError
+from parlai.core.params import ParlaiParser
 
+from spt_parlai.agent.endpoint_agent import EndpointAgent
 from spt_parlai.agent.prompted_agent import PromptedAgent
 from spt_parlai.agent.window import SMALLEST_CONTEXT
 from spt_parlai.dialogue.instruction import (
@@ -13,29 +13,16 @@ from spt_parlai.dialogue.instruction import (
 )
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, render
-from spt_parlai.dialogue.training_set import settle_training_task, training_dialogues
+from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
 from spt_parlai.options import add_in_context_args
-
-
-def instruction_of(opt) -> Instruction:
-    """What every query begins with: `--instruction`, and `--shots` dialogues of the train fold, drawn by `--seed`.
-
-    :raises UsageError: where there are not so many.
-    """
-    if not opt['shots']:
-        return Instruction(opt['instruction'])
-    settle_training_task(opt)
-    dialogues = training_dialogues(opt)
-    if opt['shots'] > len(dialogues):
-        raise UsageError(f"--shots {opt['shots']}: the train fold of {opt['training_task']} has {len(dialogues)} dialogues; give at most these.")
-    return Instruction(opt['instruction'], random.Random(opt.get('seed') or 0).sample(dialogues, opt['shots']))
 
 
 class InContextAgent(PromptedAgent):
     """A frozen LLM that is told what to do. Perplexities are of the reply after the instruction, as every agent's after its context."""
 
     kind = 'InContextAgent'
+    trains = False
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
@@ -43,9 +30,15 @@ class InContextAgent(PromptedAgent):
         add_in_context_args(parser)
         return parser
 
+    def __new__(cls, opt, shared=None):
+        """With `--api-base`, an agent that asks an endpoint: no LLM is loaded."""
+        if not opt.get('api_base'):
+            return super().__new__(cls)
+        parser = ParlaiParser(False, False)
+        cls.add_cmdline_args(parser)
+        return EndpointAgent(opt, None, {action.dest: action.default for action in parser._actions})
+
     def __init__(self, opt, shared=None):
-        if opt.get('training_loop'):
-            raise UsageError('-m spt_parlai.agents:InContextAgent has nothing to train: evaluate it with parlai eval_model, or chat with parlai interactive.')
         if shared is not None:
             self.instruction, self._chats, self._knows_system = shared['in_context']
         super().__init__(opt, shared)

@@ -15,7 +15,7 @@ from parlai.utils import logging
 from parlai.utils.distributed import get_rank
 
 from spt_parlai import hub
-from spt_parlai.agent.chat import TASKS_WITHOUT_PERSONA, announce, chosen_persona, draw_persona
+from spt_parlai.agent.chat import persona_of_chat
 from spt_parlai.agent.generation import search_batch
 from spt_parlai.agent.packed_batch import Turn, pack_batch, padded, turn_counts
 from spt_parlai.agent.promises import KeptPromises
@@ -46,10 +46,11 @@ _USUAL_TURNS = 6
 class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     """Everything of an agent but what it trains. A subclass builds `self.model` around `self.load_llm()`.
 
-    kind: names the agent whose checkpoints this one reads.
+    kind: names the agent whose checkpoints this one reads; trains: is there anything to train?
     """
 
     kind: str
+    trains = True
 
     fp16 = property(lambda self: False, lambda self, value: None, doc='What trains is float32 always.')
 
@@ -104,16 +105,8 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     context_of: ContextOf | None = None  # a method of agents that put text before the dialogue
 
     def build_history(self):
-        persona: list[str] = []
-        if self.opt.get('interactive_mode'):
-            chosen = chosen_persona(self.opt)
-            if chosen is not None:
-                persona = chosen
-            elif (self.opt.get('override') or {}).get('task') in TASKS_WITHOUT_PERSONA:  # 'task' itself is the trained one
-                persona = draw_persona()
-            announce(self.id, persona)
         return DialogueHistory(
-            self.opt, persona, self.context_of, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
+            self.opt, persona_of_chat(self.opt, self.id), self.context_of, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
         )
 
     def load_llm(self) -> FrozenLM:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import Iterator, Sequence
 
 from parlai.core.teachers import create_task_agent_from_taskname
 
+from spt_parlai.dialogue.instruction import Instruction
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.errors import UsageError
 
@@ -53,3 +55,17 @@ def has_in_order(dialogue: Dialogue, texts: Sequence[str]) -> bool:
     """Are these utterances in the dialogue, in this order, whoever says them and whatever is between them?"""
     said = iter(turn.text for turn in dialogue.turns)
     return all(text in said for text in texts)  # each `in` goes on where the one before it stopped
+
+
+def instruction_of(opt) -> Instruction:
+    """What every query begins with: `--instruction`, and `--shots` dialogues of the train fold, drawn by `--seed`.
+
+    :raises UsageError: where there are not so many.
+    """
+    if not opt['shots']:
+        return Instruction(opt['instruction'])
+    settle_training_task(opt)
+    dialogues = training_dialogues(opt)
+    if opt['shots'] > len(dialogues):
+        raise UsageError(f"--shots {opt['shots']}: the train fold of {opt['training_task']} has {len(dialogues)} dialogues; give at most these.")
+    return Instruction(opt['instruction'], random.Random(opt.get('seed') or 0).sample(dialogues, opt['shots']))

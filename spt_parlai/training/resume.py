@@ -69,6 +69,8 @@ def _init(original, loop, opt) -> None:
     """Settle the seed, put the counters back beside the checkpoint, and open all data before the first step."""
     if not _is_ours(opt):
         return original(loop, opt)
+    if not load_agent_module(get_model_name(opt)).trains:
+        raise UsageError(f"-m {get_model_name(opt)} has nothing to train: run parlai eval_model, or parlai interactive, with the same options.")
     opt['training_loop'] = True
     settle_validation(opt)
     settle_model_file(opt)
