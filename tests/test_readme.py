@@ -9,6 +9,7 @@ from parlai.core.script import SCRIPT_REGISTRY, setup_script_registry
 from typer.testing import CliRunner
 
 from spt_parlai.cli import app
+from spt_parlai.metrics.definitions import DEFINITIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -74,3 +75,9 @@ def test_every_option_of_the_method_is_in_its_table():
         for option in action.option_strings:
             if option.startswith('--') and option not in ('--help', '--helpall', '--h'):
                 assert f'`{option}`' in README, option
+
+
+def test_it_defines_every_metric_of_the_paper():
+    named = {name for line in README.splitlines() if line.startswith('| `') for name in re.findall(r'`([^`]*)`', line.split(' | ')[0])}
+    numbered = {f'{name}_1' for name in ('sacrebleu', 'persona_bleu')}
+    assert set(DEFINITIONS) <= named and numbered <= named

@@ -14,6 +14,7 @@ from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDispl
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
 from spt_parlai.dialogue.messages import split_message
+from spt_parlai.errors import UsageError
 from spt_parlai.metrics.bertscore import BertModel, bert_model
 from spt_parlai.metrics.definitions import DEFINITIONS
 from spt_parlai.metrics.perplexity import nll_of, perplexities
@@ -60,7 +61,11 @@ def install() -> None:
 def chosen_bert(opt) -> BertModel | None:
     """The model of `--bertscore`, if any. Raises UsageError where it cannot work."""
     name = opt.get('bertscore')
-    return None if name in (None, 'none') else bert_model(name, opt.get('bertscore_layer'), opt.get('no_cuda', False))
+    if name in (None, 'none'):
+        return None
+    if not opt.get('paper_metrics', True):
+        raise UsageError(f'--bertscore {name}: it is one of the metrics that --paper-metrics false leaves out; give one of the two.')
+    return bert_model(name, opt.get('bertscore_layer'), opt.get('no_cuda', False))
 
 
 def _remember_persona(teacher, action) -> None:

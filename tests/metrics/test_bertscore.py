@@ -1,6 +1,8 @@
 """BERTScore against bert-score itself, with tiny random encoders of three families; and what cannot work is told."""
 
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +20,6 @@ NAMES = ('bertscore_p', 'bertscore_r', 'bertscore_f1')
 @pytest.fixture(scope='module')
 def limited(encoders, tmp_path_factory):
     """The same encoders with a longest text in their tokenizers' files, which bert-score itself needs here."""
-    import shutil
-
     folders = {}
     for name, folder in encoders.items():
         folders[name] = str(tmp_path_factory.mktemp(name) / name)
@@ -86,8 +86,6 @@ def test_pairs_are_scored_once_and_late(encoders, monkeypatch):
 
 
 def test_layers_are_those_of_bert_score(encoders, tmp_path):
-    import shutil
-
     with pytest.raises(UsageError, match='knows no best layer for it; give one with --bertscore-layer'):
         chosen_bert({'bertscore': encoders['bert']})
     with pytest.raises(UsageError, match='--bertscore-layer 4: .* has layers 1 to 3'):
@@ -110,9 +108,11 @@ def test_what_cannot_work_is_told(encoders, tmp_path, monkeypatch):
             chosen_bert({'bertscore': str(name), 'bertscore_layer': 1})
         assert '\n' not in str(error.value)
     (tmp_path / 'weightless').mkdir()
-    (tmp_path / 'weightless' / 'config.json').write_text((tmp_path.__class__(encoders['bert']) / 'config.json').read_text())
+    (tmp_path / 'weightless' / 'config.json').write_text((Path(encoders['bert']) / 'config.json').read_text())
     with pytest.raises(UsageError, match='could not be loaded'):
         scored([('a', ['b'])], bert_model(str(tmp_path / 'weightless'), 1))
+    with pytest.raises(UsageError, match='--paper-metrics false leaves out'):
+        chosen_bert({'bertscore': encoders['bert'], 'bertscore_layer': 1, 'paper_metrics': False})
     bert_model.cache_clear()
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(UsageError, match=r"bert-score is not installed; pip install 'spt_parlai\[bertscore\]'"):
