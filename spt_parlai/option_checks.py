@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.model.initialisation import INITIALISATIONS, SOURCES
@@ -11,7 +12,7 @@ from spt_parlai.model.loading import DTYPES
 from spt_parlai.options import CHAT_TEMPLATES, CONTRASTIVE_PAIRS, CONTRASTIVE_TEXTS, QUANTIZATIONS, RETRIEVE_PER
 
 _WHOLE = ('prompt_chunk', 'max_skipped_steps', 'shots', 'api_retries')
-_AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'max_new_tokens', 'batchsize', 'retrieved', 'api_concurrency')
+_AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'lora_rank', 'max_new_tokens', 'batchsize', 'retrieved', 'api_concurrency')
 _NOT_NEGATIVE = {
     'lambda_selection': 'switches the loss off', 'lambda_contrastive': 'switches the loss off',
     'lambda_fusion': 'switches the loss off', 'learningrate': 'trains nothing',
@@ -49,6 +50,13 @@ def check_options(opt) -> None:
     for name in _POSITIVE:
         if not _number(opt.get(name, 1.0)) or opt.get(name, 1.0) <= 0:
             raise _bad(name, opt[name], 'give a number above 0')
+    alpha, dropout, match = opt.get('lora_alpha'), opt.get('lora_dropout', 0.0), opt.get('match_spt')
+    if alpha is not None and not (_number(alpha) and alpha > 0):
+        raise _bad('lora_alpha', alpha, 'give a number above 0, or leave it out')
+    if not _number(dropout) or not 0 <= dropout < 1:
+        raise _bad('lora_dropout', dropout, 'give a number of at least 0 and below 1')
+    if match is not None and not re.fullmatch(r'[1-9]\d*,[1-9]\d*', match):
+        raise _bad('match_spt', match, 'give K,L: how many prompts of how many tokens, as 4,8')
     for beta in opt.get('betas') or ():
         if not _number(beta) or not 0 <= beta < 1:
             raise _bad('betas', opt['betas'], 'give two numbers of at least 0 and below 1')

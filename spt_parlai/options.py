@@ -49,6 +49,20 @@ def add_prompt_args(parser) -> None:
                             '"text:A|B|…": the words of K texts; "file:PATH": such texts, one a line (.txt), or trained prompts')
 
 
+def add_lora_args(parser) -> None:
+    group = parser.add_argument_group('LoRA')
+    group.add_argument('--lora-rank', type=int, default=8, help='rank of the matrices beside each adapted layer')
+    group.add_argument('--match-spt', type='nonestr', default=None,
+                       help='K,L: the rank with which about as many values train as in SPT with K prompts of L tokens')
+    group.add_argument('--lora-alpha', type=float, default=None,
+                       help='what a layer gains is scaled by alpha / rank (default: twice the rank)')
+    group.add_argument('--lora-dropout', type=float, default=0.0,
+                       help="dropout before the matrices, in training; the LLM's own dropout is off always")
+    group.add_argument('--lora-targets', type='nonestr', default=None,
+                       help="names of the layers to adapt, joined by commas, or all-linear (default: peft's choice for the LLM, "
+                            "mostly the attention's q_proj,v_proj)")
+
+
 def add_spt_args(parser) -> None:
     group = parser.add_argument_group('Selective Prompt Tuning')
     group.add_argument('--num-prompts', type=int, default=4, help='K, soft prompts in the group')

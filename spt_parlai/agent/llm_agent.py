@@ -115,14 +115,14 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             opt['llm'], opt.get('llm_revision'), self._llm_dtype(), self._device(), opt['llm_device_map'],
             opt['llm_quantization'],
         )
-        logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} frozen parameters, {llm.dtype}, on {llm.device}")
+        logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} parameters, {llm.dtype}, on {llm.device}")
         if opt.get('fp16') and not self.use_cuda:
             logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
         if llm.dtype == torch.float16 and llm.device.type == 'cpu':
             logging.warning('float16 is slow on most CPUs; try --llm-dtype float32 or bfloat16 there.')
         self.use_loss_scaling(llm.dtype, llm.device)
         if opt['checkpoint_activations']:
-            recompute_activations(opt['llm'], llm)
+            recompute_activations(opt['llm'], llm, drops=opt.get('lora_dropout', 0.0) > 0)
         return llm
 
     def log_memory(self, llm: FrozenLM, model: SptModel) -> None:
@@ -130,7 +130,10 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         if self._should_initialize_optimizer():
             length = min(_USUAL_LENGTH, self.opt['text_truncate']) + model.soft_prompts.length
             targets = min(_USUAL_TARGET, self.opt['label_truncate']) * (_USUAL_TURNS if packs(self.opt) else 1)
-            logging.info(training_memory(llm, self.opt['batchsize'], model.prompt_chunk, length, targets))
+            trained = sum(p.numel() for p in model.parameters())
+            logging.info(training_memory(
+                llm, self.opt['batchsize'], model.prompt_chunk, length, targets, trained, self.opt['optimizer'],
+            ))
 
     def _device(self) -> torch.device:
         return torch.device('cuda', max(self.opt['gpu'], 0)) if self.use_cuda else torch.device('cpu')

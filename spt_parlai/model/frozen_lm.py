@@ -1,4 +1,5 @@
-"""A frozen causal LM driven by input embeddings; the projection to the vocabulary only where it is asked for.
+"""A causal LM driven by input embeddings, frozen unless `tuning` lets weights of it train; the projection to the vocabulary
+only where it is asked for.
 
 Deliberately not a `torch.nn.Module`: what holds it can be trained, halved, moved, saved and synchronised between
 processes without ever touching, or even seeing, a weight of the LM.
@@ -47,6 +48,10 @@ class FrozenLM:
         for parameter in self.lm.parameters():
             parameter.requires_grad_(False)
         self._take_input_projection()
+        config = lm.config.get_text_config(decoder=True)
+        shapes = sorted((name, original_shape(p)) for name, p in lm.named_parameters())
+        digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+        self._fingerprint = {**{k: getattr(config, k, None) for k in SHAPE_KEYS}, 'shapes': digest}
         self._positions: Tensor | None = None
         self._hidden: list[Tensor] | None = None
         self._merges_caches = True  # until the first cache shows that it cannot be
@@ -124,17 +129,24 @@ class FrozenLM:
         return input_device(self.lm)
 
     def fingerprint(self) -> dict:
-        """The LM's shape, stored with every checkpoint: sizes by name, and a digest of all weights' shapes."""
-        config = self.lm.config.get_text_config(decoder=True)
-        shapes = sorted((name, original_shape(p)) for name, p in self.lm.named_parameters())
-        digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
-        return {**{k: getattr(config, k, None) for k in SHAPE_KEYS}, 'shapes': digest}
+        """The LLM's shape as it was loaded, stored with every checkpoint: sizes by name, and a digest of all weights' shapes."""
+        return dict(self._fingerprint)
+
+    def named_weights(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Every weight once, by name."""
+        taken = [] if self._project_in is None else self._project_in.named_parameters(prefix='project_in')
+        return [*self.lm.named_parameters(), *taken]
+
+    @property
+    def trains(self) -> bool:
+        """Does a weight of the LM train?"""
+        return any(p.requires_grad for p in self.lm.parameters())
 
     # ---- computation ----------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings [..., T] → [..., T, D] in the LM's dtype, after its own input projection (eq. 1)."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._embedding.weight.requires_grad):
             embedded = self._embedding(ids.to(self.device))
             return embedded if self._project_in is None else self._project_in(embedded)
 
@@ -143,9 +155,9 @@ class FrozenLM:
 
         embeddings: [R, T, D], any padding on the right, where causal attention never looks: no mask is needed, and attention
         without one has faster kernels; positions: int64 [N], flat indices into R × T. Returns logits [N, V] in the LM's dtype;
-        their gradient reaches `embeddings` alone.
+        their gradient reaches `embeddings` and what of the LM trains.
         """
-        with self._only_at(positions), self._recomputing(embeddings.requires_grad):
+        with self._only_at(positions), self._recomputing(self._keeps_graph(embeddings)):
             return self._forward(embeddings, None, use_cache=False).logits[0]
 
     def log_probs_at(self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
@@ -154,7 +166,7 @@ class FrozenLM:
         targets: int64 [N], the tokens; wanted: bool [N], where the likeliest token is asked for. Returns
         (float32 [N], int64 [N], 0 where not wanted).
         """
-        if not self.head_is_linear:
+        if not self.projects_apart:
             logits = self.logits_at(embeddings, positions).float()
             likeliest = torch.zeros_like(targets)
             likeliest[wanted] = logits.detach()[wanted].argmax(-1)
@@ -167,11 +179,19 @@ class FrozenLM:
         """What the output projection gets at chosen positions, [N, D]."""
         self._hidden = []
         try:
-            with self._only_at(positions), self._recomputing(embeddings.requires_grad):
+            with self._only_at(positions), self._recomputing(self._keeps_graph(embeddings)):
                 self._forward(embeddings, None, use_cache=False)
             return self._hidden[0]
         finally:
             self._hidden = None
+
+    def _keeps_graph(self, embeddings: Tensor) -> bool:
+        return torch.is_grad_enabled() and (embeddings.requires_grad or self.trains)
+
+    @property
+    def projects_apart(self) -> bool:
+        """Can log-probabilities be made from hidden states, in chunks? Where the projection is linear and does not train."""
+        return self.head_is_linear and not self.lm.get_output_embeddings().weight.requires_grad
 
     @cached_property
     def head_is_linear(self) -> bool:

@@ -11,6 +11,7 @@ from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.projection import LOGIT_BYTES
 
 TRIAL_LENGTHS = (8, 16, 32)
+OPTIMIZER_STATES = {'adam': 3, 'sgd': 0, 'adafactor': 1}  # as large as what trains (ParlAI's adam is AMSGrad); others: 2
 LOGIT_COPIES = 3  # float32, of logits: as a copy, as log-probabilities, as their gradient
 
 
@@ -47,7 +48,7 @@ def estimate_memory(llm: FrozenLM, length: int) -> MemoryEstimate:
     if layers := len(llm.recomputed_layers):  # each layer's input, and all of one layer while it is run again
         row = row // layers + layers * length * llm.hidden_size * llm.dtype.itemsize
     vocabulary = llm.lm.get_output_embeddings().weight.shape[0]
-    chunk = LOGIT_COPIES * LOGIT_BYTES if llm.head_is_linear else None
+    chunk = LOGIT_COPIES * LOGIT_BYTES if llm.projects_apart else None
     return MemoryEstimate(weights, row, length, vocabulary * (llm.dtype.itemsize + 4 * LOGIT_COPIES), chunk)
 
 
@@ -74,13 +75,19 @@ def _kept_by_a_row(llm: FrozenLM, length: int) -> int:
     return sum(kept.values())
 
 
-def training_memory(llm: FrozenLM, batchsize: int, prompts_at_once: int, length: int, targets: int) -> str:
-    """One line for the log: what a batch of examples of `length` tokens, `targets` of them predicted, will need."""
+def training_memory(
+    llm: FrozenLM, batchsize: int, prompts_at_once: int, length: int, targets: int, trained: int = 0, optimizer: str = 'adam'
+) -> str:
+    """One line for the log: what a batch of examples of `length` tokens, `targets` of them predicted, will need.
+
+    trained: how many float32 values train; each has a gradient and the optimizer's states.
+    """
     estimate = estimate_memory(llm, length)
-    rows = batchsize * prompts_at_once
-    total, free = estimate.total(rows, rows * targets), available_memory(llm.device)
+    rows, states = batchsize * prompts_at_once, 4 * trained * (1 + OPTIMIZER_STATES.get(optimizer, 2))
+    total, free = estimate.total(rows, rows * targets) + states, available_memory(llm.device)
     line = (
-        f'memory of training, estimated: {_size(estimate.weights)} for the LLM; {_size(estimate.row)} for a row of {length} tokens and '
+        f'memory of training, estimated: {_size(estimate.weights)} for the LLM; {_size(states)} for gradients and optimizer of '
+        f'{trained:,} trained values; {_size(estimate.row)} for a row of {length} tokens and '
         f'{_size(estimate.logits(rows * targets))} for logits; --batchsize {batchsize} x {prompts_at_once} prompts at once: '
         f'{_size(total)} in all, besides what the libraries take'
     )

@@ -11,10 +11,11 @@ from spt_parlai.errors import UsageError
 from spt_parlai.model.frozen_lm import FrozenLM
 
 
-def recompute_activations(name: str, llm: FrozenLM) -> None:
+def recompute_activations(name: str, llm: FrozenLM, drops: bool = False) -> None:
     """Keep only each layer's input and run the layer again in the backward pass: equal gradients for less memory.
 
     :param name: the LM as the user named it, for messages.
+    :param drops: will layers have dropout? Run again, they must draw the same.
     :raises UsageError: for an LM that cannot, or that would compute something else.
     """
     layers = [module for module in llm.lm.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -23,7 +24,7 @@ def recompute_activations(name: str, llm: FrozenLM) -> None:
     plain = _trial(llm)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)  # a new name in newer transformers
-        llm.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False, 'preserve_rng_state': False})
+        llm.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False, 'preserve_rng_state': drops})
     for layer in layers:
         for key, value in vars(layer).items():
             if 'drop' in key and isinstance(value, float):  # a training layer would drop; it must not
@@ -46,5 +47,5 @@ def _trial(llm: FrozenLM) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _refusal(name: str, llm: FrozenLM, why: str) -> UsageError:
     return UsageError(
-        f'--checkpoint-activations true: --llm {name} ({type(llm.lm).__name__}) {why}; leave the option out and use --prompt-chunk.'
+        f'--checkpoint-activations true: --llm {name} ({type(llm.lm).__name__}) {why}; leave the option out.'
     )

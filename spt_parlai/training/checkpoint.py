@@ -162,4 +162,4 @@ def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, 
     for flag, value in here.get('tuning', {}).items():
         found = saved.get('tuning', {}).get(flag)
         if found != value:
-            raise UsageError(f'{path} holds {flag} {found}, not {value}: leave {flag} out or train anew.')
+            raise UsageError(f'{path} holds {flag} {found}, not {value}: give {flag} {found}, or another model file.')
