@@ -19,12 +19,16 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """A row without its seed. train: options of `train_model`, None where nothing trains; evaluate: of `eval_model` alone."""
+    """A row without its seed. train: options of `train_model`, None where nothing trains; evaluate: of `eval_model` alone.
+
+    An option of None is left out, also where the size has it. seeded: whether another seed is another result.
+    """
 
     agent: str
     train: Options | None
     evaluate: Options = field(default_factory=dict)
     task: str = 'persona'
+    seeded: bool = True
 
 
 class Row(NamedTuple):
@@ -95,9 +99,9 @@ def _recipe(size: Size, llm: str) -> Options:
 
 
 def tuned_weights(size: Size, llm: str, agent: str, **options) -> Method:
-    """LoRA and full fine-tuning: no prompt, and a learning rate of their own."""
-    recipe = {k: v for k, v in _recipe(size, llm).items() if k != 'prompt_length'}
-    return Method(agent, {**recipe, 'learningrate': size.rates[agent], **options})
+    """LoRA and full fine-tuning: no prompt, and a learning rate of their own. All weights train in float32 alone."""
+    half = dict.fromkeys(('llm_dtype', 'fp16')) if agent == 'FullFineTuningAgent' else {}
+    return Method(agent, {**_recipe(size, llm), 'prompt_length': None, 'learningrate': size.rates[agent], **half, **options})
 
 
 # ---- tables ----------------------------------------------------------------------------------------------
@@ -153,9 +157,9 @@ def table_4(size: Size, llms: tuple[str, ...]) -> TableOfRows:
               figures[f'PT, {n} tokens']) for n in (4, 8) if n != L),
         Row('SPT', llm, spt(size, llm, setting), None, figures['SPT']),
         Row('LoRA of as many parameters', llm, tuned_weights(size, llm, 'LoraAgent', match_spt=f'{K},{L}'), None, figures['LoRA']),
-        Row('in-context, no example', llm, Method('InContextAgent', None), None, figures['in-context (GPT-3.5)']),
+        Row('in-context, no example', llm, Method('InContextAgent', None, seeded=False), None, figures['in-context (GPT-3.5)']),
         Row('in-context, one example', llm, Method('InContextAgent', None, {'shots': 1})),
-        Row('text prompt', llm, Method('TextPromptAgent', None)),
+        Row('text prompt', llm, Method('TextPromptAgent', None, seeded=False)),
         Row('full fine-tuning', llm, tuned_weights(size, llm, 'FullFineTuningAgent')),
     ]
     return TableOfRows('table4', f'Baselines ({setting} setting)', paper.FIRST, _against_first(rows))
@@ -227,18 +231,23 @@ BY_HAND = ('table7',)  # judged by people: `sheet` and `score-sheets`
 def job_of(row: Row, size: Size, seed: int) -> Job:
     """The one row's job, with its one evaluation. Untrained agents ask for no `train_model`; their LLM is an option of `eval_model`."""
     method = row.method
+    seed = seed if method.seeded else 0
     evaluate = {**size.evaluate, **method.evaluate}
     if method.train is None:
         evaluate = {**{k: v for k, v in size.train.items() if k in _OF_THE_LLM}, **evaluate}
-    train = None if method.train is None else tuple(sorted({**size.train, **method.train}.items()))
-    identity = (method.agent, row.llm, size.tasks[method.task], train, tuple(sorted(evaluate.items())) if train is None else None)
-    evaluation = Evaluation(_key(method.evaluate), tuple(sorted(evaluate.items())))
+    train = None if method.train is None else _given({**size.train, **method.train})
+    identity = (method.agent, row.llm, size.tasks[method.task], train, _given(evaluate) if train is None else None)
+    evaluation = Evaluation(_key(method.evaluate), _given(evaluate))
     shown = re.sub('[^A-Za-z0-9]+', '-', f'{method.agent.removesuffix("Agent")}-{PurePath(row.llm).name}-{size.tasks[method.task]}')
     name = f'{shown.lower()}-{_digest(identity)}-seed{seed}'
     return Job(name, method.agent, row.llm, size.tasks[method.task], seed, train, (evaluation,))
 
 
 _OF_THE_LLM = ('llm_dtype', 'max_new_tokens', 'fp16')
+
+
+def _given(options: Options) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((name, value) for name, value in options.items() if value is not None))
 
 
 def _key(options: Options) -> str:

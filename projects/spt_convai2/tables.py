@@ -40,7 +40,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def metrics_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> dict[int, Metrics]:
-    """seed → the evaluation's metrics, of the seeds that are finished."""
+    """seed → the evaluation's metrics, of the seeds that are finished; the same for each where the seed does not matter."""
     found = {}
     for seed in seeds:
         job = job_of(row, size, seed)
@@ -62,7 +62,10 @@ def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) ->
         entry: dict[str, Any] = {
             'label': row.label, 'seeds': sorted(runs), 'runs': [job_of(row, size, seed).name for seed in sorted(runs)],
             'against': row.against, 'paper': row.paper, 'paper_gain': TABLE_1_GAIN.get(row.label) if table.name == 'table1' else None,
-            'cells': {c: spread([runs[s][c] for s in sorted(runs)]) for c in table.columns if runs and all(c in m for m in runs.values())},
+            'cells': {
+                c: spread([runs[s][c] for s in sorted(runs)][: None if row.method.seeded else 1])
+                for c in table.columns if runs and all(c in m for m in runs.values())
+            },
         }
         pairs = [(runs[s], measured[row.against][s]) for s in sorted(runs) if row.against and s in measured[row.against]]
         if pairs:
@@ -139,7 +142,7 @@ def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place
     for table in tables:
         for row in table.rows:
             runs = metrics_of(row, size, seeds, place)
-            if row.method.agent != 'SptAgent' or not runs or row.method.train.get('num_prompts') == 1:
+            if not row.method.agent.startswith('Spt') or not runs or row.method.train.get('num_prompts') == 1:
                 continue
             K = row.method.train['num_prompts']
             label = row.label if 'SPT' in row.label else f'SPT, {row.label}'
