@@ -6,7 +6,8 @@ from spt_parlai.agent.lora_agent import LoraAgent
 from spt_parlai.agent.prompt_tuning_agent import PromptTuningAgent
 from spt_parlai.agent.rag_agent import RagAgent, SptRagAgent
 from spt_parlai.agent.spt_agent import SptAgent
+from spt_parlai.agent.text_prompt_agent import TextPromptAgent
 
 __all__ = [
-    'FullFineTuningAgent', 'InContextAgent', 'LoraAgent', 'PromptTuningAgent', 'RagAgent', 'SptAgent', 'SptRagAgent',
+    'FullFineTuningAgent', 'InContextAgent', 'LoraAgent', 'PromptTuningAgent', 'RagAgent', 'SptAgent', 'SptRagAgent', 'TextPromptAgent',
 ]

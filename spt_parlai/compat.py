@@ -31,6 +31,7 @@ def apply() -> None:
     patch_rouge_tokenizer()
     patch_txt2vec_array()
     patch_dynamic_batching()
+    explain_options_of_another_agent()
     compat_distributed.apply()
     compat_slurm.apply()
 
@@ -195,3 +196,33 @@ def patch_dynamic_batching() -> None:
         parlai_init(self, Opt({**opt, **limits}), world)
 
     DynamicBatchWorld.__init__ = init
+
+
+def explain_options_of_another_agent() -> None:
+    """Say in a sentence that an option in a ``-o`` file is not the agent's.
+
+    Breaks: ``RuntimeError``, with a traceback and a message about "the target opt",
+    where a preset of one agent is given with ``-m`` another.
+    Where: ``parlai/core/params.py:1038``.
+    Safe: what was an error stays one; ``--allow-missing-init-opts`` is untouched.
+    Goes: when ParlAI exits with a message there, as it does for the command line.
+    """
+    from parlai.core.params import ParlaiParser
+
+    from spt_parlai.errors import UsageError
+
+    load_opts = ParlaiParser._load_opts
+
+    def load_or_explain(self, opt):
+        try:
+            load_opts(self, opt)
+        except RuntimeError as error:
+            reason, _, name = str(error).rpartition(': ')
+            if not reason.startswith('Trying to set opt from file'):
+                raise
+            raise UsageError(
+                f"--init-opt {opt['init_opt']}: {name} is no option of -m {opt.get('model')}; give a preset of this agent, take {name} "
+                'out of the file, or add --allow-missing-init-opts true.'
+            ) from error
+
+    ParlaiParser._load_opts = load_or_explain

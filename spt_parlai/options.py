@@ -63,6 +63,11 @@ def add_lora_args(parser) -> None:
                             "mostly the attention's q_proj,v_proj)")
 
 
+def add_text_prompt_args(parser) -> None:
+    group = parser.add_argument_group('Textual prompting')
+    group.add_argument('--prompt-text', type=str, default='', help='words before every context, as given (default: none)')
+
+
 def add_spt_args(parser) -> None:
     group = parser.add_argument_group('Selective Prompt Tuning')
     group.add_argument('--num-prompts', type=int, default=4, help='K, soft prompts in the group')

@@ -90,9 +90,6 @@ class InContextAgent(PromptedAgent):
 
     # ---- targets and replies --------------------------------------------------------------------------
 
-    def _should_initialize_optimizer(self) -> bool:
-        return False
-
     def reply_ids(self, text: str) -> list[int]:
         """In a chat a reply stands at the beginning of its message: no space comes before it."""
         return list(self.dict.piece(' '.join(text.split()), True)) if self._chats else super().reply_ids(text)

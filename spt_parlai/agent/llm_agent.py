@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from parlai.core.torch_generator_agent import TorchGeneratorAgent
 from parlai.utils import logging
-from parlai.utils.distributed import get_rank
+from parlai.utils.distributed import get_rank, is_distributed
 
 from spt_parlai import hub
 from spt_parlai.agent.chat import persona_of_chat
@@ -80,6 +80,8 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         if shared is None:
             check_options(opt)
             check_effects(opt)
+            if not self.trains and is_distributed():
+                opt['ddp_backend'] = 'none'  # torch's wrapper refuses a model without parameters
             chosen_bert(opt.get('override') or {})  # of this command; a teacher asks again, but after the LLM has loaded
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
             path, self._is_finetune = self._get_init_model(opt, shared)
@@ -124,6 +126,9 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         if opt['checkpoint_activations']:
             recompute_activations(opt['llm'], llm, drops=opt.get('lora_dropout', 0.0) > 0)
         return llm
+
+    def _should_initialize_optimizer(self) -> bool:
+        return self.trains and super()._should_initialize_optimizer()
 
     def log_memory(self, llm: FrozenLM, model: SptModel) -> None:
         """Before training: what a batch of middling ConvAI2 examples takes."""

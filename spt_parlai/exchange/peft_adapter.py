@@ -62,6 +62,9 @@ def export_peft(model_file: str | Path, out: str | Path, prompt: int | None = No
 def checkpoint_prompts(path: str | Path, states: dict[str, Any]) -> Tensor:
     """The soft prompts float32 [K, L, D] of a loaded checkpoint of ours."""
     prompts = states['model'].get('soft_prompts.tokens') if isinstance(states['model'], dict) else None
+    agent = states['spt'].get('agent')
+    if prompts is None and agent is not None and not states['spt']['prompt_length']:
+        raise UsageError(f'{path} is of {agent} and holds no soft prompts; give the model file of an agent that has some.')
     if not isinstance(prompts, Tensor) or prompts.ndim != 3:
         raise UsageError(f'{path} is damaged: it holds no soft prompts [K, L, D]; restore it from a copy.')
     return prompts
