@@ -160,8 +160,9 @@ def table_4(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         Row('in-context, no example', llm, Method('InContextAgent', None, seeded=False), None, figures['in-context (GPT-3.5)']),
         Row('in-context, one example', llm, Method('InContextAgent', None, {'shots': 1})),
         Row('text prompt', llm, Method('TextPromptAgent', None, seeded=False)),
-        Row('full fine-tuning', llm, tuned_weights(size, llm, 'FullFineTuningAgent')),
     ]
+    if 'FullFineTuningAgent' in size.rates:
+        rows.append(Row('full fine-tuning', llm, tuned_weights(size, llm, 'FullFineTuningAgent')))
     return TableOfRows('table4', f'Baselines ({setting} setting)', paper.FIRST, _against_first(rows))
 
 

@@ -29,7 +29,7 @@ class Size:
     prompt_counts: tuple[int, ...]
     noises: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0)
     gold_noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    rates: dict[str, float] = field(default_factory=dict)  # learning rates of methods that need another than the prompts'
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates of what trains weights; what is not here has no row
     retrieval: dict[str, object] = field(default_factory=dict)  # of RAG; the agents' own defaults are the paper's
 
 
@@ -55,8 +55,9 @@ SIZES = {
         llms=('facebook/opt-125m', 'facebook/opt-1.3b', 'facebook/opt-2.7b', 'meta-llama/Llama-2-7b-hf'),
         tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
         train={'batchsize': 4, 'log_every_n_steps': 100, 'fp16': 'true'},
-        evaluate={'batchsize': 32, **_ALWAYS},
-        seeds=(1, 2, 3), settings=('published',), prompt_counts=tuple(range(1, 9)), rates=_RATES,
+        evaluate={'batchsize': 32, 'bertscore': 'microsoft/deberta-xlarge-mnli', **_ALWAYS},
+        seeds=(1, 2, 3), settings=('published',), prompt_counts=tuple(range(1, 9)),
+        rates={'LoraAgent': 0.001},  # all weights of a 7 B LLM with Adam, in float32, are too much for one GPU
     ),
 }
 

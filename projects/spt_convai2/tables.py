@@ -73,7 +73,7 @@ def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) ->
             entry['gain'] = spread([average_gain(*pair, shared) for pair in pairs])
             entry['gain_by_column'] = {c: spread([average_gain(*pair, [c]) for pair in pairs]) for c in shared}
         rows.append(entry)
-    columns = [c for c in table.columns if any(c in row['cells'] or c in (row['paper'] or {}) for row in rows)]
+    columns = [c for c in table.columns if any(c in row['cells'] for row in rows)] or list(table.columns)
     return {'name': table.name, 'title': table.title, 'columns': columns, 'gain_columns': list(shared or ()), 'rows': rows}
 
 
