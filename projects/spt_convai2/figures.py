@@ -63,7 +63,8 @@ def usage_by_turn(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
             for prompt, counts in enumerate(usage_counts(turns, K)):
                 axis.plot(range(1, len(counts) + 1), counts, 'o-', color=colour(prompt), label=f'prompt {prompt + 1}', lw=2, ms=5)
             axis.set(title=label, xlabel='turn of the dialogue', ylabel='times selected', ylim=(0, None))
-            axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+            for numbers in (axis.xaxis, axis.yaxis):
+                numbers.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes[0].legend(fontsize=9)
         return save(figure, path)
 
@@ -84,7 +85,7 @@ def pattern_by_prompt(turns: Sequence[Turn], patterns: dict[str, str], path: Pat
     """Figure 3: how often a pattern (the paper: emoji) is in the replies of each prompt, by turn; one panel a pattern."""
     with plt.rc_context({**STYLE, 'axes.grid': False}):
         K = prompts_of(turns)
-        figure, axes = panels(len(patterns), height=0.55 * K + 1.4, width=6.2, most=2)
+        figure, axes = panels(len(patterns), height=0.55 * K + 1.4, width=5.4)
         for axis, (name, pattern) in zip(axes, patterns.items(), strict=True):
             rates, counts = pattern_rates(turns, pattern, K)
             most = max(np.nanmax(100 * rates), 1)
@@ -124,12 +125,14 @@ def training_curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> Pa
 
 
 def projected_scores(turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
-    """float [N, 2]: the retriever's scores along their two principal components; float [2]: the variance that each explains."""
+    """float [N, 2]: logarithms of the retriever's scores along their two principal components; float [2]: the variance of each.
+
+    Without the logarithm, the softplus behind the scores leaves next to nothing of all differences but the largest.
+    """
     from sklearn.decomposition import PCA
 
-    scores = np.array([t.scores for t in turns])
     pca = PCA(n_components=2, random_state=0)
-    points = pca.fit_transform(scores - scores.mean(0))
+    points = pca.fit_transform(np.log(np.array([t.scores for t in turns]).clip(1e-12)))
     return points, np.nan_to_num(pca.explained_variance_ratio_)
 
 

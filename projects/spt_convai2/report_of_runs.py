@@ -89,7 +89,7 @@ def draw(
             figures.usage_by_turn(shown, folder / 'figure2.png'))
         add('figure3', 'Figure 3', f'Figure 3. Style of each prompt: {label}', 'Share of replies in which a pattern occurs, by prompt and turn; grey: the prompt was not used',
             figures.pattern_by_prompt(turns, patterns, folder / 'figure3.png'))
-        add('scores', 'Scores', 'Retriever scores in two dimensions', 'Each point is a context, at the principal components of its K scores',
+        add('scores', 'Scores', 'Retriever scores in two dimensions', 'Each point is a context, at the principal components of the logarithms of its K scores',
             figures.score_projection(shown, folder / 'scores.png'))
     try:
         models = two_models(asked, size, seeds, place, None, None)

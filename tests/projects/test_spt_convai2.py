@@ -197,7 +197,7 @@ def test_figures_count_what_the_log_says(project, finished):
     mine = [t.reply for t in turns if (t.prompt, t.number - 1) == (k, n)]
     assert rates[k, n] == sum('e' in reply for reply in mine) / len(mine) and np.isnan(rates[counts == 0]).all()
     points, explained = project.figures.projected_scores(turns)
-    scores = np.array([t.scores for t in turns])
+    scores = np.log([t.scores for t in turns])
     assert points.var(0).sum() == pytest.approx(scores.var(0).sum() * explained.sum(), rel=1e-4)
 
 
