@@ -119,8 +119,8 @@ def run(
     asked = plan(names, size, llm, data, seeds, jobs, out, settings, set_, set_eval)
     if dry_run:
         for job in asked.jobs:
-            for _, command in runner.missing(job, asked.place):
-                print(runner.shlex.join(['parlai', *command[3:]]))
+            for stage in runner.missing(job, asked.place):
+                print(runner.shown(stage.command))
         return
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     asked.place.out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import html_report
 import tables as made
 from grid import Row, TableOfRows, job_of
 from logs import Turn, read_turns
-from runner import Place, read_record, write_json
+from runner import Place, finished, read_record, write_json
 from sizes import Size
 
 from spt_parlai.errors import UsageError
@@ -19,13 +19,13 @@ PATTERNS = {'emoji': figures.EMOJI, 'a question': r'\?', '“i”': r"\bi\b"}
 MOST_PANELS = 6
 
 
-def finished(row: Row, size: Size, seeds: Sequence[int], place: Place) -> tuple[dict, Path] | None:
+def first_finished(row: Row, size: Size, seeds: Sequence[int], place: Place) -> tuple[dict, Path] | None:
     """(record, world log) of the first seed that is finished."""
     for seed in seeds:
         job = job_of(row, size, seed)
-        record, key = read_record(place.record(job)), job.evaluations[0].key
-        if record and record['stages'].get(key, {}).get('finished'):
-            return record, place.folder(job) / f'{key}.jsonl'
+        record, (evaluation,) = read_record(place.record(job)), job.evaluations
+        if finished(record, evaluation.key, dict(evaluation.options)):
+            return record, place.folder(job) / f'{evaluation.key}.jsonl'
     return None
 
 
@@ -39,7 +39,7 @@ def two_models(
     tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place, left: str | None, right: str | None
 ) -> dict[str, list[Turn]]:
     """label → turns of two rows: the ones named, or the last SPT of table 1 and the PT that it is compared with."""
-    ready = {row.label: (row, found) for row in _rows(tables, 'table1') if (found := finished(row, size, seeds, place))}
+    ready = {row.label: (row, found) for row in _rows(tables, 'table1') if (found := first_finished(row, size, seeds, place))}
     spts = [label for label, (row, _) in ready.items() if row.method.agent == 'SptAgent' and row.against in ready]
     right = right or (spts[-1] if spts else None)
     left = left or (ready[right][0].against if right in ready else None)
@@ -73,7 +73,7 @@ def draw(
     asked: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place, folder: Path, patterns: dict[str, str]
 ) -> list[html_report.Figure]:
     """Every figure for which there are finished runs, of each row's first seed."""
-    ready = [(row, found) for row in _rows(asked, 'table1', 'table9') if (found := finished(row, size, seeds, place))]
+    ready = [(row, found) for row in _rows(asked, 'table1', 'table9') if (found := first_finished(row, size, seeds, place))]
     curves = {row.label: curve for row, (record, _) in ready if (curve := record['stages'].get('train', {}).get('curve'))}
     logs = {row.label: read_turns(log) for row, (_, log) in ready if row.method.agent == 'SptAgent'}
     logs = {label: turns for label, turns in logs.items() if figures.prompts_of(turns) > 1}

@@ -85,6 +85,11 @@ def gpus() -> list[str]:
 # ---- commands --------------------------------------------------------------------------------------------
 
 
+def shown(command: list[str]) -> str:
+    """As a person types it."""
+    return shlex.join(['parlai', *command[3:]])
+
+
 def _words(options) -> list[str]:
     return [word for name, value in options for word in (f'--{name.replace("_", "-")}', str(value))]
 
@@ -110,15 +115,29 @@ def eval_command(job: Job, evaluation: Evaluation, place: Place) -> list[str]:
     ]
 
 
-def stages(job: Job, place: Place) -> list[tuple[str, list[str]]]:
-    """(name, command) in the order in which they must run."""
-    training = [] if job.train is None else [('train', train_command(job, place))]
-    return training + [(evaluation.key, eval_command(job, evaluation, place)) for evaluation in job.evaluations]
+class Stage(NamedTuple):
+    """A command of a job. options: those that tell it from another command of the same name."""
+
+    name: str
+    command: list[str]
+    options: dict[str, Any]
 
 
-def missing(job: Job, place: Place) -> list[tuple[str, list[str]]]:
-    record = read_record(place.record(job)) or {'stages': {}}
-    return [(name, command) for name, command in stages(job, place) if not record['stages'].get(name, {}).get('finished')]
+def stages(job: Job, place: Place) -> list[Stage]:
+    """In the order in which they must run."""
+    training = [] if job.train is None else [Stage('train', train_command(job, place), dict(job.train))]
+    return training + [Stage(e.key, eval_command(job, e, place), dict(e.options)) for e in job.evaluations]
+
+
+def finished(record: dict | None, name: str, options: dict[str, Any]) -> dict | None:
+    """What a record says of a stage, if it is finished and was run with these very options."""
+    stage = (record or {'stages': {}})['stages'].get(name, {})
+    return stage if stage.get('finished') and stage.get('options') == options else None
+
+
+def missing(job: Job, place: Place) -> list[Stage]:
+    record = read_record(place.record(job))
+    return [stage for stage in stages(job, place) if not finished(record, stage.name, stage.options)]
 
 
 # ---- running ---------------------------------------------------------------------------------------------
@@ -187,12 +206,12 @@ class Runner:
         }
         record.update(status='running', error=None)
         try:
-            for name, command in missing(job, self.place):
-                stage = self._process(job, name, command, device)
-                record['stages'][name] = stage
-                if not stage['finished']:
-                    record.update(status='failed', error=stage['error'])
+            for stage in missing(job, self.place):
+                done = record['stages'][stage.name] = self._process(job, stage, device)
+                if not done['finished']:
+                    record.update(status='failed', error=done['error'])
                     break
+                write_json(path, record)
             else:
                 record['status'] = 'finished'
         except Stopped:
@@ -202,30 +221,30 @@ class Runner:
         write_json(path, record)
         return record
 
-    def _process(self, job: Job, name: str, command: list[str], device: int | None) -> dict:
+    def _process(self, job: Job, stage: Stage, device: int | None) -> dict:
         if self.stopped.is_set():
             raise Stopped
         folder = self.place.folder(job)
         folder.mkdir(parents=True, exist_ok=True)
         given = {'OMP_NUM_THREADS': str(self.place.threads), **({} if device is None else {'CUDA_VISIBLE_DEVICES': str(device)})}
-        log, started, clock = folder / f'{name}.log', datetime.now(timezone.utc).isoformat(timespec='seconds'), time.monotonic()
+        log, started, clock = folder / f'{stage.name}.log', datetime.now(timezone.utc).isoformat(timespec='seconds'), time.monotonic()
         with log.open('ab') as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **given}, start_new_session=True
+                stage.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **given}, start_new_session=True
             )
             self.running.add(process)
             _, status, used = os.wait4(process.pid, 0)  # as process.wait(), and what it took of a processor
             code = process.returncode = os.waitstatus_to_exitcode(status)
             self.running.discard(process)
-        if self.stopped.is_set() and code:
+        if self.stopped.is_set():  # whatever it returned: told to stop, it may have saved and left in peace
             raise Stopped
-        stage = {
-            'command': shlex.join(['parlai', *command[3:]]), 'environment': given, 'started': started,
+        done = {
+            'command': shown(stage.command), 'options': stage.options, 'environment': given, 'started': started,
             'seconds': time.monotonic() - clock, 'cpu_seconds': used.ru_utime + used.ru_stime, 'returncode': code, 'finished': code == 0,
         }
         if code:
-            return {**stage, 'error': f'{_last_line(log)} (exit status {code}; all of it: {log})'}
-        return {**stage, **(_trained(folder) if name == 'train' else {'metrics': _metrics(folder / f'{name}.json')})}
+            return {**done, 'error': f'{_last_line(log)} (exit status {code}; all of it: {log})'}
+        return {**done, **(_trained(folder) if stage.name == 'train' else {'metrics': _metrics(folder / f'{stage.name}.json')})}
 
 
 def _trained(folder: Path) -> dict:

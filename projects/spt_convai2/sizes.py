@@ -34,7 +34,9 @@ class Size:
 
 
 _ALWAYS = {'trim_responses': 'true'}  # as the paper's authors cut every reply before they scored it
-_NO_VALIDATION = {'validation_every_n_epochs': -1, 'validation_max_exs': 4, 'short_final_eval': 'true'}
+_NO_VALIDATION = {  # `train_model` insists on evaluating once it is done: four examples that are always there (DailyDialog may lack a test fold)
+    'validation_every_n_epochs': -1, 'evaltask': 'spt_parlai.tasks.sample', 'validation_max_exs': 4, 'short_final_eval': 'true',
+}
 _OWN_EMBEDDINGS = {'retrieval_encoder': 'llm', 'retrieve_per': 'dialogue'}  # no other encoder, whole dialogues in one pass
 _RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}  # the prompts' 0.01 is too much for weights
 SIZES = {

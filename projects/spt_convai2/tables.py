@@ -9,7 +9,7 @@ from typing import Any, Sequence
 import numpy as np
 from grid import Row, TableOfRows, job_of
 from paper_figures import FIRST, TABLE_1_GAIN
-from runner import Place, read_record
+from runner import Place, finished, read_record
 from scipy import stats
 from sizes import Size
 
@@ -44,11 +44,10 @@ def metrics_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> dict
     found = {}
     for seed in seeds:
         job = job_of(row, size, seed)
-        stages = (read_record(place.record(job)) or {'stages': {}})['stages']
-        stage = stages.get(job.evaluations[0].key, {})
-        if stage.get('finished'):
-            training = stages.get('train', {})
-            hours = training.get('epoch_hours')
+        record, (evaluation,) = read_record(place.record(job)), job.evaluations
+        stage = finished(record, evaluation.key, dict(evaluation.options))
+        if stage:
+            hours = record['stages'].get('train', {}).get('epoch_hours')
             found[seed] = {**stage['metrics'], **({} if hours is None else {'epoch_hours': hours})}
     return found
 

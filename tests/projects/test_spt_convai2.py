@@ -81,6 +81,8 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(project, asked
     evaluation = record['stages'].pop('eval')
     path.write_text(json.dumps(record))
     assert run(project, 'run', *words, '--dry-run').output.split() == evaluation['command'].split()
+    longer = run(project, 'run', *words, '--dry-run', '--set-eval', 'num_examples=32').output.splitlines()
+    assert len(longer) == 2 and all(line.startswith('parlai eval_model') for line in longer)  # another evaluation of the same training
     assert '2 runs, 1 of them finished before' in run(project, 'run', *words).output
     again = json.loads(path.read_text())['stages']
     assert again['train'] == record['stages']['train']
