@@ -129,9 +129,10 @@ def test_tables_share_runs_and_all_options_tell_them_apart(project):
     assert len(set(names)) == len(names)
     rows = {(table.name, row.label): project.grid.job_of(row, size, 1).name for table in every for row in table.rows}
     assert rows['table1', 'demo SPT, tuned'] == rows['table2', 'all losses'] == rows['table3', 'K = 4'] == rows['table4', 'SPT'] == rows['table11', 'α = 0.1']
-    assert rows['table1', 'demo SPT, tuned'] != rows['table1', 'demo SPT'] != rows['table9', 'SPT'] and len(set(rows.values())) == len(names) / 2
+    assert rows['table1', 'demo SPT, tuned'] != rows['table1', 'demo SPT'] != rows['table9', 'SPT']
+    assert len({name for name in rows.values() if name.endswith('seed1')}) * 2 + 2 == len(names)  # two rows have no seed
     shared = next(job for job in jobs if job.name == rows['table11', 'α = 1'])
-    assert len(shared.evaluations) == 1 + len(size.noises) and all(job.seed == 1 for job in jobs[: len(jobs) // 2])
+    assert len(shared.evaluations) == 1 + len(size.noises) and [job.seed for job in jobs if job.seed] == sorted(job.seed for job in jobs if job.seed)
 
 
 def test_settings_are_those_of_table_6(project):
