@@ -54,7 +54,7 @@ setup(
     ],
     extras_require={
         'bertscore': ['bert-score>=0.3.13'],  # --bertscore
-        'peft': ['peft>=0.21'],  # spt export-peft
+        'peft': ['peft>=0.21'],  # LoraAgent, spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model
         'test': ['hypothesis', 'pytest', 'pytest-xdist'],

@@ -1,5 +1,6 @@
 """The README's commands are commands: targets that exist, subcommands that exist, options that parse."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_parlai_commands_parse(command, monkeypatch, tmp_path):
     given = dict(zip(command[2::2], command[3::2]))
     assert opt.get('model_file') == given.get('-mf')
     if '-o' in given:
-        assert opt['model'] == 'spt_parlai.agents:SptAgent'
+        assert opt['model'] == json.loads(Path(given['-o']).read_text())['model'] and opt['model'].startswith('spt_parlai.agents:')
 
 
 @pytest.mark.parametrize('command', commands('torchrun'), ids=' '.join)
@@ -66,10 +67,10 @@ def test_files_and_folders_it_names_exist():
 def test_every_option_of_the_method_is_in_its_table():
     from parlai.core.params import ParlaiParser
 
-    from spt_parlai.options import add_chat_args, add_llm_args, add_spt_args
+    from spt_parlai.options import add_chat_args, add_llm_args, add_lora_args, add_prompt_args, add_spt_args, add_text_prompt_args
 
     parser = ParlaiParser(False, False)
-    for add in (add_llm_args, add_spt_args, add_chat_args):
+    for add in (add_llm_args, add_prompt_args, add_spt_args, add_lora_args, add_text_prompt_args, add_chat_args):
         add(parser)
     for action in parser._actions:
         for option in action.option_strings:

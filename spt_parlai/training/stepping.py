@@ -13,7 +13,7 @@ from spt_parlai.errors import UsageError
 _OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory')
 _HELPS = {
     'training': (
-        '--prompt-chunk 1 and --checkpoint-activations true train exactly the same model in less memory; else a smaller '
+        '--checkpoint-activations true trains exactly the same model in less memory; else a smaller '
         '--batchsize (with a larger --update-freq), a shorter --text-truncate, --llm-dtype bfloat16, --llm-quantization, or '
         'more GPUs with --llm-device-map auto'
     ),
@@ -25,8 +25,11 @@ _HELPS = {
 
 
 @contextlib.contextmanager
-def memory_errors_explained(doing: str):
-    """Turn an out-of-memory error into a UsageError that names the options that help. doing: 'training' or 'replying'."""
+def memory_errors_explained(doing: str, chunks: bool = False):
+    """Turn an out-of-memory error into a UsageError that names the options that help.
+
+    doing: 'training' or 'replying'; chunks: are there several prompts, which can be run one by one?
+    """
     try:
         yield
     except RuntimeError as error:
@@ -34,7 +37,8 @@ def memory_errors_explained(doing: str):
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in reason for sign in _OUT_OF_MEMORY):
             raise
         first = ' '.join(reason.split('\n')[0].split())[:160]
-        raise UsageError(f'out of memory while {doing} ({first}); what helps: {_HELPS[doing]}.') from error
+        helps = ('--prompt-chunk 1, or ' if chunks else '') + _HELPS[doing]
+        raise UsageError(f'out of memory while {doing} ({first}); what helps: {helps}.') from error
 
 
 class SteadySteps:
@@ -52,7 +56,7 @@ class SteadySteps:
             self.scaler = torch.amp.GradScaler(device.type)
 
     def train_step(self, batch):
-        with memory_errors_explained('training'):
+        with memory_errors_explained('training', chunks='prompt_chunk' in self.opt):
             return super().train_step(batch)
 
     def backward(self, loss, **kwargs):
