@@ -60,7 +60,7 @@ def load_tokenizer(llm: str, revision: str | None = None, option: str = '--llm')
     from transformers import AutoTokenizer
 
     tokenizer = _load(AutoTokenizer.from_pretrained, llm, revision, option)
-    if not tokenizer.encode('Q: R:', add_special_tokens=False):
+    if set(tokenizer.encode('Q: R:', add_special_tokens=False)) <= {tokenizer.unk_token_id}:
         raise UsageError(f'{option} {llm}: no tokenizer files were found with it; put its tokenizer.json beside its config.json.')
     return tokenizer
 

@@ -1,0 +1,77 @@
+"""A text's vector is the mean of its own tokens', whatever stands beside it."""
+
+import shutil
+
+import pytest
+import torch
+from retrieval_data import made_dialogues
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from spt_parlai.dialogue.template import render
+from spt_parlai.errors import UsageError
+from spt_parlai.retrieval.encoders import TransformerEncoder
+
+TEXTS = ['hello', 'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R:', 'context: Q: yes R:'] + [
+    render(dialogue) for dialogue in made_dialogues(5)
+]
+
+
+def test_a_vector_depends_on_its_text_alone(encoder):
+    """Neither on the padding, nor on the batch, nor on its place in it."""
+    encode = encoder(TEXTS)
+    alone = torch.cat([encode([text]) for text in TEXTS])
+    assert alone.dtype == torch.float32 and len(alone) == len(TEXTS)
+    torch.testing.assert_close(encode(TEXTS), alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(encode(TEXTS[::-1]).flip(0), alone, rtol=1e-5, atol=1e-6)
+    assert torch.equal(encode(TEXTS), encode(TEXTS)) and encode.fingerprint == encoder(TEXTS).fingerprint
+    assert torch.pdist(alone).min() > 1e-3
+
+
+def test_is_the_mean_of_the_last_hidden_states(bert):
+    tokenizer, model = AutoTokenizer.from_pretrained(bert), AutoModel.from_pretrained(bert).eval()
+    for text in TEXTS:
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors='pt', truncation=True, max_length=100, return_token_type_ids=False))
+        torch.testing.assert_close(TransformerEncoder(bert)([text])[0], hidden.last_hidden_state[0].mean(0))
+
+
+def test_a_long_text_is_cut_where_the_encoder_ends(bert):
+    long = 'how are you ? ' * 300
+    tokens = AutoTokenizer.from_pretrained(bert)(long)['input_ids']
+    assert len(tokens) > 100 == TransformerEncoder(bert).longest
+    assert TransformerEncoder(bert)([long]).isfinite().all()
+
+
+def test_rare_words_weigh_more(tiny_llms, word_encoder):
+    """The mean of word embeddings, weighted by ln((N + 2) / (n + 1)), n of N texts having the token."""
+    texts = ['tea tea', 'tea dog', 'tea']
+    encode, tokenizer = word_encoder(tiny_llms.opt, texts), AutoTokenizer.from_pretrained(tiny_llms.opt)
+    embedding = AutoModelForCausalLM.from_pretrained(tiny_llms.opt).get_input_embeddings().weight
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    weights = torch.tensor([5 / (1 + sum(token in row for row in rows)) for token in rows[1]]).log()
+    assert weights.min() > 0 and weights.max() > weights.min()
+    torch.testing.assert_close(encode(['tea dog'])[0], (weights @ embedding[rows[1]] / weights.sum()).detach())
+
+
+@pytest.mark.parametrize('damage, reason', [
+    (lambda folder: (folder / 'config.json').unlink(), 'holds no config.json'),
+    (lambda folder: (folder / 'model.safetensors').write_bytes(b'x' * 50), 'could not be loaded as a text encoder'),
+    (lambda folder: [path.unlink() for path in folder.glob('token*')], 'tokenizer'),
+    (lambda folder: (folder / 'config.json').write_text((folder / 'config.json').read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')),
+     'its weights do not belong to its config.json'),
+])
+def test_a_folder_that_is_no_encoder_is_told_by_its_option(bert, tmp_path, damage, reason):
+    folder = tmp_path / 'bert'
+    shutil.copytree(bert, folder)
+    damage(folder)
+    with pytest.raises(UsageError) as error:
+        TransformerEncoder(str(folder))
+    assert f'--retrieval-encoder {folder}' in str(error.value) and reason in str(error.value) and '--llm' not in str(error.value)
+
+
+def test_an_encoder_decoder_and_an_unknown_id_are_refused(tiny_llms, monkeypatch):
+    with pytest.raises(UsageError, match='--retrieval-encoder .* is an encoder-decoder'):
+        TransformerEncoder(tiny_llms.bart)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(UsageError, match='--retrieval-encoder no/such .*--retrieval-encoder llm'):
+        TransformerEncoder('no/such')
