@@ -50,7 +50,8 @@ class TransformerEncoder:
 
 
 class WordEncoder:
-    """Mean of the LLM's own word embeddings, a token weighing the more, the fewer of `texts` it is in (inverse document frequency).
+    """Weighted mean of the LLM's own word embeddings: a token of which a text has c weighs (1 + ln c) · ln((N + 2) / (n + 1)) where n of
+    the N `texts` have it.
 
     Needs nothing but the LLM, and no pass through it.
 
@@ -70,8 +71,9 @@ class WordEncoder:
     def __call__(self, texts):
         vectors = []
         for text in texts:
-            ids = torch.tensor(self.tokenize(text))
-            vectors.append(self.rarity[ids] @ self.llm.embed(ids).float().cpu() / self.rarity[ids].sum())
+            ids, count = torch.tensor(self.tokenize(text)).unique(return_counts=True)
+            weight = (1 + count.log()) * self.rarity[ids]
+            vectors.append(weight @ self.llm.embed(ids).float().cpu() / weight.sum())
         return torch.stack(vectors)
 
 

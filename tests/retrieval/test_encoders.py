@@ -1,5 +1,6 @@
 """A text's vector is the mean of its own tokens', whatever stands beside it."""
 
+import math
 import shutil
 
 import pytest
@@ -42,15 +43,17 @@ def test_a_long_text_is_cut_where_the_encoder_ends(bert):
     assert TransformerEncoder(bert)([long]).isfinite().all()
 
 
-def test_rare_words_weigh_more(tiny_llms, word_encoder):
-    """The mean of word embeddings, weighted by ln((N + 2) / (n + 1)), n of N texts having the token."""
-    texts = ['tea tea', 'tea dog', 'tea']
+def test_rare_words_weigh_more_and_repeated_ones_little_more(tiny_llms, word_encoder):
+    """(1 + ln c) · ln((N + 2) / (n + 1)) for a token that a text has c times, and n of N texts have."""
+    texts = ['tea tea', 'tea dog', 'tea', 'hockey']
     encode, tokenizer = word_encoder(tiny_llms.opt, texts), AutoTokenizer.from_pretrained(tiny_llms.opt)
     embedding = AutoModelForCausalLM.from_pretrained(tiny_llms.opt).get_input_embeddings().weight
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    weights = torch.tensor([5 / (1 + sum(token in row for row in rows)) for token in rows[1]]).log()
-    assert weights.min() > 0 and weights.max() > weights.min()
-    torch.testing.assert_close(encode(['tea dog'])[0], (weights @ embedding[rows[1]] / weights.sum()).detach())
+    query = tokenizer.encode('tea dog dog dog hockey', add_special_tokens=False)
+    weights = {t: (1 + math.log(query.count(t))) * math.log(6 / (1 + sum(t in row for row in rows))) for t in query}
+    expected = sum(weight * embedding[t] for t, weight in weights.items()) / sum(weights.values())
+    assert min(weights.values()) > 0 and len({round(w, 3) for w in weights.values()}) > 2
+    torch.testing.assert_close(encode(['tea dog dog dog hockey'])[0], expected.detach())
 
 
 @pytest.mark.parametrize('damage, reason', [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from parlai.scripts.train_model import TrainModel
 from parlai.utils import logging
-from retrieval_data import WORDS, made_dialogues
+from retrieval_data import made_dialogues
 
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import render
@@ -123,9 +123,9 @@ def test_a_real_dialogue_with_words_changed_finds_itself(word_encoder, tmp_path)
     dialogues = training_dialogues(opt)[:500]
     llm = str(Path(SHARED) / 'models' / 'chat-opt-7m')
     index = load_or_make(dialogues, word_encoder(llm, [render(d) for d in dialogues]), tmp_path / 'cache')
-    rng = random.Random(1)
+    rng, words = random.Random(1), ' '.join(map(render, dialogues)).split()
     for i in range(0, 500, 20):
-        changed = ' '.join(rng.choice(WORDS) if rng.random() < 1 / 8 else word for word in render(dialogues[i]).split())
+        changed = ' '.join(rng.choice(words) if rng.random() < 1 / 8 else word for word in render(dialogues[i]).split())
         assert index.most_similar(changed, 1) == [i]
         half = render(Dialogue(dialogues[i].persona, dialogues[i].turns[:6]))
         said = [turn.text for turn in dialogues[i].turns[:7]]
