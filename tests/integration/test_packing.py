@@ -65,12 +65,12 @@ def step(agent, seen):
     return batch, loss.detach(), prediction, {n: p.grad.clone() for n, p in agent.model.named_parameters()}
 
 
-def assert_same_step(agent, packed, turns):
+def assert_same_step(agent, packed, turns, shares=True):
     batch, loss, prediction, gradients = step(agent, packed)
     metrics = {k: _sum(v) for k, v in agent._local_metrics.items()}
     batch1, loss1, prediction1, gradients1 = step(agent, turns)
     metrics1 = {k: _sum(v) for k, v in agent._local_metrics.items()}
-    assert len(batch.text_vec) < len(batch1.text_vec)  # rows were shared
+    assert len(batch.text_vec) < len(batch1.text_vec) or not shares  # rows were shared
     assert batch.batchsize == batch1.batchsize == len(turns)
     assert batch.texts == batch1.texts
     for name in ('log_probs', 'scores'):
@@ -103,6 +103,17 @@ def test_a_packed_batch_is_its_turns(wide_llms, llm, more):
     assert len(packed) == 4 and len(turns) > 10
     batch = assert_same_step(agent, packed, turns)
     assert (len(batch.text_vec) > 4) == ('text_truncate' in more or 'history_size' in more)  # whole dialogues, or pieces of them
+
+
+@pytest.mark.parametrize('per', ['turn', 'dialogue'])
+def test_a_packed_batch_with_retrieved_dialogues_is_its_turns(wide_llms, tmp_path, per):
+    """Retrieved anew for every turn, contexts are no beginnings of each other; retrieved once, a dialogue is one row again."""
+    agent, packed, turns = observations(
+        str(wide_llms / 'opt'), 4, model='spt_parlai.agents:SptRagAgent', retrieval_encoder='llm', retrieval_cache=str(tmp_path),
+        retrieve_per=per, retrieved_length=60,
+    )
+    batch = assert_same_step(agent, packed, turns, shares=per == 'dialogue')
+    assert (len(batch.text_vec) == 4) == (per == 'dialogue')
 
 
 @pytest.mark.parametrize('more', [{'use_reply': 'none'}, {'text_truncate': 30}, {'history_size': 1}], ids=str)
