@@ -31,6 +31,9 @@ NAN, INF = float('nan'), float('inf')
     ('person_tokens', True, 'template'), ('special_tok_lst', 'A,B', 'no tokens are added'),
     ('history_reversed', True, 'order'), ('history_add_global_end_token', 'end', 'no tokens are added'),
     ('ddp_backend', 'zero2', 'only ddp'),
+    ('retrieved', 0, 'at least 1'), ('retrieved_length', 0, '-1'), ('retrieve_per', 'episode', 'dialogue'), ('shots', -1, 'at least 0'),
+    ('shots', 1.5, 'whole number'), ('chat_template', 'true', 'auto'), ('instruction', ' ', 'say what'), ('api_retries', -1, 'at least 0'),
+    ('api_timeout', 0, 'above 0'), ('api_temperature', NAN, 'at least 0'), ('api_concurrency', 0, 'at least 1'),
     ('init_model', '/no/such/model', 'no such file'),
 ])
 def test_refuses(option, value, way_out):

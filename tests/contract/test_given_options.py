@@ -165,14 +165,18 @@ SHOWN = {
     'parlai': 'help helpall is_debug display_examples log_every_n_secs loglevel download_path no_cuda gpu wandb_log clearml_log interactive_mode image_mode',
     # of the stability experiments
     'packing': 'dialogue_packing contrastive_pairs',
+    'baselines/test_rag.py': 'retrieval_encoder retrieved retrieved_length retrieve_per retrieval_cache training_task',
+    'baselines/test_in_context.py': 'instruction shots chat_template',
+    'baselines/test_in_context_endpoint.py': 'api_base',
     'metrics': 'paper_metrics trim_responses',
     'proof': 'score_noise gold_noise force_prompt activation_beta prompt_chunk checkpoint_activations max_skipped_steps memory_estimate',
 }
 
 
-def test_no_option_is_without_a_test():
+@pytest.mark.parametrize('agent', ['SptAgent', 'SptRagAgent', 'RagAgent', 'InContextAgent'])
+def test_no_option_is_without_a_test(agent):
     parser = TrainModel.setup_args()
-    parser.parse_args(['-m', AGENT])
+    parser.parse_args(['-m', f'spt_parlai.agents:{agent}'])
     offered = {action.dest for action in parser._actions if not action.dest.startswith(('dict_', 'bpe_'))}
     shown = {name for names in SHOWN.values() for name in names.split()}
     assert offered - shown - set(option_effects._EFFECTS) == set()
