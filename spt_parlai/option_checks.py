@@ -11,7 +11,7 @@ from spt_parlai.model.initialisation import INITIALISATIONS, SOURCES
 from spt_parlai.model.loading import DTYPES
 from spt_parlai.options import CHAT_TEMPLATES, CONTRASTIVE_PAIRS, CONTRASTIVE_TEXTS, QUANTIZATIONS, RETRIEVE_PER
 
-_WHOLE = ('prompt_chunk', 'max_skipped_steps', 'shots', 'api_retries')
+_WHOLE = ('prompt_chunk', 'tokens_at_once', 'max_skipped_steps', 'shots', 'api_retries')
 _AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'lora_rank', 'max_new_tokens', 'batchsize', 'retrieved', 'api_concurrency')
 _NOT_NEGATIVE = {
     'lambda_selection': 'switches the loss off', 'lambda_contrastive': 'switches the loss off',

@@ -22,7 +22,7 @@ NAN, INF = float('nan'), float('inf')
     ('similarity_threshold', 101.0, 'between 0 and 100'), ('similarity_threshold', -1.0, 'between 0 and 100'),
     ('similarity_threshold', NAN, 'between 0 and 100'),
     ('gold_noise', -0.1, 'at least 0'), ('score_noise', NAN, 'at least 0'), ('activation_beta', 0.0, 'above 0'),
-    ('force_prompt', 4, 'from 0 to 3'), ('force_prompt', -2, '-1'), ('prompt_chunk', -1, 'at least 0'),
+    ('force_prompt', 4, 'from 0 to 3'), ('force_prompt', -2, '-1'), ('prompt_chunk', -1, 'at least 0'), ('tokens_at_once', -1, 'at least 0'),
     ('max_skipped_steps', 1.5, 'whole number'), ('betas', (3.0, 0.999), 'below 1'), ('prompt_init', 'file:/no/such.txt', 'no such file'),
     ('prompt_init', 'zeros', 'normal, embedding-scale, vocab'), ('llm_dtype', 'int4', 'bfloat16'),
     ('llm_quantization', '2bit', '8bit'), ('contrastive_text', 'all', 'persona'), ('contrastive_pairs', 'some', 'across'),

@@ -49,6 +49,7 @@ def comparison(base: Job) -> list[Job]:
         replace(base, contender='naive', batch=NAIVE_BATCH, warm_up=0, steps=1),
         replace(base, contender='per-turn', batch=TURNS),
         replace(base, contender='packed', batch=DIALOGUES),
+        replace(base, contender='together', batch=DIALOGUES),
         replace(base, contender='packed', batch=DIALOGUES, dtype='bfloat16'),
         replace(base, contender='PEFT', K=1, batch=TURNS),
         replace(base, contender='per-turn', K=1, batch=TURNS),

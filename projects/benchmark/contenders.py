@@ -18,6 +18,7 @@ CONTENDERS = {
     'PEFT': PeftLoop,
     'per-turn': partial(Ours, packed=False),
     'packed': partial(Ours, packed=True),
+    'together': partial(Ours, packed=True, together=True),
 }
 POOL = 200  # dialogues to draw from
 

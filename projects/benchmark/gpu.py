@@ -1,4 +1,4 @@
-"""Ours on one GPU, whole dialogues, as many at a time as fit: the fraction of its matrix-product rate, memory, the time of an epoch.
+"""Ours on one GPU, whole dialogues, as many tokens at once as fit: the fraction of its matrix-product rate, memory, the time of an epoch.
 
     python projects/benchmark/gpu.py [--shape llama2-7b] [--memory-limit 60] [--data PARLAI_DATAPATH] [--out runs/benchmark]
 
@@ -21,7 +21,8 @@ from shapes import CONFIGS
 
 EPOCH = 131_438  # examples of ConvAI2's train fold
 LENGTHS = {'llama2-7b': 1, 'tiny-llama': 1}  # L of table 6; OPTs: 8
-BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+DIALOGUES = 32
+TOKENS_AT_ONCE = (2048, 4096, 8192, 16384, 32768)
 
 
 def arguments() -> argparse.Namespace:
@@ -30,8 +31,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='bfloat16')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda')
     parser.add_argument('--K', type=int, default=4, help='prompts')
-    parser.add_argument('--prompt-chunks', type=int, nargs='+', default=[0, 1], help='the values of --prompt-chunk to try')
-    parser.add_argument('--batches', type=int, nargs='+', default=BATCHES, help='dialogues a step, tried in this order until memory ends')
+    parser.add_argument('--batch', type=int, default=DIALOGUES, help='dialogues a step')
+    parser.add_argument('--tokens-at-once', type=int, nargs='+', default=TOKENS_AT_ONCE, help='tried in this order until memory ends')
+    parser.add_argument('--prompt-chunk', type=int, default=0, help='as of the package')
     parser.add_argument('--memory-limit', type=float, default=60.0, help='GB; what takes more is not the best')
     parser.add_argument('--recompute', action='store_true', help='as --checkpoint-activations true')
     parser.add_argument('--others', action='store_true', help='the naive pattern, PEFT and ours per turn too')
@@ -44,15 +46,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fill(base: Job, batches: list[int], limit: float) -> Iterator[dict]:
-    """Larger and larger batches, until one is over the limit or does not fit at all."""
-    for batch in batches:
+def fill(base: Job, sizes: list[int], limit: float) -> Iterator[dict]:
+    """Larger and larger groups of rows, until one is over the limit or does not fit at all."""
+    for size in sizes:
         try:
-            (result,) = in_turn([replace(base, batch=batch)], 1, say)
+            (result,) = in_turn([replace(base, tokens_at_once=size)], 1, say)
         except torch.OutOfMemoryError:
-            return say(f'{batch} dialogues with --prompt-chunk {base.prompt_chunk} do not fit')
+            return say(f'{size} tokens at once do not fit')
         if result['peak_bytes'] > limit:
-            return say(f'{batch} dialogues with --prompt-chunk {base.prompt_chunk} take {result["peak_bytes"] / 1e9:.1f} GB')
+            return say(f'{size} tokens at once take {result["peak_bytes"] / 1e9:.1f} GB')
         yield result
 
 
@@ -61,31 +63,28 @@ def main() -> None:
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise SystemExit('--device cuda: torch sees no GPU here; --device cpu --shape tiny-llama runs the same script without one.')
     base = Job(
-        'packed', args.shape, args.dtype, args.device, args.threads, args.K, LENGTHS.get(args.shape, 8), recompute=args.recompute,
-        steps=args.steps, seed=args.seed, data=args.data, tokenizer=args.tokenizer,
+        'packed', args.shape, args.dtype, args.device, args.threads, args.K, LENGTHS.get(args.shape, 8), args.batch,
+        prompt_chunk=args.prompt_chunk, recompute=args.recompute, steps=args.steps, seed=args.seed, data=args.data, tokenizer=args.tokenizer,
     )
     result = environment(args)
-    tried = result['tried'] = [
-        r for chunk in args.prompt_chunks for r in fill(replace(base, prompt_chunk=chunk), args.batches, args.memory_limit * 1e9)
-    ]
+    tried = result['tried'] = list(fill(base, args.tokens_at_once, args.memory_limit * 1e9))
     if not tried:
-        raise SystemExit(f'not even {args.batches[0]} dialogues fit {args.memory_limit:g} GB: try --recompute, --K 1 or a smaller --shape.')
+        raise SystemExit(f'not even {args.tokens_at_once[0]} tokens fit {args.memory_limit:g} GB: try --recompute, --K 1 or a smaller --shape.')
     best = max(tried, key=lambda r: r['examples_per_s'])
-    best_job = replace(base, batch=best['batch'], prompt_chunk=best['prompt_chunk'])
-    (result['profile'],) = in_turn([replace(best_job, profile=True, prompt_chunk=0, batch=max(
-        (r['batch'] for r in tried if not r['prompt_chunk']), default=1))], 1, say)
+    base = replace(base, tokens_at_once=best['tokens_at_once'])
+    (result['profile'],) = in_turn([replace(base, profile=True)], 1, say)
     if args.others:
         result['others'] = in_turn([
             replace(base, contender='naive', batch=2), replace(base, contender='per-turn', batch=8),
-            replace(base, contender='PEFT', K=1, batch=8), replace(base, contender='packed', K=1, batch=best['batch']),
+            replace(base, contender='PEFT', K=1, batch=8), replace(base, contender='packed', K=1),
         ], 1, say)
     result['best'] = best
     result['epoch_minutes'] = EPOCH / best['examples_per_s'] / 60
-    show(f'{args.shape}, {args.dtype}: {result["machine"]["gpu"] or result["machine"]["cpu"]}', tried + result.get('others', []), 'prompt_chunk')
+    show(f'{args.shape}, {args.dtype}: {result["machine"]["gpu"] or result["machine"]["cpu"]}', tried + result.get('others', []), 'tokens_at_once')
     for name, share in result['profile']['shares'].items():
         console.print(f'{name:14} {share:6.1%}')
     console.print(
-        f'best: {best["batch"]} dialogues a step, --prompt-chunk {best["prompt_chunk"]}: {best["examples_per_s"]:.1f} examples/s, '
+        f'best: {best["batch"]} dialogues a step, --tokens-at-once {best["tokens_at_once"]}: {best["examples_per_s"]:.1f} examples/s, '
         f'{best["matmul_fraction"]:.0%} of {best["matmul_flops_per_s"] / 1e12:.3g} TFLOP/s, peak {best["peak_bytes"] / 1e9:.1f} GB; '
         f'one epoch of ConvAI2 ({EPOCH:,} examples): {result["epoch_minutes"]:.1f} minutes'
     )

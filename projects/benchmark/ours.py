@@ -11,6 +11,7 @@ from spt_parlai.dialogue.dictionary import NULL_ID, START_ID
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.model.retriever import Retriever
+from spt_parlai.model.rows import rows_of_like_length
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.model.spt_model import SptModel
 from spt_parlai.objective import SptObjective
@@ -20,9 +21,10 @@ THRESHOLD = 20.0  # Γ of eq. 4
 
 
 class Ours(Trainer):
-    """:param packed: whole dialogues (`job.batch` of them), or turns (`job.batch` of them)."""
+    """:param packed: whole dialogues (`job.batch` of them), or turns (`job.batch` of them).
+    :param together: all rows in one padded pass, whose graph is kept, as it would be without `--tokens-at-once`."""
 
-    def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list, packed: bool):
+    def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list, packed: bool, together: bool = False):
         self.job, self.reader, self.packed = job, reader, packed
         self.shape, self.device = LLMShape.of(lm), torch.device(job.device)
         llm = FrozenLM(lm)
@@ -31,8 +33,10 @@ class Ours(Trainer):
         prompts = torch.randn(job.K, job.L, llm.hidden_size)
         self.model = SptModel(
             llm, SoftPromptGroup(prompts), Retriever(llm.hidden_size), NULL_ID, START_ID, reader.dict.eos, prompt_chunk=job.prompt_chunk,
+            tokens_at_once=2**40 if together else job.tokens_at_once,
         ).to(self.device).train()
         self.objective = SptObjective()
+        self.token_loss = None if together else self.objective.token_loss
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
         self.batches = (draw_dialogues if packed else draw_turns)(pool, job.batch, job.seed)
         self.make_batch = reader.packed if packed else reader.per_turn
@@ -40,9 +44,13 @@ class Ours(Trainer):
 
     def step(self) -> StepSize:
         batch = self.make_batch(next(self.batches))
-        prediction = self.model(batch['text_vec'], batch['label_vec'], None, batch.get('row'), batch.get('context_length'))
+        prediction = self.model(
+            batch['text_vec'], batch['label_vec'], None, batch.get('row'), batch.get('context_length'), token_loss=self.token_loss,
+        )
         similar = self.similar(batch['texts'], THRESHOLD).to(self.device)
-        losses = self.objective(prediction.log_probs, prediction.scores, prediction.example, similar)
+        losses = self.objective(
+            prediction.log_probs, prediction.scores, prediction.example, similar, token_loss=prediction.token_loss
+        )
         self.optimizer.zero_grad()
         losses.total.backward()
         self.optimizer.step()
@@ -53,9 +61,9 @@ class Ours(Trainer):
         context, target = (batch['text_vec'] >= 0).sum(1), (batch['label_vec'] >= 0).sum(1)  # [R], [B]
         last = torch.zeros_like(context).scatter_(0, row, torch.arange(len(row)))  # rows are in order: the last one stays
         lengths = context + target[last] - 1  # [R], as `token_rows` makes them
-        K, L = self.job.K, self.job.L
-        rows = [L + int(n) for n in lengths] * K
+        K, rows = self.job.K, [self.job.L + int(n) for n in lengths]
+        groups = rows_of_like_length(rows, self.model.tokens_at_once // K)
         return StepSize(
-            examples=batch['batchsize'], tokens=sum(rows), computed=len(rows) * max(rows),
-            flops=self.shape.training(rows, K * int(target.sum())),
+            examples=batch['batchsize'], tokens=K * sum(rows), computed=K * sum(len(group) * longest for group, longest in groups),
+            flops=self.shape.training(rows * K, K * int(target.sum())),
         )

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console(width=150)
-NAMES = {'K': 'K, prompts', 'batch': 'dialogues a step', 'limit': 'longest context, tokens', 'L': 'L, prompt length', 'prompt_chunk': '--prompt-chunk'}
+NAMES = {'K': 'K, prompts', 'batch': 'dialogues a step', 'limit': 'longest context, tokens', 'L': 'L, prompt length', 'prompt_chunk': '--prompt-chunk',
+         'tokens_at_once': '--tokens-at-once'}
 
 
 def say(line: str) -> None:
@@ -57,6 +58,8 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
         'per-turn / naive, examples/s': speed(by['per-turn', False], naive),
         'packed / naive, peak memory': packed['peak_bytes'] / naive['peak_bytes'],
         **{'packed in bfloat16 / naive, peak memory': r['peak_bytes'] / naive['peak_bytes'] for r in half},
+        'packed / together, examples/s': speed(packed, by['together', False]),
+        'packed / together, peak memory': packed['peak_bytes'] / by['together', False]['peak_bytes'],
         'packed / naive, examples a step': packed['examples_per_step'] / naive['examples_per_step'],
         'packed / PEFT at K 1, examples/s': speed(by['packed', True], peft),
         'per-turn / PEFT at K 1, examples/s': speed(by['per-turn', True], peft),

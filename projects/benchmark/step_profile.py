@@ -43,9 +43,9 @@ def profiled(trainer):
     model = trainer.model
     with ExitStack() as stack:
         for owner, attribute, name in (
-            (trainer, 'make_batch', 'data'), (trainer, 'similar', 'similarity'), (trainer, 'objective', 'objective'),
+            (trainer, 'make_batch', 'data'), (trainer, 'similar', 'similarity'), (trainer, 'objective', 'objective'), *([(trainer, 'token_loss', 'objective')] if trainer.token_loss else []),
             (model.llm, 'embed', 'embedding'), (model.llm, '_forward', 'LLM forward'),
-            (frozen_lm, 'token_log_probs', 'projection'), (torch.Tensor, 'backward', 'backward'),
+            (frozen_lm, 'token_log_probs', 'projection'), (torch.autograd, 'grad', 'backward'), (torch.Tensor, 'backward', 'backward'),
             (trainer.optimizer, 'step', 'optimizer'),
         ):
             stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))

@@ -138,6 +138,7 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             trained = sum(p.numel() for p in model.parameters())
             logging.info(training_memory(
                 llm, self.opt['batchsize'], model.prompt_chunk, length, targets, trained, self.opt['optimizer'],
+                examples_at_once=max(1, model.tokens_at_once // model.soft_prompts.num_prompts // length),
             ))
 
     def _device(self) -> torch.device:

@@ -51,7 +51,7 @@ class PromptedAgent(FrozenLMAgent):
 
     def losses(self, batch, prediction: Prediction) -> Losses:
         """The terms of the loss."""
-        return self.objective(prediction.log_probs, prediction.scores, prediction.example, None)
+        return self.objective(prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss)
 
     def metrics_of(self, prediction: Prediction, losses: Losses) -> Iterator[tuple[str, list[Metric]]]:
         """(name, a metric of each example)."""
@@ -66,7 +66,7 @@ class PromptedAgent(FrozenLMAgent):
         llm = self.load_llm()
         model = SptModel(
             llm, self.build_prompts(llm), self.build_retriever(llm), self.NULL_IDX, self.START_IDX, self.END_IDX,
-            tuned=self.tune(llm), **self.model_options(),
+            tuned=self.tune(llm), tokens_at_once=self.opt['tokens_at_once'], **self.model_options(),
         )
         self.log_memory(llm, model)
         self.description = checkpoint.describe(self.opt, llm, model, self.kind, self.describe_tuning())
@@ -85,7 +85,7 @@ class PromptedAgent(FrozenLMAgent):
         """
         if batch.label_vec is None:
             raise ValueError('Cannot compute loss without a label.')
-        prediction = self.model(*self._model_input(batch))
+        prediction = self.model(*self._model_input(batch), token_loss=self.objective.token_loss, gradient_scale=self.loss_scale)
         losses = self.losses(batch, prediction)
         if torch.isfinite(losses.total):
             self._record(batch, prediction, losses)

@@ -50,7 +50,7 @@ class SptAgent(PromptTuningAgent):
             similar = similar.to(prediction.scores.device)
         return self.objective(
             prediction.log_probs, prediction.scores, prediction.example, similar, self._noise(prediction.scores, batch),
-            self._dialogues(batch),
+            self._dialogues(batch), prediction.token_loss,
         )
 
     def _dialogues(self, batch) -> torch.Tensor | None:

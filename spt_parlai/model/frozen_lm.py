@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_parlai.model.prefill import can_merge, merge, rows_of_like_length
+from spt_parlai.model.prefill import can_merge, merge, parts_to_prefill
 from spt_parlai.model.projection import token_log_probs
 
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
@@ -209,7 +209,7 @@ class FrozenLM:
 
         Rows of like length run together where the LM's cache can be put together again.
         """
-        parts = rows_of_like_length(mask) if self._merges_caches else [(list(range(len(mask))), mask.shape[1])]
+        parts = parts_to_prefill(mask) if self._merges_caches else [(list(range(len(mask))), mask.shape[1])]
         found = []
         for rows, length in parts:
             found.append(self._prefill(embeddings[rows, -length:], mask[rows, -length:]))

@@ -76,19 +76,22 @@ def _kept_by_a_row(llm: FrozenLM, length: int) -> int:
 
 
 def training_memory(
-    llm: FrozenLM, batchsize: int, prompts_at_once: int, length: int, targets: int, trained: int = 0, optimizer: str = 'adam'
+    llm: FrozenLM, batchsize: int, prompts_at_once: int, length: int, targets: int, trained: int = 0, optimizer: str = 'adam',
+    examples_at_once: int | None = None,
 ) -> str:
     """One line for the log: what a batch of examples of `length` tokens, `targets` of them predicted, will need.
 
-    trained: how many float32 values train; each has a gradient and the optimizer's states.
+    trained: how many float32 values train; each has a gradient and the optimizer's states. examples_at_once: as many of the batch
+    go forward and backward together; None: all.
     """
     estimate = estimate_memory(llm, length)
-    rows, states = batchsize * prompts_at_once, 4 * trained * (1 + OPTIMIZER_STATES.get(optimizer, 2))
+    rows = min(batchsize, examples_at_once or batchsize) * prompts_at_once
+    states = 4 * trained * (1 + OPTIMIZER_STATES.get(optimizer, 2))
     total, free = estimate.total(rows, rows * targets) + states, available_memory(llm.device)
     line = (
         f'memory of training, estimated: {_size(estimate.weights)} for the LLM; {_size(states)} for gradients and optimizer of '
         f'{trained:,} trained values; {_size(estimate.row)} for a row of {length} tokens and '
-        f'{_size(estimate.logits(rows * targets))} for logits; --batchsize {batchsize} x {prompts_at_once} prompts at once: '
+        f'{_size(estimate.logits(rows * targets))} for logits; --batchsize {batchsize} x {prompts_at_once} prompts, {rows} rows at once: '
         f'{_size(total)} in all, besides what the libraries take'
     )
     return line if free is None else f'{line} ({_size(free + estimate.weights)} were free before the LLM)'

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from spt_parlai.model.rows import rows_of_like_length
+
 _ROOM = 64  # positions that a growing tensor takes at a time
 _TOKENS_AT_ONCE = {'cpu': 2048}  # what a CPU computes fastest (its caches are small); a GPU wants more
 _TOKENS_AT_ONCE_ELSEWHERE = 16384
@@ -64,17 +66,9 @@ def can_merge(cache: Any) -> bool:
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer and torch.is_tensor(layer.keys) for layer in cache.layers)
 
 
-def rows_of_like_length(mask: Tensor) -> list[tuple[list[int], int]]:
+def parts_to_prefill(mask: Tensor) -> list[tuple[list[int], int]]:
     """Rows to run together: bool [R, T] → [(row numbers, their greatest length)], the longest first."""
-    at_once = _TOKENS_AT_ONCE.get(mask.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
-    lengths = mask.sum(1).tolist()
-    parts: list[tuple[list[int], int]] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if parts and (len(parts[-1][0]) + 1) * parts[-1][1] <= at_once:
-            parts[-1][0].append(row)
-        else:
-            parts.append(([row], lengths[row]))
-    return parts
+    return rows_of_like_length(mask.sum(1).tolist(), _TOKENS_AT_ONCE.get(mask.device.type, _TOKENS_AT_ONCE_ELSEWHERE))
 
 
 def merge(caches: list[Any], parts: list[tuple[list[int], int]]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -49,6 +49,44 @@ def token_rows(
     ids[mask & ~of_context] = targets[last][not_last]
     example, offset = in_target.nonzero(as_tuple=True)
     return TokenRows(ids, mask, row, context_length, targets[in_target], example, context_length[example] - 1 + offset)
+
+
+def rows_of_like_length(lengths: Sequence[int], at_once: int) -> list[tuple[list[int], int]]:
+    """Rows to run together, padding and all at most `at_once` tokens (a row alone may be longer): [(their numbers, their greatest
+    length)], the longest first."""
+    parts: list[tuple[list[int], int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if parts and (len(parts[-1][0]) + 1) * parts[-1][1] <= at_once:
+            parts[-1][0].append(row)
+        else:
+            parts.append(([row], lengths[row]))
+    return parts
+
+
+class RowGroup(NamedTuple):
+    """Some rows of a batch. number: int64 [r], which; token: int64 [n], the numbers of their target tokens; rows: they alone, cut
+    to the longest of them, still with the batch's numbers of examples (`row` is −1 for an example of another group)."""
+
+    number: Tensor
+    token: Tensor
+    rows: TokenRows
+
+
+def row_groups(rows: TokenRows, prompt_length: int, at_once: int) -> list[RowGroup]:
+    """Rows of like length together, each with its soft prompt: at most `at_once` tokens a group."""
+    device, groups = rows.ids.device, []
+    lengths = rows.mask.sum(1) + prompt_length
+    for numbers, longest in rows_of_like_length(lengths.tolist(), at_once):
+        number = torch.tensor(numbers, device=device)
+        place = torch.full((len(rows.ids),), -1, device=device)
+        place[number] = torch.arange(len(number), device=device)
+        token = (place[rows.row[rows.example]] >= 0).nonzero()[:, 0]
+        width = longest - prompt_length
+        groups.append(RowGroup(number, token, TokenRows(
+            rows.ids[number, :width], rows.mask[number, :width], place[rows.row], rows.context_length, rows.targets[token],
+            rows.example[token], rows.column[token],
+        )))
+    return groups
 
 
 def join_all(soft_prompts: Tensor, words: Tensor) -> Tensor:

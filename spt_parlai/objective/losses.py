@@ -93,16 +93,26 @@ class SptObjective:
     tau_score: float = 1.0
     gold_noise: float = 0.0
 
+    def token_loss(self, log_probs: Tensor, example: Tensor, B: int) -> Tensor:
+        """The terms that log-probabilities enter with a gradient, 1 and 4: a sum over examples, so that of any [K, n] of whole
+        examples their part of it."""
+        loss = prompt_nll(log_probs, example, B).sum() / B
+        if self.lambda_fusion:
+            loss = loss + self.lambda_fusion * fusion_nll(log_probs, example, B).sum() / B
+        return loss
+
     def __call__(
         self, log_probs: Tensor, scores: Tensor, example: Tensor, similar: Tensor | None, noise: Tensor | None = None,
-        apart: Tensor | None = None,
+        apart: Tensor | None = None, token_loss: Tensor | None = None,
     ) -> Losses:
         """log_probs [K, N], scores [B, K], example int64 [N]; similar: bool [B, B], needed for the contrast alone;
         noise: N(0, 1) [B, K], of which `gold_noise` times is added to the gold distribution;
-        apart: int64 [B], if the contrast is to take only pairs that differ in it (their dialogue)."""
+        apart: int64 [B], if the contrast is to take only pairs that differ in it (their dialogue);
+        token_loss: scalar, the method's result if it was called before, with its gradient."""
         B = len(scores)
         nll = prompt_nll(log_probs, example, B)
-        total = nll.sum(0).mean() + 0.0 * scores.sum()  # every trainable tensor takes part in every step
+        total = self.token_loss(log_probs, example, B) if token_loss is None else token_loss
+        total = total + 0.0 * scores.sum()  # every trainable tensor takes part in every step
         selection = contrastive = pairs = fusion = None
         if self.lambda_selection:
             gold = gold_distribution(nll, self.tau_gold)
@@ -116,5 +126,4 @@ class SptObjective:
             total = total + self.lambda_contrastive * contrastive.sum() / pairs.sum().clamp(min=1)
         if self.lambda_fusion:
             fusion = fusion_nll(log_probs, example, B)
-            total = total + self.lambda_fusion * fusion.mean()
         return Losses(total, nll, selection, contrastive, pairs, fusion)

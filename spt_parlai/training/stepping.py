@@ -13,7 +13,7 @@ from spt_parlai.errors import UsageError
 _OUT_OF_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory')
 _HELPS = {
     'training': (
-        '--checkpoint-activations true trains exactly the same model in less memory; else a smaller '
+        '--tokens-at-once 1 and --checkpoint-activations true train exactly the same model in less memory; else a smaller '
         '--batchsize (with a larger --update-freq), a shorter --text-truncate, --llm-dtype bfloat16, --llm-quantization, or '
         'more GPUs with --llm-device-map auto'
     ),
@@ -54,6 +54,10 @@ class SteadySteps:
         """Small gradients vanish in float16 alone: it gets a dynamic loss scale, other dtypes none."""
         if dtype == torch.float16:
             self.scaler = torch.amp.GradScaler(device.type)
+
+    @property
+    def loss_scale(self) -> float:
+        return 1.0 if self.scaler is None else self.scaler.get_scale()
 
     def train_step(self, batch):
         with memory_errors_explained('training', chunks='prompt_chunk' in self.opt):

@@ -169,7 +169,7 @@ SHOWN = {
     'baselines/test_in_context.py': 'instruction shots chat_template',
     'baselines/test_in_context_endpoint.py': 'api_base',
     'metrics': 'paper_metrics trim_responses',
-    'proof': 'score_noise gold_noise force_prompt activation_beta prompt_chunk checkpoint_activations max_skipped_steps memory_estimate',
+    'proof': 'score_noise gold_noise force_prompt activation_beta prompt_chunk tokens_at_once checkpoint_activations max_skipped_steps memory_estimate',
 }
 
 

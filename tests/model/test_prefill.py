@@ -8,7 +8,7 @@ from families import FAMILIES, build, draw, pad, tiny_lm
 from transformers.cache_utils import DynamicLayer
 
 from spt_parlai.model import prefill
-from spt_parlai.model.prefill import GrowingLayer, rows_of_like_length
+from spt_parlai.model.prefill import GrowingLayer, parts_to_prefill
 
 CONTEXTS = draw([7, 3, 11, 1, 9, 2], seed=1)
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -19,9 +19,9 @@ def test_parts_are_of_like_length_and_within_the_limit(monkeypatch):
     monkeypatch.setitem(prefill._TOKENS_AT_ONCE, 'cpu', 12)
     lengths = torch.tensor([3, 9, 5, 20, 6, 1])
     mask = torch.arange(20)[None] >= 20 - lengths[:, None]
-    assert rows_of_like_length(mask) == [([3], 20), ([1], 9), ([4, 2], 6), ([0, 5], 3)]
+    assert parts_to_prefill(mask) == [([3], 20), ([1], 9), ([4, 2], 6), ([0, 5], 3)]
     monkeypatch.setitem(prefill._TOKENS_AT_ONCE, 'cpu', 1000)
-    assert rows_of_like_length(mask) == [([3, 1, 4, 2, 0, 5], 20)]
+    assert parts_to_prefill(mask) == [([3, 1, 4, 2, 0, 5], 20)]
 
 
 @torch.no_grad()

@@ -27,13 +27,14 @@ def test_quick_run_compares_all_contenders(tmp_path):
     shown = run('bench.py', '--quick', '--no-curves', '--threads', 1, '--out', tmp_path)
     result = json.loads((tmp_path / 'benchmark.json').read_text())
     names = {(r['contender'], r['K']) for r in result['comparison']}
-    assert names == {('naive', 2), ('per-turn', 2), ('packed', 2), ('PEFT', 1), ('per-turn', 1), ('packed', 1)}
+    assert names == {('naive', 2), ('per-turn', 2), ('packed', 2), ('together', 2), ('PEFT', 1), ('per-turn', 1), ('packed', 1)}
     for r in result['comparison']:
         assert r['examples_per_s'] > 0 and r['matmul_fraction'] > 0 and 0 <= r['padding'] < 1, r
         assert r['peak_bytes'] >= r['bytes_with_model'] > 0, r
     by = {r['contender']: r for r in result['comparison'] if r['K'] == 2 and r['dtype'] == 'float32'}
     assert by['naive']['steps'][0]['flops'] / 2 > 10 * by['packed']['steps'][0]['flops'] / by['packed']['examples_per_step']
     assert result['claims']['packed / naive, examples/s'] > 2
+    assert by['packed']['padding'] < 0.03 < by['together']['padding'] and by['packed']['peak_bytes'] < by['together']['peak_bytes']
     assert sum(result['profile']['shares'].values()) == pytest.approx(1, abs=0.05)
     for claim in result['claims']:
         assert claim in shown
@@ -41,11 +42,11 @@ def test_quick_run_compares_all_contenders(tmp_path):
 
 def test_gpu_script_runs_without_a_gpu(tmp_path):
     shown = run(
-        'gpu.py', '--device', 'cpu', '--shape', 'tiny-llama', '--K', 2, '--batches', 1, '--prompt-chunks', 0, '--steps', 1, '--threads', 1,
+        'gpu.py', '--device', 'cpu', '--shape', 'tiny-llama', '--K', 2, '--batch', 2, '--tokens-at-once', 256, 1024, '--steps', 1, '--threads', 1,
         '--out', tmp_path,
     )
     result = json.loads((tmp_path / 'tiny-llama.json').read_text())
-    assert [r['batch'] for r in result['tried']] == [1]
+    assert [(r['batch'], r['tokens_at_once']) for r in result['tried']] == [(2, 256), (2, 1024)]
     assert result['epoch_minutes'] == pytest.approx(131_438 / result['best']['examples_per_s'] / 60)
     assert 'one epoch of ConvAI2 (131,438 examples)' in shown
 
