@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Callable, Iterable, NamedTuple
 
@@ -269,5 +269,5 @@ def jobs_of(tables: Iterable[TableOfRows], size: Size, seeds: Iterable[int]) -> 
                 job = job_of(row, size, seed)
                 known = jobs.get(job.name, job)
                 both = tuple(dict.fromkeys((*known.evaluations, *job.evaluations)))
-                jobs[job.name] = Job(job.name, job.agent, job.llm, job.task, seed, job.train, both)
+                jobs[job.name] = replace(job, evaluations=both)
     return list(jobs.values())
