@@ -54,6 +54,7 @@ setup(
     ],
     extras_require={
         'bertscore': ['bert-score>=0.3.13'],  # --bertscore
+        'experiments': ['jinja2', 'matplotlib>=3.10'],  # projects/spt_convai2
         'peft': ['peft>=0.21'],  # LoraAgent, spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model

@@ -85,7 +85,7 @@ def pattern_by_prompt(turns: Sequence[Turn], patterns: dict[str, str], path: Pat
     """Figure 3: how often a pattern (the paper: emoji) is in the replies of each prompt, by turn; one panel a pattern."""
     with plt.rc_context({**STYLE, 'axes.grid': False}):
         K = prompts_of(turns)
-        figure, axes = panels(len(patterns), height=0.55 * K + 1.4, width=5.4)
+        figure, axes = panels(len(patterns), height=0.55 * K + 1.4, width=6.2, most=2)
         for axis, (name, pattern) in zip(axes, patterns.items(), strict=True):
             rates, counts = pattern_rates(turns, pattern, K)
             most = max(np.nanmax(100 * rates), 1)
