@@ -122,6 +122,7 @@ def run(
             for stage in runner.missing(job, asked.place):
                 print(runner.shown(stage.command))
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start would too
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     asked.place.out.mkdir(parents=True, exist_ok=True)
     try:
