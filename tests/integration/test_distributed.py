@@ -127,11 +127,10 @@ def test_sgd_with_clipping_and_two_batches_an_update(two_with_sgd, one_with_sgd)
     assert_equal(two_with_sgd, one_with_sgd)
 
 
-@pytest.mark.parametrize('agent', ['LoraAgent', 'FullFineTuningAgent'])
-def test_weights_of_the_llm(tiny_llms, tmp_path, agent):
-    """They train through the wrapper that synchronises them, though the LLM itself stands beside it."""
+def test_lora(tiny_llms, tmp_path):
+    """Weights of the LLM train through the wrapper that synchronises them, though the LLM itself stands beside it."""
     options = {name: value for name, value in SGD.items() if name not in ('num_prompts', 'prompt_length') and 'lambda' not in name}
-    options.update(model=f'spt_parlai.agents:{agent}', llm=tiny_llms.opt, max_train_steps=4)
+    options.update(model='spt_parlai.agents:LoraAgent', llm=tiny_llms.opt, max_train_steps=4)
     two, one = train(tmp_path / 'two', 2, **options), train(tmp_path / 'one', 1, **{**options, 'batchsize': 6})
     for of_two, of_one in zip(two.log['train_reports'], one.log['train_reports'], strict=True):
         assert [of_two[name] for name in ('loss', 'nll', 'gnorm')] == pytest.approx([of_one[name] for name in ('loss', 'nll', 'gnorm')], rel=1e-5)
