@@ -95,7 +95,8 @@ def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
             logits = lm(input_ids=torch.cat([context, target])[None]).logits[0, len(context) - 1: -1]
         nll = torch.nn.functional.cross_entropy(logits, target, reduction='sum')
         assert float(reply['metrics']['loss'].value()) == pytest.approx(float(nll) / len(target), rel=1e-5)
-        ids = lm.generate(context[None], max_new_tokens=5, do_sample=False, attention_mask=torch.ones_like(context)[None], pad_token_id=0)  # ParlAI counts the end
+        everything = torch.ones_like(context)[None]
+        ids = lm.generate(context[None], max_new_tokens=5, do_sample=False, attention_mask=everything, pad_token_id=0)  # ParlAI counts the end
         said = agent.dict.vec2txt([i for i in ids[0, len(context):].tolist() if i != agent.END_IDX])
         assert reply['text'] == (' '.join(said.split()) if which in chat_llms else first_turn_of(said))
 

@@ -1,12 +1,11 @@
 """Retrieval before prompts: what stands before a context, that it never tells the reply, and that the index lives on."""
 
-import itertools
 import json
 import random
 
 import pytest
 import torch
-from baseline_runs import AGENTS, SAMPLE, TINY, agent_of, curve, evaluate, options, states, train
+from baseline_runs import AGENTS, SAMPLE, agent_of, curve, evaluate, options, states, train
 from parlai.core.agents import create_agent
 from parlai.core.worlds import create_task
 from parlai.scripts.interactive import Interactive
@@ -90,7 +89,10 @@ def test_is_as_long_as_it_may_be_and_the_window_holds(tiny_llms, tmp_path):
     """Whole turns of the best dialogue first; what is cut is counted."""
     lengths = {}
     for length in (20, -1, 89):
-        agent = agent_of('RagAgent', tiny_llms.opt, prompt_length=2, retrieval_encoder='llm', retrieval_cache=tmp_path, retrieved_length=length, datatype='valid', retrieved=2)
+        agent = agent_of(
+            'RagAgent', tiny_llms.opt, prompt_length=2, retrieval_encoder='llm', retrieval_cache=tmp_path, retrieved_length=length,
+            datatype='valid', retrieved=2,
+        )
         room = agent.text_truncate // 3 if length < 0 else length
         agent.observe({'text': 'your persona: i ski.\n' + 'how are you ? ' * 9, 'eval_labels': ['no .'], 'episode_done': False})
         ids = agent.observation['text_vec'].tolist()
@@ -148,7 +150,8 @@ def test_other_dialogues_than_in_training_are_told(trained, two_sided, monkeypat
     monkeypatch.setattr(logging, 'warning', words.append)
     evaluate(model_file=str(folder / 'm'), num_examples=1)
     assert not [w for w in words if 'trained with' in w]
-    evaluate(model_file=str(folder / 'm'), num_examples=1, training_task='fromfile:parlaiformat', task='fromfile:parlaiformat', fromfile_datapath=two_sided)
+    other = 'fromfile:parlaiformat'
+    evaluate(model_file=str(folder / 'm'), num_examples=1, training_task=other, task=other, fromfile_datapath=two_sided)
     assert [w for w in words if w == 'the dialogues of --training-task fromfile:parlaiformat are not those this model was trained with.']
 
 
@@ -179,7 +182,8 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
             _, (_, prediction) = agent.compute_loss(batch, return_output=True)
         turn = agent.clone().observe({'text': 'your persona: i ski.\nhello', 'eval_labels': ['hi'], 'episode_done': False})
         reply = agent.batch_act([turn])[0]
-        seen[name] = (agent.model.state_dict(), prediction.scores, batch.texts, reply['prompt_scores'], agent.model.encoder(*agent._encoder_input(agent.batchify([turn]))).scores)
+        encoded = agent.model.encoder(*agent._encoder_input(agent.batchify([turn])))
+        seen[name] = (agent.model.state_dict(), prediction.scores, batch.texts, reply['prompt_scores'], encoded.scores)
     plain, rag = seen.values()
     assert plain[0].keys() == rag[0].keys() and all(torch.equal(plain[0][name], rag[0][name]) for name in plain[0])
     torch.testing.assert_close(rag[1], plain[1], rtol=1e-5, atol=1e-6)
@@ -190,7 +194,8 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
 
 @pytest.mark.parametrize('more, named, way_out', [
     ({'retrieved': 0}, '--retrieved 0', 'at least 1'), ({'retrieved_length': 0}, '--retrieved-length 0', '-1'),
-    ({'retrieved_length': 130}, '--retrieved-length 130', 'may take'), ({'retrieval_encoder': '/no/folder'}, '--retrieval-encoder /no/folder', 'no such folder'),
+    ({'retrieved_length': 130}, '--retrieved-length 130', 'may take'),
+    ({'retrieval_encoder': '/no/folder'}, '--retrieval-encoder /no/folder', 'no such folder'),
     ({'retrieval_encoder': ''}, '--retrieval-encoder', 'empty'), ({'training_task': 'interactive'}, '--training-task', 'name the task'),
     ({'retrieval_cache': f'{__file__}/in'}, '--retrieval-cache', 'another folder'),
 ])

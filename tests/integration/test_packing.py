@@ -109,11 +109,11 @@ def test_a_packed_batch_is_its_turns(wide_llms, llm, more):
 def test_a_packed_batch_with_retrieved_dialogues_is_its_turns(wide_llms, tmp_path, per):
     """Retrieved anew for every turn, contexts are no beginnings of each other; retrieved once, a dialogue is one row again."""
     agent, packed, turns = observations(
-        str(wide_llms / 'opt'), 4, model='spt_parlai.agents:SptRagAgent', retrieval_encoder='llm', retrieval_cache=str(tmp_path),
+        str(wide_llms / 'opt'), 2, model='spt_parlai.agents:SptRagAgent', retrieval_encoder='llm', retrieval_cache=str(tmp_path),
         retrieve_per=per, retrieved_length=60,
     )
     batch = assert_same_step(agent, packed, turns, shares=per == 'dialogue')
-    assert (len(batch.text_vec) == 4) == (per == 'dialogue')
+    assert (len(batch.text_vec) == 2) == (per == 'dialogue')
 
 
 @pytest.mark.parametrize('more', [{'use_reply': 'none'}, {'text_truncate': 30}, {'history_size': 1}], ids=str)

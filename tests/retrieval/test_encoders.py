@@ -56,11 +56,15 @@ def test_rare_words_weigh_more_and_repeated_ones_little_more(tiny_llms, word_enc
     torch.testing.assert_close(encode(['tea dog dog dog hockey'])[0], expected.detach())
 
 
+def another_depth(config):
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+
+
 @pytest.mark.parametrize('damage, reason', [
     (lambda folder: (folder / 'config.json').unlink(), 'holds no config.json'),
     (lambda folder: (folder / 'model.safetensors').write_bytes(b'x' * 50), 'could not be loaded as a text encoder'),
     (lambda folder: [path.unlink() for path in folder.glob('token*')], 'tokenizer'),
-    (lambda folder: (folder / 'config.json').write_text((folder / 'config.json').read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')),
+    (lambda folder: another_depth(folder / 'config.json'),
      'its weights do not belong to its config.json'),
 ])
 def test_a_folder_that_is_no_encoder_is_told_by_its_option(bert, tmp_path, damage, reason):
