@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from baseline_runs import agent_of, evaluate, options
+from baseline_runs import evaluate, options
 from parlai.core.agents import create_agent, create_agent_from_model_file
 from parlai.scripts.eval_model import EvalModel
 from parlai.scripts.train_model import TrainModel

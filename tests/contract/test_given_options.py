@@ -5,7 +5,7 @@ from parlai.scripts.display_model import DisplayModel
 from parlai.scripts.eval_wordstat import EvalWordStat
 from parlai.scripts.torchscript import TorchScript
 from parlai.scripts.train_model import TrainModel
-from runs import AGENT, evaluate, train, training
+from runs import evaluate, train, training
 
 from spt_parlai import option_effects
 from spt_parlai.errors import UsageError
