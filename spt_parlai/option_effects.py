@@ -13,6 +13,7 @@ import torch
 from parlai.utils.distributed import is_distributed
 
 from spt_parlai.errors import UsageError, shorten
+from spt_parlai.model.compilation import has_compiler
 from spt_parlai.options import skips_generation
 
 _FROZEN = 'the tokens and embeddings are those of the frozen LLM; leave it out'
@@ -225,6 +226,9 @@ def _check_training(opt) -> None:
         raise _refused('warmup_updates', warmup, f'the run ends before, at --max-train-steps {steps}; make it smaller')
     if scheduler != 'none' and opt.get('lr_scheduler_decay') == 1.0:
         raise _refused('lr_scheduler_decay', 1.0, 'ParlAI then has no schedule at all; say so with --lr-scheduler none')
+    on_cpu = opt.get('no_cuda') or not torch.cuda.is_available()
+    if opt.get('llm_compile') and on_cpu and not has_compiler():
+        raise _refused('llm_compile', True, 'there is no C++ compiler here (g++, clang++, $CXX); install one or leave it out')
     for name, module in _LOGGERS.items():
         if opt.get(name) and importlib.util.find_spec(module) is None:
             raise _refused(name, True, f'{module} is not installed; pip install {module}')

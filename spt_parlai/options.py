@@ -36,6 +36,8 @@ def add_llm_args(parser) -> None:
                             'false: every turn is an example of its own')
     group.add_argument('--checkpoint-activations', type='bool', default=False,
                        help="recompute the LLM's layers in the backward pass: same gradients, far less memory, a third slower")
+    group.add_argument('--llm-compile', type='bool', default=False,
+                       help="compile the LLM's layers for training with torch.compile: minutes at the start, and slower on a CPU")
     group.add_argument('--tokens-at-once', type=int, default=0,
                        help='in training, run so many tokens through the LLM at a time, forward and backward, all prompts counted, of '
                             'rows of like length (0: 1024 on a CPU, 8192 on a GPU): same gradients, less memory and padding')

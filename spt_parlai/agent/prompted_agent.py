@@ -14,6 +14,7 @@ from parlai.core.metrics import Metric
 from spt_parlai.agent.llm_agent import FrozenLMAgent
 from spt_parlai.agent.packed_batch import per_message
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
+from spt_parlai.model.compilation import compile_layers
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup
@@ -69,6 +70,8 @@ class PromptedAgent(FrozenLMAgent):
             tuned=self.tune(llm), tokens_at_once=self.opt['tokens_at_once'], **self.model_options(),
         )
         self.log_memory(llm, model)
+        if self.opt['llm_compile'] and self._should_initialize_optimizer():
+            compile_layers(self.opt['llm'], llm)
         self.description = checkpoint.describe(self.opt, llm, model, self.kind, self.describe_tuning())
         return model
 

@@ -160,7 +160,7 @@ SHOWN = {
     'test_window.py': 'truncate text_truncate label_truncate',
     'test_options.py': 'tau_gold tau_score similarity_threshold contrastive_text person_tokens history_reversed special_tok_lst '
                        'history_add_global_end_token',
-    'model': 'llm_revision llm_dtype llm_device_map llm_quantization',
+    'model': 'llm_compile llm_revision llm_dtype llm_device_map llm_quantization',
     # ParlAI's own, before any agent is asked: its logging, its debugger, its downloads, the choice of a device
     'parlai': 'help helpall is_debug display_examples log_every_n_secs loglevel download_path no_cuda gpu wandb_log clearml_log interactive_mode image_mode',
     # of the stability experiments

@@ -1,0 +1,23 @@
+"""`--llm-compile true` in ParlAI's own scripts."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers import evaluate, loss_curve, train
+
+
+@pytest.mark.parametrize('agent', [{}, {'model': 'spt_parlai.agents:LoraAgent', 'num_prompts': None, 'prompt_length': None}], ids=['spt', 'lora'])
+def test_trains_as_without_it_and_in_training_alone(tiny_llms, tmp_path, monkeypatch, agent):
+    settings = {'max_train_steps': 4, 'log_every_n_steps': 1, 'batchsize': 2, **agent}
+    train(tmp_path / 'plain', tiny_llms.opt, **settings)
+    made = []
+    compiled = partial(torch.compile, backend='aot_eager')
+    monkeypatch.setattr(torch, 'compile', lambda *args, **kwargs: made.append(args) or compiled(*args, **kwargs))
+    train(tmp_path / 'compiled', tiny_llms.opt, llm_compile=True, **settings)
+    assert made
+    plain, found = loss_curve(tmp_path / 'plain'), loss_curve(tmp_path / 'compiled')
+    assert len(plain) >= 3 and [step for step, _ in plain] == [step for step, _ in found]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in plain], rel=1e-5)
+    made.clear()
+    assert evaluate(tmp_path / 'compiled', num_examples=4)['exs'] == 4 and not made

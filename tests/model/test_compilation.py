@@ -1,0 +1,87 @@
+"""Compiled layers: the same numbers, for any number of rows of any length; what cannot be compiled is refused in a sentence."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from families import build, draw, pad, tiny_lm
+
+from spt_parlai import option_effects
+from spt_parlai.errors import UsageError
+from spt_parlai.model.compilation import compile_layers, has_compiler
+from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.recomputation import recompute_activations
+from spt_parlai.objective import SptObjective
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason='there is no C++ compiler here')
+
+
+def gradients(model, contexts, targets):
+    """Loss and gradients of a step, groups in turn."""
+    model.zero_grad()
+    objective = SptObjective(lambda_contrastive=0.0)
+    prediction = model(pad(contexts), pad(targets), token_loss=objective.token_loss)
+    loss = objective(prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss).total
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+BATCHES = [(draw(lengths, seed=1), draw([2] * len(lengths), seed=2)) for lengths in ([7, 3, 12, 5], [20], [9, 9])]
+
+
+def assert_same(model, plain, batches):
+    for batch in batches:
+        for found, expected in zip(gradients(model, *batch), gradients(plain, *batch), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_the_same_numbers(monkeypatch):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, 'simdlen', 1)  # compiles faster
+    monkeypatch.setattr(inductor, 'compile_threads', 1)
+    plain, model = (build(tiny_lm('llama'))[0] for _ in range(2))
+    compile_layers('tiny', model.llm)
+    graphs = torch._dynamo.utils.counters['stats']['unique_graphs']
+    assert graphs
+    assert_same(model, plain, [BATCHES[0], BATCHES[2]])
+    with torch.no_grad():
+        assert torch.equal(model.encoder(pad(BATCHES[0][0])).logits, plain.encoder(pad(BATCHES[0][0])).logits)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == graphs  # neither other lengths nor decoding compile anew
+
+
+@pytest.mark.parametrize('prepare', [
+    lambda model: setattr(model, 'prompt_chunk', 1), lambda model: recompute_activations('tiny', model.llm),
+], ids=['prompt-chunk', 'checkpoint-activations'])
+@pytest.mark.parametrize('family', ['opt', 'llama'])
+def test_with_prompts_in_chunks_and_layers_run_again(family, prepare, monkeypatch):
+    """Traced and differentiated as ever, without the C++ compiler."""
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
+    plain, model = (build(tiny_lm(family))[0] for _ in range(2))
+    compile_layers('tiny', model.llm)
+    prepare(model)
+    assert_same(model, plain, BATCHES)
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda forward, dynamic: lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(UsageError, match=r'--llm-compile true: --llm tiny \(LlamaForCausalLM\) does not compile here \(ZeroDivisionError'):
+        compile_layers('tiny', FrozenLM(tiny_lm('llama')))
+
+
+def test_what_computes_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda forward, dynamic: lambda words, **kwargs: 1.01 * forward(words, **kwargs))
+    with pytest.raises(UsageError, match='computes something else when compiled; leave the option out'):
+        compile_layers('tiny', FrozenLM(tiny_lm('llama')))
+
+
+def test_without_a_compiler_training_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CXX', raising=False)
+    opt = {'llm_compile': True, 'no_cuda': True, 'training_loop': True, 'optimizer': 'adam', 'lr_scheduler': 'none'}
+    with pytest.raises(UsageError, match='--llm-compile True: there is no C\\+\\+ compiler here'):
+        option_effects.check_effects(opt)
+    option_effects.check_effects({**opt, 'training_loop': False})
