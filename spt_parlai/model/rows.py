@@ -53,13 +53,19 @@ def token_rows(
 
 def rows_of_like_length(lengths: Sequence[int], at_once: int) -> list[tuple[list[int], int]]:
     """Rows to run together, padding and all at most `at_once` tokens (a row alone may be longer): [(their numbers, their greatest
-    length)], the longest first."""
+    length)], the longest first.
+
+    Once there is a quarter of that, only a row of at least nine tenths of the longest one's length joins.
+    """
     parts: list[tuple[list[int], int]] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if parts and (len(parts[-1][0]) + 1) * parts[-1][1] <= at_once:
-            parts[-1][0].append(row)
-        else:
-            parts.append(([row], lengths[row]))
+        if parts:
+            rows, longest = parts[-1]
+            tokens = len(rows) * longest
+            if tokens + longest <= at_once and (4 * tokens < at_once or 10 * lengths[row] >= 9 * longest):
+                rows.append(row)
+                continue
+        parts.append(([row], lengths[row]))
     return parts
 
 

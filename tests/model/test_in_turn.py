@@ -38,6 +38,8 @@ def test_rows_of_like_length(lengths, at_once):
     for rows, longest in parts:
         assert longest == max(lengths[row] for row in rows)
         assert len(rows) == 1 or len(rows) * longest <= at_once
+        shortest = min(lengths[row] for row in rows)
+        assert shortest >= 0.9 * longest or 4 * (len(rows) - 1) * longest < at_once  # little padding, or few tokens
     for (before, _), (after, longest) in zip(parts, parts[1:]):
         assert min(lengths[row] for row in before) >= longest
 

@@ -16,11 +16,11 @@ WINDOWED = {'mistral', 'gemma2', 'gemma3'}  # some of their layers forget: those
 
 
 def test_parts_are_of_like_length_and_within_the_limit(monkeypatch):
-    monkeypatch.setitem(prefill._TOKENS_AT_ONCE, 'cpu', 12)
+    monkeypatch.setitem(prefill._TOKENS_AT_ONCE, 'cpu', 40)
     lengths = torch.tensor([3, 9, 5, 20, 6, 1])
     mask = torch.arange(20)[None] >= 20 - lengths[:, None]
-    assert parts_to_prefill(mask) == [([3], 20), ([1], 9), ([4, 2], 6), ([0, 5], 3)]
-    monkeypatch.setitem(prefill._TOKENS_AT_ONCE, 'cpu', 1000)
+    assert parts_to_prefill(mask) == [([3], 20), ([1, 4], 9), ([2, 0], 5), ([5], 1)]
+    monkeypatch.setitem(prefill._TOKENS_AT_ONCE, 'cpu', 1000)  # less than a quarter of it: all together
     assert parts_to_prefill(mask) == [([3, 1, 4, 2, 0, 5], 20)]
 
 
