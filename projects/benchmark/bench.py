@@ -34,13 +34,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--data', help="ParlAI's datapath with ConvAI2 in it; default: the sample task")
     parser.add_argument('--tokenizer', default='demo', help='folder of an LLM (its config.json and tokenizer) whose ids the shape knows')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--llm-compile', action='store_true', help='ours packed with --llm-compile too')
     parser.add_argument('--no-curves', action='store_true', help='the comparison and the profile alone')
     parser.add_argument('--quick', action='store_true', help='a tiny shape, seconds: does everything run?')
     parser.add_argument('--out', type=Path, default=Path('runs/benchmark'), help='folder of the JSON file and the plot')
     return parser.parse_args()
 
 
-def comparison(base: Job) -> list[Job]:
+def comparison(base: Job, compiled: bool) -> list[Job]:
     """In the dtype that was asked for, and ours packed in bfloat16 too, which is one option (`--llm-dtype bfloat16`).
 
     The naive pattern's first step is timed: it takes minutes, beside which a warm-up saves nothing.
@@ -51,6 +52,7 @@ def comparison(base: Job) -> list[Job]:
         replace(base, contender='packed', batch=DIALOGUES),
         replace(base, contender='together', batch=DIALOGUES),
         replace(base, contender='packed', batch=DIALOGUES, dtype='bfloat16'),
+        *([replace(base, contender='packed', batch=DIALOGUES, compile=True, warm_up=2)] if compiled else []),
         replace(base, contender='PEFT', K=1, batch=TURNS),
         replace(base, contender='per-turn', K=1, batch=TURNS),
         replace(base, contender='packed', K=1, batch=DIALOGUES),
@@ -75,7 +77,7 @@ def main() -> None:
     if args.quick:
         base, args.rounds = replace(base, shape='tiny', K=2, warm_up=0, steps=1, square=256), 1
     result = environment(args)
-    result['comparison'] = in_turn(comparison(base), args.rounds, say)
+    result['comparison'] = in_turn(comparison(base, args.llm_compile), args.rounds, say)
     (result['profile'],) = in_turn([replace(base, profile=True)], 1, say)
     result['claims'] = claims(result['comparison'], result['profile'])
     result['curves'] = {}

@@ -4,7 +4,7 @@
 
 prints a table: the batched search of this package, ParlAI's search around the same model, and transformers' `generate`
 called once for every distinct prompt of a batch, over that prompt's contexts (`groups`) or over the whole batch, whose
-other rows are thrown away (`reruns`). Contexts come from the embedded sample task; nothing is downloaded.
+other rows are thrown away (`reruns`, which is what the paper's authors' code does). Contexts come from the embedded sample task; nothing is downloaded.
 """
 
 from __future__ import annotations

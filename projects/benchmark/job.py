@@ -18,7 +18,8 @@ PRELOADED = ['torch', 'transformers', 'peft', 'spt_parlai.model.spt_model', 'job
 @dataclass(frozen=True)
 class Job:
     """contender: a name of `contenders.CONTENDERS`; batch: dialogues if it packs, else turns; limit: longest context, in tokens;
-    prompt_chunk, tokens_at_once, recompute: options of the package, the last one `--checkpoint-activations`; `steps` are timed, after `warm_up` others;
+    prompt_chunk, tokens_at_once, recompute, compile: options of the package (`--checkpoint-activations`, `--llm-compile`);
+    `steps` are timed, after `warm_up` others;
     square: side of the matrices whose product is the machine's rate, 0: as is usual for the device."""
 
     contender: str
@@ -33,6 +34,7 @@ class Job:
     prompt_chunk: int = 0
     tokens_at_once: int = 0
     recompute: bool = False
+    compile: bool = False
     steps: int = 1
     warm_up: int = 1
     seed: int = 0

@@ -8,6 +8,7 @@ from dialogues import Reader, draw_dialogues, draw_turns
 from job import Job, StepSize, Trainer
 from flops import LLMShape
 from spt_parlai.dialogue.dictionary import NULL_ID, START_ID
+from spt_parlai.model.compilation import compile_layers
 from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.model.retriever import Retriever
@@ -30,6 +31,8 @@ class Ours(Trainer):
         llm = FrozenLM(lm)
         if job.recompute:
             recompute_activations(job.shape, llm)
+        if job.compile:
+            compile_layers(job.shape, llm)
         prompts = torch.randn(job.K, job.L, llm.hidden_size)
         self.model = SptModel(
             llm, SoftPromptGroup(prompts), Retriever(llm.hidden_size), NULL_ID, START_ID, reader.dict.eos, prompt_chunk=job.prompt_chunk,

@@ -45,7 +45,7 @@ def _lines(path: str) -> list[str]:
 def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
     """The ratios that the design is for."""
     dtype = profile['dtype']
-    by = {(r['contender'], r['K'] == 1): r for r in comparison if r['dtype'] == dtype}
+    by = {(r['contender'], r['K'] == 1): r for r in comparison if r['dtype'] == dtype and not r['compile']}
     half = [r for r in comparison if r['dtype'] == 'bfloat16' != dtype]
     naive, packed, peft = by['naive', False], by['packed', False], by['PEFT', True]
 
@@ -60,6 +60,7 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
         **{'packed in bfloat16 / naive, peak memory': r['peak_bytes'] / naive['peak_bytes'] for r in half},
         'packed / together, examples/s': speed(packed, by['together', False]),
         'packed / together, peak memory': packed['peak_bytes'] / by['together', False]['peak_bytes'],
+        **{'packed compiled / packed, examples/s': speed(r, packed) for r in comparison if r['compile']},
         'packed / naive, examples a step': packed['examples_per_step'] / naive['examples_per_step'],
         'packed / PEFT at K 1, examples/s': speed(by['packed', True], peft),
         'per-turn / PEFT at K 1, examples/s': speed(by['per-turn', True], peft),
@@ -74,7 +75,7 @@ COLUMNS = ('contender', 'dtype', 'K', 'L', 'batch', 'examples/step', 's/step', '
 
 def row(r: dict) -> list[str]:
     return [
-        r['contender'], r['dtype'], str(r['K']), str(r['L']), str(r['batch']), f'{r["examples_per_step"]:.0f}', f'{r["seconds_per_step"]:.3g}',
+        r['contender'] + (', compiled' if r['compile'] else ''), r['dtype'], str(r['K']), str(r['L']), str(r['batch']), f'{r["examples_per_step"]:.0f}', f'{r["seconds_per_step"]:.3g}',
         f'{r["examples_per_s"]:.3g}', f'{r["tokens_per_s"]:.0f}', f'{r["padding"]:.0%}', f'{r["peak_bytes"] / 1e9:.2f}', f'{r["matmul_fraction"]:.0%}',
     ]
 

@@ -111,3 +111,10 @@ def test_the_models_two_ways_agree(family, chunked):
     torch.testing.assert_close(fast.log_probs, slow.log_probs, rtol=1e-5, atol=1e-6)
     assert torch.equal(fast.greedy, slow.greedy)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.skipif(not hasattr(F, 'linear_cross_entropy'), reason='torch before 2.13')
+def test_torchs_own_function_agrees():
+    hidden, weight, targets = torch.randn(9, 8), torch.randn(50, 8), torch.randint(50, (9,))
+    found, _ = token_log_probs(hidden, weight, None, targets, torch.zeros(9, dtype=torch.bool))
+    torch.testing.assert_close(found, -F.linear_cross_entropy(hidden, weight, targets, reduction='none'), rtol=1e-5, atol=1e-5)
