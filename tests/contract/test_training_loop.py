@@ -11,6 +11,7 @@ from runs import AGENT, SAMPLE, TINY, logged, train, training
 from tensorboardX.proto.event_pb2 import Event
 
 from spt_parlai.agents import SptAgent
+from spt_parlai.errors import UsageError
 
 PAIR = f'{SAMPLE},integration_tests:nocandidate'
 
@@ -141,7 +142,7 @@ def test_no_checkpoint_where_none_is_wanted(tiny_llms, tmp_path):
 def test_options_from_a_file(tiny_llms, tmp_path):
     (tmp_path / 'o.opt').write_text(json.dumps({'model': AGENT, 'num_prompts': 5, 'learningrate': 0.5, 'not_an_option': 1}))
     parser = train_model.TrainModel.setup_args()
-    with pytest.raises(RuntimeError, match='not_an_option'):
+    with pytest.raises(UsageError, match='not_an_option is no option of'):
         parser.parse_args(['-o', str(tmp_path / 'o.opt')])
     opt = train_model.TrainModel.setup_args().parse_args(
         ['-o', str(tmp_path / 'o.opt'), '--allow-missing-init-opts', 'true', '--learningrate', '0.25']

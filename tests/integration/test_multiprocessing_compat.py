@@ -1,5 +1,6 @@
 """Multi-process training and evaluation end to end, on two processes and no GPU."""
 
+import json
 import os
 import signal
 import subprocess
@@ -122,13 +123,13 @@ def test_train_then_evaluate(workspace):
     assert status == 0, output
     assert (workspace / 'model').exists()
 
-    logs = ['--datatype', 'valid', '--world-logs', 'log.jsonl']
+    logs = ['--datatype', 'valid', '--world-logs', 'log.jsonl', '--report-filename', 'report.json']
     output, status = finish(parlai(workspace, 'mp_eval', *logs))
     assert status == 0, output
     # Every worker writes what it saw, and the report covers both.
     assert (workspace / 'log_0.jsonl').exists()
     assert (workspace / 'log_1.jsonl').exists()
-    assert '"exs": 16' in output
+    assert json.loads((workspace / 'report.json').read_text())['report']['exs'] == 16
 
 
 def test_a_failure_in_one_worker_ends_the_run(workspace):
