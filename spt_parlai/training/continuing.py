@@ -48,13 +48,9 @@ def settle_changes(opt, saved: dict[str, Any], checkpoint: Path) -> None:
             stored = json.loads(Path(f'{checkpoint}.opt').read_text(encoding='utf-8'))
             kept.update((name, stored[name]) for name in _IN_THE_OPTIMIZER if name in stored)
     for name, value in kept.items():
-        if name in asked and _plain(asked[name]) != _plain(value):
+        if name in asked and asked[name] != value:
             logging.warning(
                 f'--{name} {asked[name]}: {checkpoint} continues, and keeps --{name} {value}; give another --model-file to begin anew.'
             )
             opt[name] = asked[name] = value
 
-
-def _plain(value):
-    """Tuples come back from JSON as lists or, ParlAI's, as text."""
-    return ''.join(str(value).split()).strip('[]()')
