@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
 
 
 def comparison(base: Job, compiled: bool) -> list[Job]:
-    """In the dtype that was asked for, and ours packed in bfloat16 too, which is one option (`--llm-dtype bfloat16`).
+    """In the dtype that was asked for, and ours in bfloat16 too, which is one option (`--llm-dtype bfloat16`).
 
     The naive pattern's first step is timed: it takes minutes, beside which a warm-up saves nothing.
     """
@@ -51,6 +51,7 @@ def comparison(base: Job, compiled: bool) -> list[Job]:
         replace(base, contender='per-turn', batch=TURNS),
         replace(base, contender='packed', batch=DIALOGUES),
         replace(base, contender='together', batch=DIALOGUES),
+        replace(base, contender='per-turn', batch=TURNS, dtype='bfloat16'),
         replace(base, contender='packed', batch=DIALOGUES, dtype='bfloat16'),
         *([replace(base, contender='packed', batch=DIALOGUES, compile=True, warm_up=2)] if compiled else []),
         replace(base, contender='PEFT', K=1, batch=TURNS),

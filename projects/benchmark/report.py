@@ -46,7 +46,7 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
     """The ratios that the design is for."""
     dtype = profile['dtype']
     by = {(r['contender'], r['K'] == 1): r for r in comparison if r['dtype'] == dtype and not r['compile']}
-    half = [r for r in comparison if r['dtype'] == 'bfloat16' != dtype]
+    half = {r['contender']: r for r in comparison if r['dtype'] == 'bfloat16' != dtype}
     naive, packed, peft = by['naive', False], by['packed', False], by['PEFT', True]
 
     def speed(a: dict, b: dict) -> float:
@@ -54,10 +54,10 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
 
     return {
         'packed / naive, examples/s': speed(packed, naive),
-        **{'packed in bfloat16 / naive, examples/s': speed(r, naive) for r in half},
         'per-turn / naive, examples/s': speed(by['per-turn', False], naive),
+        **{f'{name} in bfloat16 / naive, examples/s': speed(r, naive) for name, r in half.items()},
         'packed / naive, peak memory': packed['peak_bytes'] / naive['peak_bytes'],
-        **{'packed in bfloat16 / naive, peak memory': r['peak_bytes'] / naive['peak_bytes'] for r in half},
+        **{f'{name} in bfloat16 / naive, peak memory': r['peak_bytes'] / naive['peak_bytes'] for name, r in half.items()},
         'packed / together, examples/s': speed(packed, by['together', False]),
         'packed / together, peak memory': packed['peak_bytes'] / by['together', False]['peak_bytes'],
         **{'packed compiled / packed, examples/s': speed(r, packed) for r in comparison if r['compile']},
@@ -65,7 +65,7 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
         'packed / PEFT at K 1, examples/s': speed(by['packed', True], peft),
         'per-turn / PEFT at K 1, examples/s': speed(by['per-turn', True], peft),
         'packed, fraction of the matrix-product rate': packed['matmul_fraction'],
-        **{'packed in bfloat16, fraction of its rate': r['matmul_fraction'] for r in half},
+        **{f'{name} in bfloat16, fraction of its rate': r['matmul_fraction'] for name, r in half.items()},
         'packed, share of text similarity and data': profile['shares']['similarity'] + profile['shares']['data'],
     }
 

@@ -9,6 +9,8 @@ Fused kernels that were looked at have no use for that: token by token (each nee
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +35,8 @@ class _TokenLogProbs(torch.autograd.Function):
         likeliest = torch.zeros_like(targets)
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needed else None  # of each log-probability at its hidden state
-        size = max(1, LOGIT_BYTES // (4 * weight.shape[0]))
+        chunks = math.ceil(len(hidden) * weight.shape[0] * 4 / LOGIT_BYTES)
+        size = math.ceil(len(hidden) / max(1, chunks)) or 1  # all alike: a small last chunk is slow
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             logits = F.linear(hidden[chunk], weight, bias).float()  # [n, V]
