@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from jinja2 import TemplateError
 from parlai.core.params import ParlaiParser
+from parlai.utils import logging
 
 from spt_parlai.agent.endpoint_agent import EndpointAgent
 from spt_parlai.agent.prompted_agent import PromptedAgent
 from spt_parlai.agent.window import SMALLEST_CONTEXT
 from spt_parlai.dialogue.instruction import (
-    Instruction, chat_messages, ever_shorter, first_turn_of, instructed_context, without_system,
+    Instruction, chat_messages, cut_to_fit, ever_shorter, first_turn_of, instructed_context, without_system,
 )
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, render
@@ -50,22 +51,42 @@ class InContextAgent(PromptedAgent):
         self.instruction = instruction_of(self.opt)
         self._chats = self.opt['chat_template'] == 'auto' and bool(self.dict.tokenizer.chat_template)
         self._knows_system = self._chats and self._takes_system()
-        shortest = self.context_of(Dialogue(), self.text_truncate)
+        shortest = self._context(Dialogue(), self.instruction._replace(examples=()), None)
         if len(shortest.ids) > self.text_truncate - SMALLEST_CONTEXT:
             raise UsageError(
                 f"--instruction: it takes {len(shortest.ids)} of the context's {self.text_truncate} tokens, which leaves none for the dialogue; "
                 'give a shorter one.'
             )
+        self.instruction = self.instruction._replace(examples=self._begin_examples())
         return super().build_model()
+
+    def _begin_examples(self) -> list[Dialogue]:
+        """The examples' beginnings, each no longer than its share of half the context."""
+        examples, half = self.instruction.examples, self.text_truncate // 2
+        shown = [cut_to_fit(example, half // len(examples), self._tokens_of) for example in examples]
+        if None in shown:
+            raise UsageError(
+                f'--shots {len(examples)}: half of the context of {self.text_truncate} tokens holds no exchange of each example; give fewer.'
+            )
+        if turns := sum(len(whole.turns) - len(kept.turns) for whole, kept in zip(examples, shown, strict=True)):
+            logging.info(f'--shots {len(examples)}: half of the context is {half} tokens; the examples were shown without their last {turns} turns in all')
+        return shown
+
+    def _tokens_of(self, example: Dialogue) -> int:
+        alone, with_it = (self.instruction._replace(examples=examples) for examples in ((), (example,)))
+        return self._context(Dialogue(), with_it, None).length - self._context(Dialogue(), alone, None).length
 
     # ---- the context ----------------------------------------------------------------------------------
 
     def context_of(self, dialogue: Dialogue, limit: int | None, _replies=()) -> Context:
+        return self._context(dialogue, self.instruction, limit)
+
+    def _context(self, dialogue: Dialogue, instruction: Instruction, limit: int | None) -> Context:
         if not self._chats:
-            return instructed_context(dialogue, self.instruction, self.dict.piece, self.dict.bos, limit)
+            return instructed_context(dialogue, instruction, self.dict.piece, self.dict.bos, limit)
         length = ids = None
-        for shown, instruction in ever_shorter(dialogue, self.instruction):
-            ids = self._chat_ids(shown, instruction)
+        for shown, told in ever_shorter(dialogue, instruction):
+            ids = self._chat_ids(shown, told)
             length = len(ids) if length is None else length
             if limit is None or len(ids) <= limit:
                 break

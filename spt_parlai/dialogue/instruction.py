@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import Context, Tokenize, build_context, fitting, past_dialogue
@@ -23,6 +23,19 @@ class Instruction(NamedTuple):
 
     text: str = INSTRUCTION
     examples: Sequence[Dialogue] = ()
+
+
+def cut_to_fit(example: Dialogue, most: int, length: Callable[[Dialogue], int]) -> Dialogue | None:
+    """The example without its last turns and then without its persona's last sentences, so that it ends with an own turn and
+    `length` of it is at most `most`; None where not even one own turn without a persona is so short."""
+    ends = [n for n, turn in enumerate(example.turns, 1) if turn.own]
+    whole = len(example.persona)
+    shorter_and_shorter = [(end, whole) for end in reversed(ends)] + [(ends[0], n) for n in reversed(range(whole)) if ends]
+    for turns, sentences in shorter_and_shorter:
+        shown = Dialogue(example.persona[:sentences], example.turns[:turns])
+        if length(shown) <= most:
+            return shown
+    return None
 
 
 # ---- one text, for an LLM that continues texts ------------------------------------------------------------

@@ -10,9 +10,11 @@ from parlai.core.agents import create_agent
 from parlai.core.message import Message
 from parlai.scripts.eval_model import EvalModel
 from parlai.scripts.interactive import Interactive
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from spt_parlai.dialogue.instruction import INSTRUCTION, first_turn_of
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
 
 BASIC = {'task': SAMPLE, 'model': AGENTS + 'InContextAgent', 'max_new_tokens': 6, 'label_truncate': 24, 'instruction': 'reply .'}
@@ -36,6 +38,18 @@ def chat_llms(tiny_llms, tmp_path_factory):
         tokenizer = AutoTokenizer.from_pretrained(tiny_llms.opt)
         tokenizer.chat_template = template
         tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope='module')
+def wide_llms(tiny_llms, chat_llms, tmp_path_factory):
+    """Windows in which examples have room."""
+    folders = {}
+    for name, source in (('opt', tiny_llms.opt), ('llama', tiny_llms.llama), *chat_llms.items()):
+        folders[name] = str(tmp_path_factory.mktemp('wide') / 'llm')
+        shutil.copytree(source, folders[name])
+        config = AutoConfig.from_pretrained(source, max_position_embeddings=640)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
     return folders
 
 
@@ -102,14 +116,14 @@ def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
 
 
 @pytest.mark.parametrize('which', ['opt', 'llama', 'system', 'no system'])
-def test_the_window_keeps_instruction_persona_and_the_newest_turn(tiny_llms, chat_llms, which):
-    agent = agent_of(chat_llms.get(which) or getattr(tiny_llms, which), shots=2)
-    for words in (1, 8, 60):
+def test_the_window_keeps_instruction_persona_and_the_newest_turn(wide_llms, which):
+    agent = agent_of(wide_llms[which], shots=2)
+    for words in (1, 80, 400):
         heard = hear(agent.clone(), 'your persona: i ski.\nhello', 'what do you do ?', *['how are you ? ' * words + 'bye'])
         text = read(agent, heard)
         assert len(heard['text_vec']) <= agent.text_truncate
-        assert 'reply .' in text and 'bye' in text.removesuffix('</s>a ').removesuffix(' R:')[-4:] and ('ski' in text or words == 60)
-        assert heard['context_truncate_rate'] and heard['context_original_length'] > agent.text_truncate  # the examples went
+        assert 'reply .' in text and 'bye' in text.removesuffix('</s>a ').removesuffix(' R:')[-4:] and ('ski' in text or words == 400)
+        assert bool(heard['context_truncate_rate']) == (words > 1)  # an example went, then both and older turns
 
 
 def test_an_instruction_that_fills_the_window_is_refused(tiny_llms, chat_llms):
@@ -118,21 +132,34 @@ def test_an_instruction_that_fills_the_window_is_refused(tiny_llms, chat_llms):
             agent_of(llm, instruction='how are you ? ' * 80)
 
 
-def test_evaluates_batches_and_logs(tiny_llms, tmp_path):
+def test_evaluates_batches_and_logs(wide_llms, tmp_path):
     """Without a model file; the same numbers whatever the batch."""
     reports = []
     for batchsize in (1, 5):
-        reports.append(evaluate(**{**BASIC, 'llm': tiny_llms.opt, 'num_examples': 20, 'batchsize': batchsize, 'shots': 1, 'seed': 2}))
-    evaluate(**{**BASIC, 'llm': tiny_llms.opt, 'num_examples': 20, 'world_logs': str(tmp_path / 'log'), 'instruction': INSTRUCTION})
+        reports.append(evaluate(**{**BASIC, 'llm': wide_llms['opt'], 'num_examples': 20, 'batchsize': batchsize, 'shots': 1, 'seed': 2}))
+    evaluate(**{**BASIC, 'llm': wide_llms['opt'], 'num_examples': 20, 'world_logs': str(tmp_path / 'log'), 'instruction': INSTRUCTION})
     assert json.loads((tmp_path / 'log.jsonl').read_text().splitlines()[0])['dialog'][0][1]['id'] == 'InContext'
     assert reports[0]['exs'] == 20 <= reports[1]['exs'] and {'ppl', 'ppl_word', 'unigram_f1', 'ctrunc'} <= reports[0].keys()
 
 
-def test_a_chat_in_which_it_has_examples(tiny_llms, monkeypatch, capsys):
+def test_a_chat_in_which_it_has_examples(wide_llms, monkeypatch, capsys):
     lines = iter(['hello', '[EXIT]'])
     monkeypatch.setattr('builtins.input', lambda _prompt='': next(lines))
-    given = {**{k: v for k, v in BASIC.items() if k != 'task'}, 'llm': tiny_llms.opt, 'persona': 'i ski.'}
+    given = {**{k: v for k, v in BASIC.items() if k != 'task'}, 'llm': wide_llms['opt'], 'persona': 'i ski.'}
     Interactive.main(**given, shots=1, training_task=SAMPLE)
     assert '[InContext]' in capsys.readouterr().out
     with pytest.raises(UsageError, match='--training-task'):
         Interactive.main(**given, shots=1)
+
+
+@pytest.mark.parametrize('which', ['opt', 'system'])
+def test_examples_that_are_too_long_are_shown_from_their_beginning(tiny_llms, wide_llms, which):
+    """They would never be seen otherwise: whole dialogues do not fit a small window beside the one at hand."""
+    agent = agent_of(wide_llms[which], shots=1)
+    (example,), (whole,) = agent.instruction.examples, instruction_of(agent.opt).examples
+    assert 0 < len(example.turns) < len(whole.turns) and example.turns[-1].own
+    assert example == Dialogue(whole.persona, whole.turns[: len(example.turns)])
+    heard = hear(agent.clone(), 'your persona: i ski.\nhello')
+    assert not heard['context_truncate_rate'] and example.turns[-1].text.split()[-2] in read(agent, heard)
+    with pytest.raises(UsageError, match='--shots 30: .* give fewer'):
+        agent_of(wide_llms[which], shots=30)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spt_parlai.dialogue.instruction import (
-    BEGIN, Instruction, chat_messages, ever_shorter, first_turn_of, instructed_context, without_system,
+    BEGIN, Instruction, chat_messages, cut_to_fit, ever_shorter, first_turn_of, instructed_context, without_system,
 )
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import build_context, render
@@ -41,6 +41,18 @@ def test_examples_give_way_before_any_turn_and_turns_before_the_instruction(dict
     shorter = told(dictionary, DIALOGUE, limit=len(bare.ids) - 1)
     text = dictionary.tokenizer.decode(shorter.ids[1:])
     assert text == 'reply . given persona: i ski. i like tea.; context: R: hi Q: how are you ? R:' and shorter.length == len(full.ids)
+
+
+@pytest.mark.parametrize('most, turns, sentences', [(99, 4, 2), (6, 4, 2), (5, 2, 2), (4, 2, 2), (3, 2, 1), (2, 2, 0)])
+def test_an_example_is_cut_from_its_end_and_ends_with_an_own_turn(most, turns, sentences):
+    example = Dialogue(['a', 'b'], [THEIRS('1'), OWN('2'), THEIRS('3'), OWN('4'), THEIRS('5')])
+    shown = cut_to_fit(example, most, lambda part: len(part.persona) + len(part.turns))
+    assert shown == Dialogue(example.persona[:sentences], example.turns[:turns])
+
+
+def test_an_example_of_which_nothing_fits():
+    assert cut_to_fit(Dialogue(['a'], [THEIRS('1'), OWN('2')]), 1, lambda part: len(part.turns)) is None
+    assert cut_to_fit(Dialogue(['a'], [THEIRS('1')]), 9, lambda part: len(part.turns)) is None
 
 
 @settings(max_examples=40, deadline=None)
