@@ -16,7 +16,7 @@ CHAT_TEMPLATES = ('auto', 'false')
 RETRIEVE_PER = ('turn', 'dialogue')
 QUANTIZATIONS = ('none', '8bit', '4bit')
 NO_GENERATION_NEEDED = (
-    'ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy',
+    'ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy', 'selected_gain', 'best_gain',
 )
 
 
@@ -200,7 +200,8 @@ def skips_generation(opt) -> bool:
 
 
 _LOWER_IS_BETTER = ('ppl', 'ppl_word', 'ppl_byte', 'loss', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'mean_rank')
-_HIGHER_IS_BETTER = ('accuracy', 'f1', 'token_acc', 'token_em', 'prompt_usage_entropy')
+_GAINS = ('selected_gain', 'best_gain')  # in nats
+_HIGHER_IS_BETTER = ('accuracy', 'f1', 'token_acc', 'token_em', 'prompt_usage_entropy', *_GAINS)
 _PERCENTAGES = ('unigram_f1', 'sacrebleu', 'rouge1', 'rouge2', 'rougeL', 'bertscore_', 'dist', 'meteor', 'persona_bleu')  # the paper's
 _HIGHER_IS_BETTER_FAMILIES = ('hits@', 'bleu', 'rouge', *_PERCENTAGES[:-1])
 
@@ -219,7 +220,7 @@ def settle_validation(opt) -> None:
         better = 'lower' if mode == 'min' else 'higher'
         raise UsageError(f'--validation-metric-mode {asked}: {metric} is better the {better} it is; leave it out.')
     opt['validation_metric_mode'] = mode if known or asked is None else asked
-    if metric.startswith(_PERCENTAGES) and 'validation_cutoff' not in given:
+    if metric.startswith((*_PERCENTAGES, *_GAINS)) and 'validation_cutoff' not in given:
         opt['validation_cutoff'] = 100.0  # ParlAI's 1.0 is perfect for metrics of 0 to 1
     if opt['validation_metric_mode'] == 'min' and metric != 'ppl' and 'validation_cutoff' not in given:
         opt['validation_cutoff'] = -1.0  # never: ParlAI's 1.0 is a perfect ppl, but a loss can be below it, or 0, early on

@@ -69,7 +69,7 @@ class SptAgent(PromptTuningAgent):
 
     def metrics_of(self, prediction, losses):
         yield from super().metrics_of(prediction, losses)
-        yield from usage_metrics(prediction.selected.tolist(), prediction.scores.shape[1])
+        yield from usage_metrics(prediction.selected, losses.nll)
 
     def eval_step(self, batch):
         if batch.text_vec is None:

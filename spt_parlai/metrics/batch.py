@@ -51,8 +51,16 @@ def loss_metrics(
         yield 'fusion', AverageMetric.many(fusion.detach().tolist())
 
 
-def usage_metrics(selected: list[int], num_prompts: int) -> Named:
-    """How often each prompt was selected, and how evenly."""
-    for k in range(num_prompts):
-        yield f'prompt_usage_{k}', AverageMetric.many([int(s == k) for s in selected])
-    yield 'prompt_usage_entropy', [UsageEntropy.selected(s, num_prompts) for s in selected]
+def usage_metrics(selected: Tensor, nll: Tensor) -> Named:
+    """How often each prompt was selected, how evenly, and what choosing is worth, in nats a token of the target.
+
+    selected: int64 [B]; nll [K, B], of each prompt.
+    """
+    K = len(nll)
+    for k in range(K):
+        yield f'prompt_usage_{k}', AverageMetric.many((selected == k).int().tolist())
+    yield 'prompt_usage_entropy', [UsageEntropy.selected(s, K) for s in selected.tolist()]
+    nll = nll.detach()
+    gain = nll.mean(0) - nll  # [K, B], over a prompt drawn at random
+    yield 'selected_gain', AverageMetric.many(gain.gather(0, selected[None].to(gain.device))[0].tolist())
+    yield 'best_gain', AverageMetric.many(gain.amax(0).tolist())

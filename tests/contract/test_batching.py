@@ -8,7 +8,7 @@ from runs import SAMPLE, agent_of, evaluate, logged, train
 
 from spt_parlai.agents import SptAgent
 
-PER_EXAMPLE = ('ppl', 'loss', 'token_acc', 'nll', 'selection', 'fusion', 'prompt_usage_0', 'prompt_usage_entropy', 'f1', 'exs')
+PER_EXAMPLE = ('ppl', 'loss', 'token_acc', 'nll', 'selection', 'fusion', 'prompt_usage_0', 'prompt_usage_entropy', 'selected_gain', 'best_gain', 'f1', 'exs')
 MESSAGES = [
     {'text': f'your persona: i like {thing}.\nhello , what do you like ?', 'labels': [f'i like {thing} very much .' + ' yes' * n], 'episode_done': True}
     for n, thing in enumerate(('tea', 'my dog', 'rain', 'old songs'))

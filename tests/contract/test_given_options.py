@@ -97,7 +97,7 @@ def test_the_dictionary_that_parlais_scripts_name_is_ours(given, tmp_path):
 
 @pytest.mark.parametrize('metric, mode, cutoff', [
     ('ppl', 'min', 1.0), ('selection', 'min', -1.0), ('loss', 'min', -1.0), ('token_acc', 'max', 1.0), ('bleu-4', 'max', 1.0),
-    ('rouge-L', 'max', 1.0), ('hits@1', 'max', 1.0), ('convai2/nll', 'min', -1.0), ('prompt_usage_entropy', 'max', 1.0), ('other', 'max', 1.0),
+    ('rouge-L', 'max', 1.0), ('hits@1', 'max', 1.0), ('convai2/nll', 'min', -1.0), ('prompt_usage_entropy', 'max', 1.0), ('selected_gain', 'max', 100.0), ('other', 'max', 1.0),
     ('sacrebleu', 'max', 100.0), ('rouge1', 'max', 100.0), ('dist', 'max', 100.0), ('ppl_word', 'min', -1.0),
 ])
 def test_validation_knows_which_way_a_metric_improves(given, metric, mode, cutoff):

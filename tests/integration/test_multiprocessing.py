@@ -36,7 +36,7 @@ def test_validation_equals_a_single_process(trained):
     two = json.loads(trained.with_name('model.trainstats').read_text())['final_valid_report']
     one = evaluate(trained, skip_generation=True, batchsize=4)
     assert two['exs'] == one['exs'] == 108
-    for name in ('ppl', 'loss', 'nll', 'selection', 'fusion', 'token_acc', 'prompt_usage_0', 'prompt_usage_entropy'):
+    for name in ('ppl', 'loss', 'nll', 'selection', 'fusion', 'token_acc', 'prompt_usage_0', 'prompt_usage_entropy', 'selected_gain', 'best_gain'):
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
 

@@ -40,6 +40,16 @@ def test_contrastive_is_the_mean_over_pairs_and_nothing_for_a_batch_of_one():
 
 
 def test_usage_names_every_prompt_also_an_unused_one():
-    got = dict(usage_metrics([0, 2, 2, 2], 4))
+    got = dict(usage_metrics(torch.tensor([0, 2, 2, 2]), torch.ones(4, 4)))
     assert [mean(got[f'prompt_usage_{k}']) for k in range(4)] == [0.25, 0, 0.75, 0]
     assert 0 < mean(got['prompt_usage_entropy']) < 1
+
+
+def test_what_choosing_is_worth():
+    """Against the mean over prompts, for each example; nothing where there is one prompt."""
+    nll = torch.tensor([[1.0, 4.0], [3.0, 2.0], [2.0, 6.0]])
+    got = dict(usage_metrics(torch.tensor([1, 0]), nll))
+    assert [m.value() for m in got['selected_gain']] == [2 - 3, 4 - 4]
+    assert [m.value() for m in got['best_gain']] == [2 - 1, 4 - 2]
+    alone = dict(usage_metrics(torch.zeros(2, dtype=torch.long), nll[:1]))
+    assert mean(alone['selected_gain']) == mean(alone['best_gain']) == 0
