@@ -32,7 +32,8 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
 
 def _usage(row: dict[str, Any]) -> dict[str, Any]:
     shown = '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares'])
-    return {**row, 'shown': shown, 'entropy_text': t.cell(row['entropy']), 'gain_text': t.cell(row['selected_over_mean'], 3)}
+    texts = {'entropy_text': t.cell(row['entropy']), **{f'{name}_text': t.cell(row[name], 3) for name in t.GAINS}}
+    return {**row, 'shown': shown, **texts}
 
 
 def _run(record: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sizes import Size
 
 from spt_parlai.errors import UsageError
 
-PATTERNS = {'emoji': figures.EMOJI, 'a question': r'\?', '“i”': r"\bi\b"}
+PATTERNS = {'emoji': figures.EMOJI, 'a question': r'\?', '“i”': r'(?i)\bi\b'}
 MOST_PANELS = 6
 
 
@@ -30,9 +30,16 @@ def first_finished(row: Row, size: Size, seeds: Sequence[int], place: Place) -> 
 
 
 def _rows(tables: Sequence[TableOfRows], *names: str) -> list[Row]:
-    """Of the tables named, else of all, each label once."""
+    """Of the tables named, else of all, each label once. DailyDialog's say whose they are."""
     chosen = [table for table in tables if table.name in names] or list(tables)
-    return list({row.label: row for table in chosen for row in table.rows}.values())
+    rows = [_with_its_task(row) for table in chosen for row in table.rows]
+    return list({row.label: row for row in rows}.values())
+
+
+def _with_its_task(row: Row) -> Row:
+    if row.method.task == 'persona':
+        return row
+    return row._replace(label=f'{row.label}, DailyDialog', against=row.against and f'{row.against}, DailyDialog')
 
 
 def two_models(
@@ -84,11 +91,12 @@ def draw(
         result.append(html_report.Figure(name, short, title, f'{caption} ({seed})', path, **more))
 
     if shown:
-        label, turns = list(shown.items())[-1]
+        personas = [row.label for row, _ in ready if row.label in shown and row.method.task == 'persona']
+        label = (personas or list(shown))[-1]
         add('figure2', 'Figure 2', 'Figure 2. Which prompt is used at which turn', 'Times the retriever selects each prompt, by turn of the dialogue',
             figures.usage_by_turn(shown, folder / 'figure2.png'))
         add('figure3', 'Figure 3', f'Figure 3. Style of each prompt: {label}', 'Share of replies in which a pattern occurs, by prompt and turn; grey: the prompt was not used',
-            figures.pattern_by_prompt(turns, patterns, folder / 'figure3.png'))
+            figures.pattern_by_prompt(shown[label], patterns, folder / 'figure3.png'))
         add('scores', 'Scores', 'Retriever scores in two dimensions', 'Each point is a context, at the principal components of the logarithms of its K scores',
             figures.score_projection(shown, folder / 'scores.png'))
     try:

@@ -21,6 +21,7 @@ TITLES = {
     'persona_bleu': 'persona BLEU', 'epoch_hours': 'hours an epoch',
     **{f'persona_bleu_{n}': f'{n}-gram' for n in range(1, 5)},
 }
+GAINS = ('selected_gain', 'best_gain')  # nats a token, of choosing a prompt
 Metrics = dict[str, float]
 
 
@@ -150,10 +151,9 @@ def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place
             found.setdefault(key, {
                 'label': f'{table.name.replace("table", "table ")}: {label}', 'shares': [sorted(s, reverse=True) for s in shares],
                 'entropy': spread([m['prompt_usage_entropy'] for m in runs.values()]),
-                'selected_over_mean': spread([m['nll'] / K - m['loss'] for m in runs.values()]),
+                **{name: spread([m[name] for m in runs.values()]) for name in GAINS},
             })
     return list(found.values())
-
 
 
 def write(tables: Sequence[dict[str, Any]], folder: Path) -> Path:

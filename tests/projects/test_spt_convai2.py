@@ -187,6 +187,15 @@ def test_the_page_holds_every_figure_and_command_and_loads_nothing(finished):
     assert 'http' not in page.split('<body>')[1].split('id="commands"')[0] and '<script' not in page and '<link' not in page
 
 
+def test_what_the_choice_of_a_prompt_is_worth_is_the_evaluations(project, finished):
+    """In nats of one average for all prompts: never above the best choice's, never below the worst."""
+    (row,) = json.loads((finished / 'report' / 'tables.json').read_text())['usage']
+    (metrics,) = [r['stages']['eval']['metrics'] for r in records(finished).values() if r['agent'] == 'SptAgent']
+    assert {name: row[name]['mean'] for name in project.tables.GAINS} == {name: metrics[name] for name in project.tables.GAINS}
+    assert abs(metrics['selected_gain']) <= metrics['best_gain'] * 3 and metrics['best_gain'] > 0
+    assert f"{metrics['best_gain']:.3f}" in (finished / 'report' / 'index.html').read_text()
+
+
 def test_figures_count_what_the_log_says(project, finished):
     log = next(p for p in finished.glob('runs/spt-*/eval.jsonl'))
     acts = [(t, pair[1]) for line in log.read_text().splitlines() for t, pair in enumerate(json.loads(line)['dialog'])]
@@ -207,7 +216,7 @@ def test_figures_count_what_the_log_says(project, finished):
 def test_two_models_talk_side_by_side(project, finished):
     shown = run(project, 'chat-pairs', '--dialogues', 1, '--out', finished)
     pt, spt = (project.logs.read_turns(next(finished.glob(f'runs/{name}/eval.jsonl'))) for name in ('prompt*', 'spt*'))
-    assert spt[0].said in shown.output and f'SPT: {spt[1].reply}'.strip() in shown.output
+    assert spt[0].said in shown.output and f'SPT, DailyDialog: {spt[1].reply}'.strip() in shown.output
     pairs = project.figures.paired_dialogues(pt, spt, 99)
     assert sum(len(d['turns']) for d in pairs) == 24 and pairs[0]['turns'][1]['right'] == spt[1].reply
 
