@@ -120,7 +120,7 @@ def training_curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> Pa
                 axis.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
                 axis.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
                 axis.tick_params(axis='y', which='minor', labelsize=8)
-        axes[0].legend(fontsize=9)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=10)
         return save(figure, path)
 
 
