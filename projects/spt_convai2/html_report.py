@@ -30,12 +30,6 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _usage(row: dict[str, Any]) -> dict[str, Any]:
-    shown = '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares'])
-    texts = {'entropy_text': t.cell(row['entropy']), **{f'{name}_text': t.cell(row[name], 3) for name in t.GAINS}}
-    return {**row, 'shown': shown, **texts}
-
-
 def _run(record: dict[str, Any]) -> dict[str, Any]:
     seconds = sum(stage['seconds'] for stage in record['stages'].values())
     commands = '\n\n'.join(
@@ -58,7 +52,7 @@ def write(
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     drawn = [{**figure._asdict(), 'data': base64.b64encode(figure.path.read_bytes()).decode()} for figure in figures]
     page = templates.get_template('report.html.j2').render(
-        title=title, subtitle=subtitle, tables=[_table(table) for table in tables], usage=[_usage(row) for row in usage], figures=drawn,
+        title=title, subtitle=subtitle, tables=[_table(table) for table in tables], usage=usage and {'title': t.USAGE_TITLE, 'lines': t.usage_lines(usage), 'note': t.USAGE_NOTE}, figures=drawn,
         runs=[_run(record) for record in records], about=_about(records) if records else 'nothing has run yet',
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def make(
     folder = place.out / 'report'
     usage = made.usage(asked, size, seeds, place)
     write_json(folder / 'tables.json', {'tables': list(tables), 'usage': usage})
-    made.write(tables, folder)
+    made.write(tables, usage, folder)
     records = [record for path in sorted((place.out / 'runs').glob('*/run.json')) if (record := read_record(path))]
     drawn = draw(asked, size, seeds, place, folder, patterns or PATTERNS)
     names = ', '.join(Path(llm).name for llm in llms)

@@ -123,9 +123,12 @@ def note(table: dict[str, Any]) -> str:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    header, *rows = lines(table)
-    written = ['| ' + ' | '.join(line) + ' |' for line in (header, ['---'] * len(header), *rows)]
-    return '\n'.join([f'### {title(table)}', '', *written, '', note(table), ''])
+    return _markdown(title(table), lines(table), note(table))
+
+
+def _markdown(title: str, lines: Sequence[Sequence[str]], note: str) -> str:
+    written = ['| ' + ' | '.join(line) + ' |' for line in (lines[0], ['---'] * len(lines[0]), *lines[1:])]
+    return '\n'.join([f'### {title}', '', *written, '', note, ''])
 
 
 def title(table: dict[str, Any]) -> str:
@@ -156,8 +159,25 @@ def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place
     return list(found.values())
 
 
-def write(tables: Sequence[dict[str, Any]], folder: Path) -> Path:
+USAGE_TITLE = 'Is every prompt used?'
+USAGE_NOTE = (
+    'Entropy over its maximum: 1 is even use, 0 a retriever that has collapsed onto one prompt. The last columns are the NLL a token of '
+    'the mean prompt minus that of the selected one, and minus that of the best one in hindsight.'
+)
+
+
+def usage_lines(usage: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Header and rows as text."""
+    header = ['', 'share of each prompt, largest first, one list a seed', 'entropy of use', 'nats gained by the choice', 'by the best choice']
+    return [header, *([
+        row['label'], '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares']),
+        cell(row['entropy']), *(cell(row[name], 3) for name in GAINS),
+    ] for row in usage)]
+
+
+def write(tables: Sequence[dict[str, Any]], usage: Sequence[dict[str, Any]], folder: Path) -> Path:
     path = folder / 'tables.md'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('\n'.join(map(markdown, tables)), encoding='utf-8')
+    written = [*map(markdown, tables), *([_markdown(USAGE_TITLE, usage_lines(usage), USAGE_NOTE)] if usage else [])]
+    path.write_text('\n'.join(written), encoding='utf-8')
     return path
