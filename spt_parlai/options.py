@@ -16,7 +16,8 @@ CHAT_TEMPLATES = ('auto', 'false')
 RETRIEVE_PER = ('turn', 'dialogue')
 QUANTIZATIONS = ('none', '8bit', '4bit')
 NO_GENERATION_NEEDED = (
-    'ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy', 'selected_gain', 'best_gain',
+    'ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy',
+    'selected_gain', 'best_gain',
 )
 
 

@@ -52,7 +52,8 @@ def write(
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     drawn = [{**figure._asdict(), 'data': base64.b64encode(figure.path.read_bytes()).decode()} for figure in figures]
     page = templates.get_template('report.html.j2').render(
-        title=title, subtitle=subtitle, tables=[_table(table) for table in tables], usage=usage and {'title': t.USAGE_TITLE, 'lines': t.usage_lines(usage), 'note': t.USAGE_NOTE}, figures=drawn,
+        title=title, subtitle=subtitle, tables=[_table(table) for table in tables], figures=drawn,
+        usage=usage and {'title': t.USAGE_TITLE, 'lines': t.usage_lines(usage), 'note': t.USAGE_NOTE},
         runs=[_run(record) for record in records], about=_about(records) if records else 'nothing has run yet',
     )
     path.parent.mkdir(parents=True, exist_ok=True)
