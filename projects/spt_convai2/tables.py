@@ -161,17 +161,17 @@ def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place
 
 USAGE_TITLE = 'Is every prompt used?'
 USAGE_NOTE = (
-    'Entropy over its maximum: 1 is even use, 0 a retriever that has collapsed onto one prompt. The last columns are the NLL a token of '
+    'Entropy over its maximum: 1 is even use, 0 a retriever that has collapsed onto one prompt. The gains are the NLL a token of '
     'the mean prompt minus that of the selected one, and minus that of the best one in hindsight.'
 )
 
 
 def usage_lines(usage: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Header and rows as text."""
-    header = ['', 'share of each prompt, largest first, one list a seed', 'entropy of use', 'nats gained by the choice', 'by the best choice']
+    header = ['', 'entropy of use', 'nats gained by the choice', 'by the best choice', 'share of each prompt, largest first, one list a seed']
     return [header, *([
-        row['label'], '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares']),
-        cell(row['entropy']), *(cell(row[name], 3) for name in GAINS),
+        row['label'], cell(row['entropy']), *(cell(row[name], 3) for name in GAINS),
+        '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares']),
     ] for row in usage)]
 
 
