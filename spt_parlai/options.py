@@ -15,9 +15,10 @@ CONTRASTIVE_PAIRS = ('all', 'across')
 CHAT_TEMPLATES = ('auto', 'false')
 RETRIEVE_PER = ('turn', 'dialogue')
 QUANTIZATIONS = ('none', '8bit', '4bit')
+_GAINS = ('selected_gain', 'best_gain')  # in nats
 NO_GENERATION_NEEDED = (
     'ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_entropy',
-    'selected_gain', 'best_gain',
+    *_GAINS,
 )
 
 
@@ -201,7 +202,6 @@ def skips_generation(opt) -> bool:
 
 
 _LOWER_IS_BETTER = ('ppl', 'ppl_word', 'ppl_byte', 'loss', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'mean_rank')
-_GAINS = ('selected_gain', 'best_gain')  # in nats
 _HIGHER_IS_BETTER = ('accuracy', 'f1', 'token_acc', 'token_em', 'prompt_usage_entropy', *_GAINS)
 _PERCENTAGES = ('unigram_f1', 'sacrebleu', 'rouge1', 'rouge2', 'rougeL', 'bertscore_', 'dist', 'meteor', 'persona_bleu')  # the paper's
 _HIGHER_IS_BETTER_FAMILIES = ('hits@', 'bleu', 'rouge', *_PERCENTAGES[:-1])

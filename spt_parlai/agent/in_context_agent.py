@@ -57,13 +57,16 @@ class InContextAgent(PromptedAgent):
                 f"--instruction: it takes {len(shortest.ids)} of the context's {self.text_truncate} tokens, which leaves none for the dialogue; "
                 'give a shorter one.'
             )
-        self.instruction = self.instruction._replace(examples=self._begin_examples())
+        self.instruction = self.instruction._replace(examples=self._beginnings(len(shortest.ids)))
         return super().build_model()
 
-    def _begin_examples(self) -> list[Dialogue]:
-        """The examples' beginnings, each no longer than its share of half the context."""
+    def _beginnings(self, without: int) -> list[Dialogue]:
+        """The examples' beginnings, each no longer than its share of half the context; `without` any it takes so many tokens."""
+        def tokens(example: Dialogue) -> int:
+            return self._context(Dialogue(), self.instruction._replace(examples=(example,)), None).length - without
+
         examples, half = self.instruction.examples, self.text_truncate // 2
-        shown = [cut_to_fit(example, half // len(examples), self._tokens_of) for example in examples]
+        shown = [cut_to_fit(example, half // len(examples), tokens) for example in examples]
         if None in shown:
             raise UsageError(
                 f'--shots {len(examples)}: half of the context of {self.text_truncate} tokens holds no exchange of each example; give fewer.'
@@ -71,10 +74,6 @@ class InContextAgent(PromptedAgent):
         if turns := sum(len(whole.turns) - len(kept.turns) for whole, kept in zip(examples, shown, strict=True)):
             logging.info(f'--shots {len(examples)}: half of the context is {half} tokens; the examples were shown without their last {turns} turns in all')
         return shown
-
-    def _tokens_of(self, example: Dialogue) -> int:
-        alone, with_it = (self.instruction._replace(examples=examples) for examples in ((), (example,)))
-        return self._context(Dialogue(), with_it, None).length - self._context(Dialogue(), alone, None).length
 
     # ---- the context ----------------------------------------------------------------------------------
 
