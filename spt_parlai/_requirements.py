@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from importlib import metadata, util
 
-INSTALL = 'run `make install`, or `pip install --no-deps -r requirements.lock` in the environment you use (see the README)'
+INSTALL = (
+    'run `make install`, or `pip install --no-deps -r requirements.lock` in the environment you use (see the README)'
+)
 
 
 def check() -> None:

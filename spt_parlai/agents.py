@@ -9,5 +9,12 @@ from spt_parlai.agent.spt_agent import SptAgent
 from spt_parlai.agent.text_prompt_agent import TextPromptAgent
 
 __all__ = [
-    'FullFineTuningAgent', 'InContextAgent', 'LoraAgent', 'PromptTuningAgent', 'RagAgent', 'SptAgent', 'SptRagAgent', 'TextPromptAgent',
+    'FullFineTuningAgent',
+    'InContextAgent',
+    'LoraAgent',
+    'PromptTuningAgent',
+    'RagAgent',
+    'SptAgent',
+    'SptRagAgent',
+    'TextPromptAgent',
 ]

@@ -10,7 +10,9 @@ import typer
 
 app = typer.Typer(
     help='Selective Prompt Tuning for ParlAI. Train, evaluate and chat with `parlai …`; this command has the rest.',
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Install data in ParlAI's layout.", no_args_is_help=True)
 app.add_typer(data, name='data')
@@ -18,8 +20,8 @@ app.add_typer(data, name='data')
 
 @app.command()
 def demo(
-    out: Annotated[Optional[Path], typer.Option(help='Folder to keep the trained model in (default: runs/demo).')] = None,
-    steps: Annotated[Optional[int], typer.Option(min=1, help='Training steps (default: what the preset says).')] = None,
+    out: Annotated[Path | None, typer.Option(help='Folder to keep the trained model in (default: runs/demo).')] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help='Training steps (default: what the preset says).')] = None,
     seed: Annotated[int, typer.Option(help='Makes the run repeat exactly.')] = 0,
 ) -> None:
     """Train SPT on the sample task around the demo LM, evaluate it, and show three exchanges. Offline, minutes."""
@@ -30,8 +32,12 @@ def demo(
 
 @data.command()
 def convai2(
-    source: Annotated[Path, typer.Option('--from', help='Folder with your ConvAI2 files (…_self_original.txt and so on).')],
-    datapath: Annotated[Optional[Path], typer.Option(help="ParlAI datapath to install into (default: ParlAI's own).")] = None,
+    source: Annotated[
+        Path, typer.Option('--from', help='Folder with your ConvAI2 files (…_self_original.txt and so on).')
+    ],
+    datapath: Annotated[
+        Path | None, typer.Option(help="ParlAI datapath to install into (default: ParlAI's own).")
+    ] = None,
     force: Annotated[bool, typer.Option(help='Replace files that are already there.')] = False,
 ) -> None:
     """Put your own ConvAI2 files where `-t convai2:self` finds them, so that nothing is downloaded."""
@@ -66,10 +72,12 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of an Spt
 
 @app.command('import-authors')
 def import_authors(
-    source: Annotated[Path, typer.Argument(help="Their checkpoint: DeepSpeed's folder, or one .pt, .bin or .safetensors file.")],
+    source: Annotated[
+        Path, typer.Argument(help="Their checkpoint: DeepSpeed's folder, or one .pt, .bin or .safetensors file.")
+    ],
     llm: Annotated[str, typer.Option(help='The LLM it was trained around: Hugging Face id or local folder.')],
     out: Annotated[Path, typer.Option(help='Model file to write.')],
-    llm_revision: Annotated[Optional[str], typer.Option(help='Revision of a Hugging Face id.')] = None,
+    llm_revision: Annotated[str | None, typer.Option(help='Revision of a Hugging Face id.')] = None,
     llm_dtype: Annotated[str, typer.Option(help='As in training: auto, float32, bfloat16 or float16.')] = 'auto',
     force: Annotated[bool, typer.Option(help='Replace a model that is already there.')] = False,
 ) -> None:
@@ -88,7 +96,7 @@ def import_authors(
 def export_peft(
     model_file: Annotated[Path, typer.Argument(help='A model file of an SptAgent.')],
     out: Annotated[Path, typer.Option(help='Folder to write.')],
-    prompt: Annotated[Optional[int], typer.Option(help='Its number (default: each, as OUT/prompt_0 and so on).')] = None,
+    prompt: Annotated[int | None, typer.Option(help='Its number (default: each, as OUT/prompt_0 and so on).')] = None,
     force: Annotated[bool, typer.Option(help='Replace adapters that are already there.')] = False,
 ) -> None:
     """Write soft prompts as prompt-tuning adapters for Hugging Face PEFT. Needs neither the LLM nor the network."""
@@ -99,7 +107,8 @@ def export_peft(
 
 
 @app.command(
-    'parlai', add_help_option=False,
+    'parlai',
+    add_help_option=False,
     context_settings={'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []},
 )
 def run_parlai(context: typer.Context) -> None:

@@ -61,9 +61,7 @@ def patch_reduce_on_plateau() -> None:
 
     def init(self, optimizer, patience, decay, warmup_updates, warmup_rate):
         ParlAILRScheduler.__init__(self, warmup_updates, warmup_rate)
-        self.scheduler = ReduceLROnPlateau(
-            optimizer, 'min', factor=decay, patience=patience
-        )
+        self.scheduler = ReduceLROnPlateau(optimizer, 'min', factor=decay, patience=patience)
 
     ReduceOnPlateauLRScheduler.__init__ = init
 
@@ -144,9 +142,7 @@ def _rouge_evaluator():
         return None
     evaluator = rouge.Rouge(metrics=['rouge-n', 'rouge-l'], max_n=2)
     # py-rouge calls this static method through the instance.
-    evaluator.tokenize_text = lambda text, language='english': nltk.word_tokenize(
-        text, language, preserve_line=True
-    )
+    evaluator.tokenize_text = lambda text, language='english': nltk.word_tokenize(text, language, preserve_line=True)
     return evaluator
 
 
@@ -221,7 +217,7 @@ def explain_options_of_another_agent() -> None:
             if not reason.startswith('Trying to set opt from file'):
                 raise
             raise UsageError(
-                f"--init-opt {opt['init_opt']}: {name} is no option of -m {opt.get('model')}; give a preset of this agent, take {name} "
+                f'--init-opt {opt["init_opt"]}: {name} is no option of -m {opt.get("model")}; give a preset of this agent, take {name} '
                 'out of the file, or add --allow-missing-init-opts true.'
             ) from error
 

@@ -213,9 +213,7 @@ def patch_distributed_context() -> None:
 
 
 @contextlib.contextmanager
-def distributed_context(
-    rank, opt, rank_offset=0, gpu=None, init_method='tcp://localhost:61337'
-):
+def distributed_context(rank, opt, rank_offset=0, gpu=None, init_method='tcp://localhost:61337'):
     """ParlAI's ``distributed_context`` for the CPU; ``gpu`` is not used."""
     import torch
     import torch.distributed as dist

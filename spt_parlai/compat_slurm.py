@@ -29,7 +29,9 @@ def apply() -> None:
         if opt.get('distributed_world_size') is None:
             tasks = os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ.get('SLURM_NTASKS')
             if not tasks:
-                raise UsageError('SLURM_NTASKS is not set: give --ntasks-per-node to sbatch, or --distributed-world-size.')
+                raise UsageError(
+                    'SLURM_NTASKS is not set: give --ntasks-per-node to sbatch, or --distributed-world-size.'
+                )
             opt['distributed_world_size'] = int(tasks)
         with parlai_context(opt) as opt:
             yield opt

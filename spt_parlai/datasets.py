@@ -61,18 +61,26 @@ def install_reading_advice() -> None:
         try:
             agents = create(opt)
         except FileNotFoundError as error:
-            raise UsageError(f"-t {opt['task']}: {error.filename}: no such file; check the path of the task's data.") from error
+            raise UsageError(
+                f"-t {opt['task']}: {error.filename}: no such file; check the path of the task's data."
+            ) from error
         except UnicodeDecodeError as error:
-            raise UsageError(f"-t {opt['task']}: the data {_data_of(opt)}is not UTF-8 text; convert it to UTF-8.") from error
+            raise UsageError(
+                f'-t {opt["task"]}: the data {_data_of(opt)}is not UTF-8 text; convert it to UTF-8.'
+            ) from error
         except ValueError as error:
             if not str(error).startswith('ParlaiDialogTeacher requires'):
                 raise
-            raise UsageError(f"-t {opt['task']}: {' '.join(str(error).split())}; write the entry as text:…<tab>labels:….") from error
+            raise UsageError(
+                f'-t {opt["task"]}: {" ".join(str(error).split())}; write the entry as text:…<tab>labels:….'
+            ) from error
         # The first process has a share of every evaluation; another one's may be empty.
         checked = is_primary_worker() or DatatypeHelper.is_training(opt['datatype'])
         for teacher in agents if checked else ():
             if isinstance(teacher, FixedDialogTeacher) and teacher.num_examples() == 0:
-                raise UsageError(f"-t {opt['task']}: the data {_data_of(opt)}for -dt {opt['datatype']} holds no example; check the task's files.")
+                raise UsageError(
+                    f"-t {opt['task']}: the data {_data_of(opt)}for -dt {opt['datatype']} holds no example; check the task's files."
+                )
         return agents
 
     create_task_agents._gives_advice = True
@@ -80,7 +88,7 @@ def install_reading_advice() -> None:
 
 
 def _data_of(opt) -> str:
-    return f"({opt['fromfile_datapath']}) " if opt.get('fromfile_datapath') else ''
+    return f'({opt["fromfile_datapath"]}) ' if opt.get('fromfile_datapath') else ''
 
 
 def install_convai2(source: Path, datapath: Path | None = None, force: bool = False) -> Path:
@@ -91,17 +99,23 @@ def install_convai2(source: Path, datapath: Path | None = None, force: bool = Fa
     :return: the folder installed into. Raises UsageError for a missing file, a wrong format or files in the way.
     """
     if not source.is_dir():
-        raise UsageError(f'--from {source}: no such folder; give the folder that holds ConvAI2\'s .txt files.')
+        raise UsageError(f"--from {source}: no such folder; give the folder that holds ConvAI2's .txt files.")
     files: dict[str, Path] = {}
     for path in sorted(source.rglob('*.txt')):
-        if not path.name.startswith(('train_', 'valid_', 'test_')) or not any(s in path.name for s in ('self', 'both', 'none')):
+        if not path.name.startswith(('train_', 'valid_', 'test_')) or not any(
+            s in path.name for s in ('self', 'both', 'none')
+        ):
             continue
         if path.name in files:
-            raise UsageError(f'--from {source} holds both {files[path.name]} and {path}: give the folder of one of them.')
+            raise UsageError(
+                f'--from {source} holds both {files[path.name]} and {path}: give the folder of one of them.'
+            )
         files[path.name] = path
     for name in CONVAI2_NEEDED:
         if f'{name}.txt' not in files and f'{name}_no_cands.txt' not in files:
-            raise UsageError(f'--from {source}: neither {name}.txt nor {name}_no_cands.txt is there; give the folder that holds them.')
+            raise UsageError(
+                f'--from {source}: neither {name}.txt nor {name}_no_cands.txt is there; give the folder that holds them.'
+            )
     for path in files.values():
         _check_format(path)
     target = (datapath or _default_datapath()) / 'ConvAI2'
@@ -132,9 +146,11 @@ def _check_format(path: Path) -> None:
     try:
         first = path.read_text(encoding='utf-8').partition('\n')[0]
     except UnicodeDecodeError as error:
-        raise UsageError(f'{path} is not UTF-8 text: give ConvAI2\'s own files.') from error
+        raise UsageError(f"{path} is not UTF-8 text: give ConvAI2's own files.") from error
     if not first.startswith('1 '):
-        raise UsageError(f'{path} is not in ConvAI2\'s format: its first line starts {first[:30]!r}, not with "1 "; give ConvAI2\'s own files.')
+        raise UsageError(
+            f'{path} is not in ConvAI2\'s format: its first line starts {first[:30]!r}, not with "1 "; give ConvAI2\'s own files.'
+        )
 
 
 def _without_candidates(text: str) -> str:

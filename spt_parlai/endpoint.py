@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any, Sequence
+from typing import Any
 
 import requests
 from parlai.utils.misc import warn_once
@@ -44,7 +45,14 @@ class ChatEndpoint:
     """
 
     def __init__(
-        self, base: str, model: str, parameters: dict[str, Any], key_env: str, timeout: float, retries: int, concurrency: int
+        self,
+        base: str,
+        model: str,
+        parameters: dict[str, Any],
+        key_env: str,
+        timeout: float,
+        retries: int,
+        concurrency: int,
     ):
         self.url = f'{base.rstrip("/").removesuffix("/chat/completions")}/chat/completions'
         self.parameters = {'model': model, **parameters}
@@ -82,11 +90,15 @@ class ChatEndpoint:
             choice = answer.json()['choices'][0]
             text = choice['message']['content']
         except (ValueError, LookupError, TypeError) as error:
-            raise self._error(f'its answer is no chat completion ({shorten(answer.text)}): give an OpenAI-compatible endpoint') from error
+            raise self._error(
+                f'its answer is no chat completion ({shorten(answer.text)}): give an OpenAI-compatible endpoint'
+            ) from error
         if not isinstance(text, str | None):
             raise self._error(f'its answer holds no text ({shorten(text)}): give an OpenAI-compatible endpoint')
         if not (text or '').strip():
-            warn_once(f"an answer of --api-model {self.parameters['model']} is empty (finish_reason {choice.get('finish_reason')!r}).")
+            warn_once(
+                f'an answer of --api-model {self.parameters["model"]} is empty (finish_reason {choice.get("finish_reason")!r}).'
+            )
         return text or ''
 
     def _answer(self, request: dict[str, Any]) -> requests.Response:
@@ -98,17 +110,25 @@ class ChatEndpoint:
                     return answer
                 problem = f'{answer.status_code}, {self._reason(answer)}'
                 if answer.status_code not in _BUSY:
-                    refusal = _REFUSALS.get(answer.status_code, 'it does not take the request').format(key_env=self.key_env, url=self.url)
+                    refusal = _REFUSALS.get(answer.status_code, 'it does not take the request').format(
+                        key_env=self.key_env, url=self.url
+                    )
                     raise self._error(f'{refusal} ({problem})')
                 wanted = _wanted_pause(answer.headers.get('Retry-After'))
             except (ConnectionError, Timeout, ChunkedEncodingError) as error:
-                problem = f'no answer within {self.timeout:g} s' if isinstance(error, Timeout) else 'no connection, or one that broke off'
+                problem = (
+                    f'no answer within {self.timeout:g} s'
+                    if isinstance(error, Timeout)
+                    else 'no connection, or one that broke off'
+                )
             except RequestException as error:
                 raise self._error(f'no request can be sent there ({type(error).__name__}): check the URL') from error
             doubling = min(0.5 * 2**tried, _LONGEST_PAUSE) * _jitter.uniform(0.75, 1)
             if tried < self.retries and self._stopped.wait(doubling if wanted is None else wanted):
                 break
-        raise self._error(f'tried {tried + 1} times, it had no reply ({problem}): try later, or raise --api-retries or --api-timeout')
+        raise self._error(
+            f'tried {tried + 1} times, it had no reply ({problem}): try later, or raise --api-retries or --api-timeout'
+        )
 
     def _reason(self, answer: requests.Response) -> str:
         """What the server says of a failure."""

@@ -61,7 +61,9 @@ def load_tokenizer(llm: str, revision: str | None = None, option: str = '--llm')
 
     tokenizer = _load(AutoTokenizer.from_pretrained, llm, revision, option)
     if set(tokenizer.encode('Q: R:', add_special_tokens=False)) <= {tokenizer.unk_token_id}:
-        raise UsageError(f'{option} {llm}: no tokenizer files were found with it; put its tokenizer.json beside its config.json.')
+        raise UsageError(
+            f'{option} {llm}: no tokenizer files were found with it; put its tokenizer.json beside its config.json.'
+        )
     return tokenizer
 
 
@@ -70,8 +72,12 @@ def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
     from transformers import AutoModelForCausalLM
 
     def load(source, local_files_only, **kwargs):
-        adapters = {'local_files_only': local_files_only}  # where PEFT is installed, its adapters are looked for by other options
-        return AutoModelForCausalLM.from_pretrained(source, local_files_only=local_files_only, adapter_kwargs=adapters, **kwargs)
+        adapters = {
+            'local_files_only': local_files_only
+        }  # where PEFT is installed, its adapters are looked for by other options
+        return AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=local_files_only, adapter_kwargs=adapters, **kwargs
+        )
 
     lm, info = _load(load, llm, revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     wrong = [*sorted(info['missing_keys']), *sorted(name for name, *_ in info['mismatched_keys'])]
@@ -90,9 +96,13 @@ def load_encoder(name: str, option: str):
     model, info = _load(AutoModel.from_pretrained, name, None, option, output_loading_info=True)
     missing = [key for key in info['missing_keys'] if not key.startswith('pooler.')]  # many have none, and none is used
     if missing:
-        raise UsageError(f'{option} {name}: its weights do not belong to its config.json ({missing[0]} … is missing); take both from one model.')
+        raise UsageError(
+            f'{option} {name}: its weights do not belong to its config.json ({missing[0]} … is missing); take both from one model.'
+        )
     if model.config.is_encoder_decoder:
-        raise UsageError(f'{option} {name} is an encoder-decoder ({model.config.model_type}); give an encoder such as facebook/contriever.')
+        raise UsageError(
+            f'{option} {name} is an encoder-decoder ({model.config.model_type}); give an encoder such as facebook/contriever.'
+        )
     return model
 
 

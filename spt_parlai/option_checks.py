@@ -12,17 +12,32 @@ from spt_parlai.model.loading import DTYPES
 from spt_parlai.options import CHAT_TEMPLATES, CONTRASTIVE_PAIRS, CONTRASTIVE_TEXTS, QUANTIZATIONS, RETRIEVE_PER
 
 _WHOLE = ('prompt_chunk', 'tokens_at_once', 'max_skipped_steps', 'shots', 'api_retries')
-_AT_LEAST_ONE = ('num_prompts', 'prompt_length', 'lora_rank', 'max_new_tokens', 'batchsize', 'retrieved', 'api_concurrency')
+_AT_LEAST_ONE = (
+    'num_prompts',
+    'prompt_length',
+    'lora_rank',
+    'max_new_tokens',
+    'batchsize',
+    'retrieved',
+    'api_concurrency',
+)
 _NOT_NEGATIVE = {
-    'lambda_selection': 'switches the loss off', 'lambda_contrastive': 'switches the loss off',
-    'lambda_fusion': 'switches the loss off', 'learningrate': 'trains nothing',
-    'gold_noise': 'adds none', 'score_noise': 'adds none', 'api_temperature': 'takes the likeliest tokens',
+    'lambda_selection': 'switches the loss off',
+    'lambda_contrastive': 'switches the loss off',
+    'lambda_fusion': 'switches the loss off',
+    'learningrate': 'trains nothing',
+    'gold_noise': 'adds none',
+    'score_noise': 'adds none',
+    'api_temperature': 'takes the likeliest tokens',
 }
 _POSITIVE = ('tau_gold', 'tau_score', 'temperature', 'activation_beta', 'api_timeout')
 _CHOICES = {
-    'llm_dtype': ('auto', *DTYPES), 'llm_quantization': QUANTIZATIONS,
-    'contrastive_text': CONTRASTIVE_TEXTS, 'contrastive_pairs': CONTRASTIVE_PAIRS,
-    'retrieve_per': RETRIEVE_PER, 'chat_template': CHAT_TEMPLATES,
+    'llm_dtype': ('auto', *DTYPES),
+    'llm_quantization': QUANTIZATIONS,
+    'contrastive_text': CONTRASTIVE_TEXTS,
+    'contrastive_pairs': CONTRASTIVE_PAIRS,
+    'retrieve_per': RETRIEVE_PER,
+    'chat_template': CHAT_TEMPLATES,
 }
 _UNSUPPORTED = {
     'model_parallel': 'use --llm-device-map auto to spread the LLM over several GPUs',
@@ -68,15 +83,29 @@ def check_options(opt) -> None:
             raise _bad(name, opt[name], f'choose from {", ".join(choices)}')
     force, K = opt.get('force_prompt', -1), opt.get('num_prompts', 4)
     if not isinstance(force, int) or isinstance(force, bool) or not -1 <= force < K:
-        raise _bad('force_prompt', force, f'give a prompt from 0 to {K - 1} (--num-prompts {K}), or -1 for what the retriever selects')
+        raise _bad(
+            'force_prompt',
+            force,
+            f'give a prompt from 0 to {K - 1} (--num-prompts {K}), or -1 for what the retriever selects',
+        )
     init = opt.get('prompt_init', 'normal')
     if init not in INITIALISATIONS and not (isinstance(init, str) and init.startswith(SOURCES)):
         raise _bad('prompt_init', init, f'choose from {", ".join(INITIALISATIONS)}, "text:A|B|…" or "file:PATH"')
-    begun = [opt.get('model_file'), f"{opt.get('model_file')}.checkpoint", opt.get('init_model')]  # prompts that exist need no beginning
-    if init.startswith('file:') and not any(map(os.path.isfile, filter(None, begun))) and not os.path.exists(
-        os.path.expanduser(init.removeprefix('file:'))
+    begun = [
+        opt.get('model_file'),
+        f'{opt.get("model_file")}.checkpoint',
+        opt.get('init_model'),
+    ]  # prompts that exist need no beginning
+    if (
+        init.startswith('file:')
+        and not any(map(os.path.isfile, filter(None, begun)))
+        and not os.path.exists(os.path.expanduser(init.removeprefix('file:')))
     ):
-        raise _bad('prompt_init', init, 'no such file; give a .txt with a text a line, or a file or folder with trained prompts')
+        raise _bad(
+            'prompt_init',
+            init,
+            'no such file; give a .txt with a text a line, or a file or folder with trained prompts',
+        )
     for name, instead in _UNSUPPORTED.items():
         if opt.get(name):
             raise UsageError(f'{_flag(name)} {opt[name]} does not work with this agent: {instead}.')

@@ -7,7 +7,8 @@ trained with when today's search has no use for one.
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from parlai.utils.distributed import is_distributed
@@ -95,12 +96,18 @@ _EFFECTS = {
     'verbose_topk': _belongs(
         -1, lambda opt: opt.get('verbose') or 'token_losses' in str(opt.get('display_add_fields')), '--verbose true'
     ),
-    'gpu_beam_blocking': Needs(False, _never, 'its CUDA kernel is of 2022; leave it out, n-grams are blocked without it'),
-    'compute_tokenized_bleu': Needs(False, _never, 'it needs fairseq, which these libraries exclude; use --metrics bleu'),
+    'gpu_beam_blocking': Needs(
+        False, _never, 'its CUDA kernel is of 2022; leave it out, n-grams are blocked without it'
+    ),
+    'compute_tokenized_bleu': Needs(
+        False, _never, 'it needs fairseq, which these libraries exclude; use --metrics bleu'
+    ),
     # optimizer and schedule
     'momentum': _optimizer(0, 'sgd', 'rmsprop'),
     'nesterov': _belongs(
-        True, lambda opt: opt.get('optimizer') == 'sgd' and opt.get('momentum', 0) > 0, '--optimizer sgd with a --momentum'
+        True,
+        lambda opt: opt.get('optimizer') == 'sgd' and opt.get('momentum', 0) > 0,
+        '--optimizer sgd with a --momentum',
     ),
     'betas': _optimizer((0.9, 0.999), 'adam', 'adamax', 'adafactor'),
     'adam_eps': _optimizer(1e-8, 'adam', 'adamax'),
@@ -132,10 +139,18 @@ _EFFECTS = {
     'clearml_project_name': _with('ParlAI', 'clearml_log'),
     'clearml_task_name': _with('Default Task', 'clearml_log'),
     # in-context learning and retrieval
-    **{f'api_{name}': _belongs(default, _on('api_base'), '--api-base') for name, default in (
-        ('model', None), ('key_env', 'OPENAI_API_KEY'), ('temperature', 0.0), ('parameters', '{}'), ('timeout', 60.0), ('retries', 6),
-        ('concurrency', 8),
-    )},
+    **{
+        f'api_{name}': _belongs(default, _on('api_base'), '--api-base')
+        for name, default in (
+            ('model', None),
+            ('key_env', 'OPENAI_API_KEY'),
+            ('temperature', 0.0),
+            ('parameters', '{}'),
+            ('timeout', 60.0),
+            ('retries', 6),
+            ('concurrency', 8),
+        )
+    },
     # the paper's metrics
     'trim_responses': _belongs(False, _scores_replies, _SCORED),
     'bertscore': _belongs('none', _scores_replies, _SCORED),
@@ -152,9 +167,15 @@ def check_effects(opt) -> None:
         if name in given and not _same(given[name], needs.default) and not needs.met(opt):
             raise _refused(name, given[name], needs.way_out)
     if opt.get('scripted_model_file'):
-        raise _refused('scripted_model_file', opt['scripted_model_file'], 'a Hugging Face LLM does not compile with parlai torchscript')
+        raise _refused(
+            'scripted_model_file',
+            opt['scripted_model_file'],
+            'a Hugging Face LLM does not compile with parlai torchscript',
+        )
     if 'freq_bins' in opt and not opt.get('external_dict'):
-        raise UsageError("--freq-bins: an LLM's tokenizer counts no words; add --external-dict with a file of parlai build_dict.")
+        raise UsageError(
+            "--freq-bins: an LLM's tokenizer counts no words; add --external-dict with a file of parlai build_dict."
+        )
     _check_dictionary(opt, given)
     _check_devices(opt, given)
     if opt.get('beam_block_list_filename'):
@@ -166,7 +187,9 @@ def check_effects(opt) -> None:
     if opt.get('skip_generation') and not opt.get('training_loop'):
         for name, value in (('use_reply', 'model'), ('hide_labels', True)):
             if opt.get(name) == value:
-                raise _refused(name, value, '--skip-generation true leaves no reply to go on with; leave one of them out')
+                raise _refused(
+                    name, value, '--skip-generation true leaves no reply to go on with; leave one of them out'
+                )
     if opt.get('training_loop'):
         _check_training(opt)
 
@@ -176,7 +199,12 @@ def _check_dictionary(opt, given) -> None:
     for name, value in given.items():
         if not name.startswith(_OF_ANOTHER_DICTIONARY) or value is False:
             continue
-        if name == 'dict_file' and str(value) in own_files or name == 'dict_class' and str(value).startswith('spt_parlai.'):
+        if (
+            name == 'dict_file'
+            and str(value) in own_files
+            or name == 'dict_class'
+            and str(value).startswith('spt_parlai.')
+        ):
             continue  # ParlAI's scripts and tests name what they would find anyway
         raise _refused(name, value, _FROZEN)
 
@@ -187,7 +215,6 @@ def _check_devices(opt, given) -> None:
         raise _refused('gpu', gpu, 'there is no GPU here; leave it out')
     if gpu >= 0 and gpu >= torch.cuda.device_count():
         raise _refused('gpu', gpu, f'there are {torch.cuda.device_count()} GPUs here, counted from 0')
-
 
     if given.get('fp16') and given.get('llm_dtype') == 'float32':
         raise UsageError('--fp16 True and --llm-dtype float32 contradict each other: give one of them.')
@@ -218,7 +245,9 @@ def _check_training(opt) -> None:
     if optimizer in _NO_OPTIMIZER:
         raise _refused('optimizer', optimizer, f'{_NO_OPTIMIZER[optimizer]}; adam, adafactor or sgd will do')
     if optimizer == 'rprop' and opt.get('weight_decay'):
-        raise _refused('weight_decay', opt['weight_decay'], '--optimizer rprop looks at signs alone and has none; leave it out')
+        raise _refused(
+            'weight_decay', opt['weight_decay'], '--optimizer rprop looks at signs alone and has none; leave it out'
+        )
     steps, warmup = opt.get('max_train_steps', -1), opt.get('warmup_updates', -1)
     if scheduler in ('cosine', 'linear') and steps <= 0:
         raise _refused('lr_scheduler', scheduler, 'it ends at --max-train-steps, which must be given')
@@ -228,7 +257,9 @@ def _check_training(opt) -> None:
         raise _refused('lr_scheduler_decay', 1.0, 'ParlAI then has no schedule at all; say so with --lr-scheduler none')
     on_cpu = opt.get('no_cuda') or not torch.cuda.is_available()
     if opt.get('llm_compile') and on_cpu and not has_compiler():
-        raise _refused('llm_compile', True, 'there is no C++ compiler here (g++, clang++, $CXX); install one or leave it out')
+        raise _refused(
+            'llm_compile', True, 'there is no C++ compiler here (g++, clang++, $CXX); install one or leave it out'
+        )
     for name, module in _LOGGERS.items():
         if opt.get(name) and importlib.util.find_spec(module) is None:
             raise _refused(name, True, f'{module} is not installed; pip install {module}')

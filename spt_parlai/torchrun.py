@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> None:
         opt = script.setup_args().parse_args(arguments[1:])
     asked = opt['override'].get('distributed_world_size', world_size)
     if asked != world_size:
-        raise UsageError(f'--distributed-world-size {asked}: torchrun started {world_size} processes; leave the option out.')
+        raise UsageError(
+            f'--distributed-world-size {asked}: torchrun started {world_size} processes; leave the option out.'
+        )
     opt['distributed_world_size'] = world_size
     worker(rank, opt, port, gpu=local_rank, hostname=os.environ['MASTER_ADDR'])
 

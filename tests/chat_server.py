@@ -21,7 +21,11 @@ class Answer(NamedTuple):
 
 
 def says(text, **more) -> Answer:
-    return Answer(200, {'choices': [{'index': 0, 'message': {'role': 'assistant', 'content': text}, 'finish_reason': 'stop'}]}, **more)
+    return Answer(
+        200,
+        {'choices': [{'index': 0, 'message': {'role': 'assistant', 'content': text}, 'finish_reason': 'stop'}]},
+        **more,
+    )
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -33,7 +37,7 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), _Handler)
         self.base = f'http://127.0.0.1:{self.server_port}/v1'
         self.key, self.script, self.requests, self.headers = None, [], [], []
-        self.reply = lambda request: f"you said : {request['messages'][-1]['content']}"
+        self.reply = lambda request: f'you said : {request["messages"][-1]["content"]}'
         self.seconds = 0.0
         self.lock, self.under_way, self.most_under_way = threading.Lock(), 0, 0
 
@@ -46,7 +50,7 @@ class ChatServer(ThreadingHTTPServer):
         if path != '/v1/chat/completions':
             return Answer(404, {'error': {'message': f'no such path: {path}'}})
         if self.key and headers.get('Authorization') != f'Bearer {self.key}':
-            return Answer(401, {'error': {'message': f"wrong key: {headers.get('Authorization')}"}})
+            return Answer(401, {'error': {'message': f'wrong key: {headers.get("Authorization")}'}})
         return says(self.reply(request), seconds=self.seconds)
 
     def handle_error(self, request, client_address):
@@ -68,7 +72,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.under_way -= 1
         body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         self.send_response(answer.status)
-        for name, value in {**answer.headers, 'Content-Type': 'application/json', 'Content-Length': len(body) + answer.announced}.items():
+        for name, value in {
+            **answer.headers,
+            'Content-Type': 'application/json',
+            'Content-Length': len(body) + answer.announced,
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)

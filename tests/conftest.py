@@ -7,7 +7,8 @@ import pytest
 
 CORPUS = [
     'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R: i am fine , thanks . Q: what do you do ? R:',
-    'Q: do you have any pets ? R: yes , a dog and two cats .', 'my name is anna and i work as a nurse in the city .',
+    'Q: do you have any pets ? R: yes , a dog and two cats .',
+    'my name is anna and i work as a nurse in the city .',
 ]
 
 
@@ -21,7 +22,9 @@ def byte_level_tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ['<pad>', '</s>', '<unk>']
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token='</s>', eos_token='</s>', unk_token='</s>', pad_token='<pad>'
@@ -44,9 +47,14 @@ def metaspace_tokenizer():
     state['model']['vocab'] = {token: i for i, token in enumerate(special + tokens + words)}
     state['model'].update(byte_fallback=True, fuse_unk=True)
     tokenizer = Tokenizer.from_str(json.dumps(state))
-    tokenizer.decoder = decoders.Sequence([
-        decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0),
-    ])
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace('▁', ' '),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(' ', 1, 0),
+        ]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
 
 
@@ -55,7 +63,13 @@ def tiny_llms(tmp_path_factory):
     """Folders of tiny Hugging Face models: `opt`, `llama`, `gpt2` (decoder-only) and `bart` (encoder-decoder). Read-only."""
     import torch
     from transformers import (
-        BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig,
+        BartConfig,
+        BartForConditionalGeneration,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        OPTConfig,
         OPTForCausalLM,
     )
 
@@ -66,19 +80,62 @@ def tiny_llms(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = {
-            'opt': (byte_level, OPTForCausalLM(OPTConfig(
-                vocab_size=len(byte_level), hidden_size=16, word_embed_proj_dim=16, ffn_dim=32, **sizes, **special,
-            ))),
-            'llama': (metaspace, LlamaForCausalLM(LlamaConfig(
-                vocab_size=len(metaspace), hidden_size=16, intermediate_size=32, bos_token_id=1, eos_token_id=2, **sizes,
-            ))),
-            'gpt2': (byte_level, GPT2LMHeadModel(GPT2Config(
-                vocab_size=len(byte_level), n_embd=16, n_layer=2, n_head=2, n_positions=160, bos_token_id=1, eos_token_id=1,
-            ))),
-            'bart': (byte_level, BartForConditionalGeneration(BartConfig(
-                vocab_size=len(byte_level), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-                decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
-            ))),
+            'opt': (
+                byte_level,
+                OPTForCausalLM(
+                    OPTConfig(
+                        vocab_size=len(byte_level),
+                        hidden_size=16,
+                        word_embed_proj_dim=16,
+                        ffn_dim=32,
+                        **sizes,
+                        **special,
+                    )
+                ),
+            ),
+            'llama': (
+                metaspace,
+                LlamaForCausalLM(
+                    LlamaConfig(
+                        vocab_size=len(metaspace),
+                        hidden_size=16,
+                        intermediate_size=32,
+                        bos_token_id=1,
+                        eos_token_id=2,
+                        **sizes,
+                    )
+                ),
+            ),
+            'gpt2': (
+                byte_level,
+                GPT2LMHeadModel(
+                    GPT2Config(
+                        vocab_size=len(byte_level),
+                        n_embd=16,
+                        n_layer=2,
+                        n_head=2,
+                        n_positions=160,
+                        bos_token_id=1,
+                        eos_token_id=1,
+                    )
+                ),
+            ),
+            'bart': (
+                byte_level,
+                BartForConditionalGeneration(
+                    BartConfig(
+                        vocab_size=len(byte_level),
+                        d_model=16,
+                        encoder_layers=1,
+                        decoder_layers=1,
+                        encoder_attention_heads=2,
+                        decoder_attention_heads=2,
+                        encoder_ffn_dim=32,
+                        decoder_ffn_dim=32,
+                        max_position_embeddings=64,
+                    )
+                ),
+            ),
         }
     for name, (tokenizer, model) in made.items():
         tokenizer.save_pretrained(folder / name)

@@ -14,10 +14,18 @@ AGENT = 'spt_parlai.agents:SptAgent'
 
 def agent_with(tensors: dict[str, torch.Tensor], model_file, **options):
     """An agent that ParlAI built from options and a model file, in which `tensors` stand for what was trained."""
+
     def created():
-        return create_agent(TrainModel.setup_args().parse_kwargs(
-            task='spt_parlai.tasks.sample', model=AGENT, model_file=str(model_file), skip_generation=False, no_cuda=True, **options
-        ))
+        return create_agent(
+            TrainModel.setup_args().parse_kwargs(
+                task='spt_parlai.tasks.sample',
+                model=AGENT,
+                model_file=str(model_file),
+                skip_generation=False,
+                no_cuda=True,
+                **options,
+            )
+        )
 
     created().save()
     states = torch.load(model_file, weights_only=True)
@@ -43,10 +51,17 @@ def heard(agent, dialogues, labels='eval_labels', **more):
         lines = [f'your persona: {sentence}' for sentence in persona]
         for said, answered in zip(utterances[::2], [*utterances[1::2], target]):
             last = said is utterances[-1]
-            observation = ear.observe(Message({
-                'id': 'partner', 'text': '\n'.join([*lines, said]), labels: (answered,), 'episode_done': False,
-                **({name: values[n] for name, values in more.items()} if last else {}),
-            }))
+            observation = ear.observe(
+                Message(
+                    {
+                        'id': 'partner',
+                        'text': '\n'.join([*lines, said]),
+                        labels: (answered,),
+                        'episode_done': False,
+                        **({name: values[n] for name, values in more.items()} if last else {}),
+                    }
+                )
+            )
             lines = []
             if not last:
                 ear.self_observe(Message({'id': agent.id, 'text': 'not what the label says', 'episode_done': False}))

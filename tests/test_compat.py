@@ -19,10 +19,7 @@ from spt_parlai import compat
 def task(tmp_path_factory):
     """Options of a task with a few short dialogues."""
     folder = tmp_path_factory.mktemp('data')
-    lines = [
-        f'text:how are you {i} ?\tlabels:i am fine {i} .\tepisode_done:True'
-        for i in range(4)
-    ]
+    lines = [f'text:how are you {i} ?\tlabels:i am fine {i} .\tepisode_done:True' for i in range(4)]
     (folder / 'chat.txt').write_text('\n'.join(lines) + '\n')
     return {
         'task': 'fromfile:parlaiformat',
@@ -52,9 +49,7 @@ def model_file(task, tmp_path_factory):
 
 
 def evaluate(task, model_file, **options):
-    return EvalModel.main(
-        **task, model_file=model_file, datatype='valid', num_examples=4, **options
-    )
+    return EvalModel.main(**task, model_file=model_file, datatype='valid', num_examples=4, **options)
 
 
 def test_apply_twice_changes_nothing():

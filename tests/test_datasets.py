@@ -42,6 +42,7 @@ def refusal(*arguments):
 
 # ---- spt data convai2 ------------------------------------------------------------------------------------
 
+
 def test_installs_and_derives_what_is_missing(source, tmp_path):
     (source / 'notes_about_none.txt').write_text('not data')
     assert spt('--from', source, '--datapath', tmp_path / 'data').exit_code == 0
@@ -72,7 +73,10 @@ def test_bare_files_alone_are_enough(tmp_path):
 
 
 def test_missing_folder_is_refused(tmp_path):
-    assert refusal(tmp_path / 'no') == f"--from {tmp_path / 'no'}: no such folder; give the folder that holds ConvAI2's .txt files."
+    assert (
+        refusal(tmp_path / 'no')
+        == f"--from {tmp_path / 'no'}: no such folder; give the folder that holds ConvAI2's .txt files."
+    )
 
 
 def test_missing_file_is_refused(source, tmp_path):
@@ -121,6 +125,7 @@ def test_a_target_that_cannot_be_written_is_refused(source, tmp_path):
 
 # ---- downloads -------------------------------------------------------------------------------------------
 
+
 class Refused:
     """An HTTP session without a network; counts how often it was asked."""
 
@@ -150,7 +155,14 @@ def no_network(monkeypatch):
 def test_no_network_is_told_at_once(no_network, tmp_path):
     with pytest.raises(UsageError) as error:
         DownloadableFile('http://x/c.tgz', 'c.tgz', 'hash').download_file(str(tmp_path / 'ConvAI2'))
-    for part in ('ConvAI2', 'http://x/c.tgz', str(tmp_path), 'spt data convai2 --from FOLDER', '-dp DATAPATH', 'spt_parlai.tasks.sample'):
+    for part in (
+        'ConvAI2',
+        'http://x/c.tgz',
+        str(tmp_path),
+        'spt data convai2 --from FOLDER',
+        '-dp DATAPATH',
+        'spt_parlai.tasks.sample',
+    ):
         assert part in str(error.value)
     assert no_network.asked == 1
 
@@ -162,7 +174,9 @@ def test_other_tasks_are_told_where_to_put_files(no_network, tmp_path):
 
 def test_a_file_placed_by_hand_needs_no_network(no_network, tmp_path):
     (tmp_path / 'd.txt').write_text('data')
-    DownloadableFile('http://x/d.txt', 'd.txt', hashlib.sha256(b'data').hexdigest(), zipped=False).download_file(str(tmp_path))
+    DownloadableFile('http://x/d.txt', 'd.txt', hashlib.sha256(b'data').hexdigest(), zipped=False).download_file(
+        str(tmp_path)
+    )
     assert no_network.asked == 0
 
 

@@ -25,9 +25,18 @@ def server():
 @pytest.fixture
 def endpoint(server, monkeypatch):
     def make(base=None, **options):
-        return ChatEndpoint(base or server.base, 'small', {'max_tokens': 5}, **{
-            'key_env': 'TEST_KEY', 'timeout': 5.0, 'retries': 2, 'concurrency': 4, **options,
-        })
+        return ChatEndpoint(
+            base or server.base,
+            'small',
+            {'max_tokens': 5},
+            **{
+                'key_env': 'TEST_KEY',
+                'timeout': 5.0,
+                'retries': 2,
+                'concurrency': 4,
+                **options,
+            },
+        )
 
     monkeypatch.setenv('TEST_KEY', KEY)
     return make
@@ -46,7 +55,10 @@ def test_sends_what_the_protocol_wants(server, endpoint):
     server.key = KEY
     assert endpoint().reply(HELLO) == 'you said : hello'
     assert server.requests == [{'model': 'small', 'max_tokens': 5, 'messages': HELLO}]
-    assert server.headers[0]['Authorization'] == f'Bearer {KEY}' and server.headers[0]['Content-Type'] == 'application/json'
+    assert (
+        server.headers[0]['Authorization'] == f'Bearer {KEY}'
+        and server.headers[0]['Content-Type'] == 'application/json'
+    )
 
 
 @pytest.mark.parametrize('ending', ['/', '/chat/completions', '/chat/completions/'])
@@ -86,7 +98,9 @@ def test_pauses_double(server, endpoint):
     assert 0.375 + 0.75 < time.perf_counter() - began < 3
 
 
-@pytest.mark.parametrize('asked', ['1', lambda: email.utils.formatdate(time.time() + 2, usegmt=True)], ids=['seconds', 'date'])
+@pytest.mark.parametrize(
+    'asked', ['1', lambda: email.utils.formatdate(time.time() + 2, usegmt=True)], ids=['seconds', 'date']
+)
 def test_a_pause_is_as_long_as_the_server_asks_for(server, endpoint, asked):
     server.script = [Answer(429, None, {'Retry-After': asked if isinstance(asked, str) else asked()})]
     began = time.perf_counter()
@@ -124,23 +138,54 @@ def test_nobody_there_is_a_sentence(endpoint):
     assert 'no connection' in refused(lambda: endpoint(base, retries=1).reply(HELLO))
 
 
-@pytest.mark.parametrize('status, body, told, way_out', [
-    (401, {'error': {'message': f'wrong key: Bearer {KEY}'}}, 'wrong key: Bearer …', 'set the environment variable TEST_KEY'),
-    (403, {'error': 'not for you'}, 'not for you', '--api-model'), (404, {'detail': 'no model small'}, 'no model small', 'ends in /v1'),
-    (400, {'error': {'message': 'max_tokens is too large'}}, 'max_tokens is too large', 'does not take the request'),
-    (422, {'detail': [{'msg': 'bad'}]}, "[{'msg': 'bad'}]", 'does not take the request'), (418, b'<html>tea', '<html>tea', 'does not take'),
-    (302, b'', 'elsewhere', 'does not take the request'), (400, [1, 2], '[1, 2]', 'does not take the request'),
-])
+@pytest.mark.parametrize(
+    'status, body, told, way_out',
+    [
+        (
+            401,
+            {'error': {'message': f'wrong key: Bearer {KEY}'}},
+            'wrong key: Bearer …',
+            'set the environment variable TEST_KEY',
+        ),
+        (403, {'error': 'not for you'}, 'not for you', '--api-model'),
+        (404, {'detail': 'no model small'}, 'no model small', 'ends in /v1'),
+        (
+            400,
+            {'error': {'message': 'max_tokens is too large'}},
+            'max_tokens is too large',
+            'does not take the request',
+        ),
+        (422, {'detail': [{'msg': 'bad'}]}, "[{'msg': 'bad'}]", 'does not take the request'),
+        (418, b'<html>tea', '<html>tea', 'does not take'),
+        (302, b'', 'elsewhere', 'does not take the request'),
+        (400, [1, 2], '[1, 2]', 'does not take the request'),
+    ],
+)
 def test_a_refusal_is_a_sentence_and_not_tried_again(server, endpoint, status, body, told, way_out):
     server.script = [Answer(status, body, {'Location': 'elsewhere'})]
     sentence = refused(lambda: endpoint().reply(HELLO))
     assert f'{status}, ' in sentence and told in sentence and way_out in sentence and len(server.requests) == 1
 
 
-@pytest.mark.parametrize('body', [
-    b'', b'hello', b'<html></html>', b'{"choices": [', b'\xff\xfe', b'[]', b'null', {}, {'choices': []}, {'choices': [{}]}, {'choices': 3},
-    {'choices': [{'message': None}]}, {'choices': [{'message': {'content': 3}}]}, {'choices': [{'message': {'content': [{'text': 'a'}]}}]},
-])
+@pytest.mark.parametrize(
+    'body',
+    [
+        b'',
+        b'hello',
+        b'<html></html>',
+        b'{"choices": [',
+        b'\xff\xfe',
+        b'[]',
+        b'null',
+        {},
+        {'choices': []},
+        {'choices': [{}]},
+        {'choices': 3},
+        {'choices': [{'message': None}]},
+        {'choices': [{'message': {'content': 3}}]},
+        {'choices': [{'message': {'content': [{'text': 'a'}]}}]},
+    ],
+)
 def test_an_answer_that_is_none_is_a_sentence(server, endpoint, body):
     server.script = [Answer(200, body)]
     assert 'OpenAI-compatible' in refused(lambda: endpoint().reply(HELLO)) and len(server.requests) == 1

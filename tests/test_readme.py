@@ -40,7 +40,9 @@ def test_parlai_commands_parse(command, monkeypatch, tmp_path):
     given = dict(zip(command[2::2], command[3::2]))
     assert opt.get('model_file') == given.get('-mf')
     if '-o' in given:
-        assert opt['model'] == json.loads(Path(given['-o']).read_text())['model'] and opt['model'].startswith('spt_parlai.agents:')
+        assert opt['model'] == json.loads(Path(given['-o']).read_text())['model'] and opt['model'].startswith(
+            'spt_parlai.agents:'
+        )
 
 
 @pytest.mark.parametrize('command', commands('torchrun'), ids=' '.join)
@@ -68,12 +70,26 @@ def test_every_option_of_the_method_is_in_its_table():
     from parlai.core.params import ParlaiParser
 
     from spt_parlai.options import (
-        add_chat_args, add_in_context_args, add_llm_args, add_lora_args, add_prompt_args, add_retrieval_args, add_spt_args, add_text_prompt_args,
+        add_chat_args,
+        add_in_context_args,
+        add_llm_args,
+        add_lora_args,
+        add_prompt_args,
+        add_retrieval_args,
+        add_spt_args,
+        add_text_prompt_args,
     )
 
     parser = ParlaiParser(False, False)
     for add in (
-        add_llm_args, add_prompt_args, add_spt_args, add_lora_args, add_text_prompt_args, add_chat_args, add_retrieval_args, add_in_context_args,
+        add_llm_args,
+        add_prompt_args,
+        add_spt_args,
+        add_lora_args,
+        add_text_prompt_args,
+        add_chat_args,
+        add_retrieval_args,
+        add_in_context_args,
     ):
         add(parser)
     for action in parser._actions:
@@ -83,6 +99,11 @@ def test_every_option_of_the_method_is_in_its_table():
 
 
 def test_it_defines_every_metric_of_the_paper():
-    named = {name for line in README.splitlines() if line.startswith('| `') for name in re.findall(r'`([^`]*)`', line.split(' | ')[0])}
+    named = {
+        name
+        for line in README.splitlines()
+        if line.startswith('| `')
+        for name in re.findall(r'`([^`]*)`', line.split(' | ')[0])
+    }
     numbered = {f'{name}_1' for name in ('sacrebleu', 'persona_bleu')}
     assert set(DEFINITIONS) <= named and numbered <= named

@@ -13,6 +13,7 @@ from spt_parlai.errors import UsageError
 @pytest.fixture
 def without(monkeypatch):
     """Hide modules and change the version of one package."""
+
     def hide(*modules, **versions):
         find, version = util.find_spec, metadata.version
         monkeypatch.setattr(_requirements.util, 'find_spec', lambda name: None if name in modules else find(name))
@@ -21,12 +22,15 @@ def without(monkeypatch):
     return hide
 
 
-@pytest.mark.parametrize('modules, versions, named', [
-    (('parlai',), {}, 'ParlAI 1.7.2 is not installed'),
-    (('pkg_resources',), {'setuptools': '82.0.1'}, 'setuptools 82.0.1'),
-    ((), {'torch': '2.9.1+cu128'}, 'torch 2.9.1+cu128 is older than 2.11'),
-    ((), {'transformers': '4.57.0'}, 'transformers 4.57.0 is older than 5'),
-])
+@pytest.mark.parametrize(
+    'modules, versions, named',
+    [
+        (('parlai',), {}, 'ParlAI 1.7.2 is not installed'),
+        (('pkg_resources',), {'setuptools': '82.0.1'}, 'setuptools 82.0.1'),
+        ((), {'torch': '2.9.1+cu128'}, 'torch 2.9.1+cu128 is older than 2.11'),
+        ((), {'transformers': '4.57.0'}, 'transformers 4.57.0 is older than 5'),
+    ],
+)
 def test_a_broken_combination_is_one_sentence(without, modules, versions, named):
     without(*modules, **versions)
     with pytest.raises(UsageError) as error:

@@ -1,6 +1,6 @@
 """Training speed and memory: the naive pattern, PEFT's loop, ours per turn and ours on whole dialogues, each in turn in one run.
 
-    python projects/benchmark/bench.py [--quick] [--shape opt-125m] [--dtype float32] [--data PARLAI_DATAPATH] [--out runs/benchmark]
+python projects/benchmark/bench.py [--quick] [--shape opt-125m] [--dtype float32] [--data PARLAI_DATAPATH] [--out runs/benchmark]
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from shapes import CONFIGS
 
 NAIVE_BATCH, TURNS, DIALOGUES = 2, 8, 4  # DIALOGUES is the agent's default
 CURVES = {
-    'K': (1, 2, 4, 8), 'batch': (1, 2, 4), 'limit': (64, 128, 256, 512), 'L': (1, 8, 32, 100), 'prompt_chunk': (1, 2, 4),
+    'K': (1, 2, 4, 8),
+    'batch': (1, 2, 4),
+    'limit': (64, 128, 256, 512),
+    'L': (1, 8, 32, 100),
+    'prompt_chunk': (1, 2, 4),
 }
 QUICK_CURVES = {'K': (1, 2)}
 
@@ -32,7 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=1, help='timed steps a turn')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--data', help="ParlAI's datapath with ConvAI2 in it; default: the sample task")
-    parser.add_argument('--tokenizer', default='demo', help='folder of an LLM (its config.json and tokenizer) whose ids the shape knows')
+    parser.add_argument(
+        '--tokenizer', default='demo', help='folder of an LLM (its config.json and tokenizer) whose ids the shape knows'
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--llm-compile', action='store_true', help='ours packed with --llm-compile too')
     parser.add_argument('--no-curves', action='store_true', help='the comparison and the profile alone')
@@ -46,18 +52,22 @@ def comparison(base: Job, compiled: bool) -> list[Job]:
 
     The naive pattern's first step is timed: it takes minutes, beside which a warm-up saves nothing.
     """
-    return list(dict.fromkeys([
-        replace(base, contender='naive', batch=NAIVE_BATCH, warm_up=0, steps=1),
-        replace(base, contender='per-turn', batch=TURNS),
-        replace(base, contender='packed', batch=DIALOGUES),
-        replace(base, contender='together', batch=DIALOGUES),
-        replace(base, contender='per-turn', batch=TURNS, dtype='bfloat16'),
-        replace(base, contender='packed', batch=DIALOGUES, dtype='bfloat16'),
-        *([replace(base, contender='packed', batch=DIALOGUES, compile=True, warm_up=2)] if compiled else []),
-        replace(base, contender='PEFT', K=1, batch=TURNS),
-        replace(base, contender='per-turn', K=1, batch=TURNS),
-        replace(base, contender='packed', K=1, batch=DIALOGUES),
-    ]))
+    return list(
+        dict.fromkeys(
+            [
+                replace(base, contender='naive', batch=NAIVE_BATCH, warm_up=0, steps=1),
+                replace(base, contender='per-turn', batch=TURNS),
+                replace(base, contender='packed', batch=DIALOGUES),
+                replace(base, contender='together', batch=DIALOGUES),
+                replace(base, contender='per-turn', batch=TURNS, dtype='bfloat16'),
+                replace(base, contender='packed', batch=DIALOGUES, dtype='bfloat16'),
+                *([replace(base, contender='packed', batch=DIALOGUES, compile=True, warm_up=2)] if compiled else []),
+                replace(base, contender='PEFT', K=1, batch=TURNS),
+                replace(base, contender='per-turn', K=1, batch=TURNS),
+                replace(base, contender='packed', K=1, batch=DIALOGUES),
+            ]
+        )
+    )
 
 
 def curves(base: Job, lengths: dict) -> dict[str, list[dict]]:
@@ -72,8 +82,18 @@ def curves(base: Job, lengths: dict) -> dict[str, list[dict]]:
 def main() -> None:
     args = arguments()
     base = Job(
-        'packed', args.shape, args.dtype, args.device, args.threads, args.K, args.L, DIALOGUES, steps=args.steps, seed=args.seed,
-        data=args.data, tokenizer=args.tokenizer,
+        'packed',
+        args.shape,
+        args.dtype,
+        args.device,
+        args.threads,
+        args.K,
+        args.L,
+        DIALOGUES,
+        steps=args.steps,
+        seed=args.seed,
+        data=args.data,
+        tokenizer=args.tokenizer,
     )
     if args.quick:
         base, args.rounds = replace(base, shape='tiny', K=2, warm_up=0, steps=1, square=256), 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-
 from dialogues import Reader, episodes
 from job import Job, Trainer
 from naive import Naive

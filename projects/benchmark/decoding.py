@@ -27,12 +27,25 @@ TASK = 'spt_parlai.tasks.sample'
 def build_agent(args):
     """An SptAgent with untrained prompts, or the one in --model-file; noise makes it select every prompt."""
     parser = ParlaiParser(True, True)
-    options = {'batchsize': args.batchsize, 'score_noise': 100.0, 'max_new_tokens': args.max_new_tokens, 'task': TASK,
-               'label_truncate': args.max_new_tokens, 'llm_dtype': args.dtype, 'datatype': 'valid'}
+    options = {
+        'batchsize': args.batchsize,
+        'score_noise': 100.0,
+        'max_new_tokens': args.max_new_tokens,
+        'task': TASK,
+        'label_truncate': args.max_new_tokens,
+        'llm_dtype': args.dtype,
+        'datatype': 'valid',
+    }
     if args.model_file:
         options.update(model_file=args.model_file, beam_block_ngram=-1)
     else:
-        options.update(model='spt_parlai.agents:SptAgent', llm=args.llm, num_prompts=args.num_prompts, prompt_init='embedding-scale', seed=0)
+        options.update(
+            model='spt_parlai.agents:SptAgent',
+            llm=args.llm,
+            num_prompts=args.num_prompts,
+            prompt_init='embedding-scale',
+            seed=0,
+        )
     agent = create_agent(parser.parse_kwargs(**options))
     agent.model.eval()
     return agent
@@ -74,8 +87,14 @@ def with_generate(agent, batch, wanted, prompt: int):
     words, mask = model._embed_contexts(contexts)
     rows, mask = join_chosen(model.soft_prompts.tokens[prompt].expand(len(words), -1, -1), words, mask)
     return model.llm.lm.generate(
-        inputs_embeds=rows, attention_mask=mask.long(), max_new_tokens=length, do_sample=False, num_beams=1,
-        pad_token_id=agent.END_IDX, eos_token_id=agent.END_IDX, bos_token_id=agent.END_IDX,
+        inputs_embeds=rows,
+        attention_mask=mask.long(),
+        max_new_tokens=length,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=agent.END_IDX,
+        eos_token_id=agent.END_IDX,
+        bos_token_id=agent.END_IDX,
     ).tolist()
 
 
@@ -121,13 +140,15 @@ def main() -> None:
 
     agent = build_agent(args)
     seen = observed(agent, args.examples)
-    batches = [agent.batchify(seen[i: i + args.batchsize]) for i in range(0, len(seen), args.batchsize)]
+    batches = [agent.batchify(seen[i : i + args.batchsize]) for i in range(0, len(seen), args.batchsize)]
     torch.manual_seed(0)
     for batch in batches:
         batch['selected_prompt'] = agent.bare_model.retrieve(batch.text_vec)[1].cpu()
     used = torch.cat([b.selected_prompt for b in batches]).bincount(minlength=args.num_prompts).tolist()
-    print(f'{len(seen)} contexts, batches of {args.batchsize}, at most {args.max_new_tokens} new tokens, {agent.bare_model.llm.dtype} on '
-          f'{agent.bare_model.llm.device}, {torch.get_num_threads()} threads; contexts per prompt {used}')
+    print(
+        f'{len(seen)} contexts, batches of {args.batchsize}, at most {args.max_new_tokens} new tokens, {agent.bare_model.llm.dtype} on '
+        f'{agent.bare_model.llm.device}, {torch.get_num_threads()} threads; contexts per prompt {used}'
+    )
 
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     busy: dict[str, list[float]] = {name: [] for name in WAYS}  # the processor's seconds, for machines that are shared
@@ -148,8 +169,10 @@ def main() -> None:
     for name in WAYS:
         wall, cpu = statistics.median(seconds[name]), statistics.median(busy[name])
         same = sum(a == b for a, b in zip(replies[name], replies[ours]))
-        print(f'{name:<18}{wall:>9.2f}{tokens / wall:>10.0f}{wall / statistics.median(seconds[ours]):>8.2f}{cpu:>9.2f}'
-              f'{cpu / statistics.median(busy[ours]):>8.2f}{f"{same}/{len(seen)}":>14}')
+        print(
+            f'{name:<18}{wall:>9.2f}{tokens / wall:>10.0f}{wall / statistics.median(seconds[ours]):>8.2f}{cpu:>9.2f}'
+            f'{cpu / statistics.median(busy[ours]):>8.2f}{f"{same}/{len(seen)}":>14}'
+        )
 
 
 if __name__ == '__main__':

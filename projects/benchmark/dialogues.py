@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import spt_parlai.tasks.sample
+from spt_parlai.agent.packed_batch import Turn, pack_batch
 from spt_parlai.dialogue.dictionary import NULL_ID, TokenizerDictionary
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import build_context
-from spt_parlai.agent.packed_batch import Turn, pack_batch
 
 SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
 CONVAI2 = ('ConvAI2/train_self_original_no_cands.txt', 'ConvAI2/train_self_original.txt')
@@ -27,7 +27,9 @@ def episodes(datapath: str | None, limit: int) -> list[Episode]:
     """The first `limit` episodes of ConvAI2 in ParlAI's datapath; without a path the sample task, repeated to fill."""
     path = SAMPLE if datapath is None else next((p for name in CONVAI2 if (p := Path(datapath) / name).exists()), None)
     if path is None:
-        raise SystemExit(f'--data {datapath}: no {" or ".join(CONVAI2)} in it; give the folder that parlai calls --datapath.')
+        raise SystemExit(
+            f'--data {datapath}: no {" or ".join(CONVAI2)} in it; give the folder that parlai calls --datapath.'
+        )
     found: list[Episode] = []
     heard: list[str] = []
     with path.open(encoding='utf-8') as file:
@@ -58,7 +60,9 @@ class Reader:
     def __post_init__(self):
         self.dict = TokenizerDictionary({'llm': self.llm})
         if len(self.dict) > self.vocabulary:
-            raise SystemExit(f'--tokenizer {self.llm} has {len(self.dict)} tokens, the shape knows {self.vocabulary}: give another.')
+            raise SystemExit(
+                f'--tokenizer {self.llm} has {len(self.dict)} tokens, the shape knows {self.vocabulary}: give another.'
+            )
 
     def turns(self, episode: Episode) -> list[Turn]:
         """As the agent makes them of a `whole_dialogue` message."""
@@ -68,7 +72,9 @@ class Reader:
             context = build_context(dialogue, self.dict.piece, self.dict.bos, self.limit)
             ids = self.dict.txt2vec(reply)
             target = [*ids[: self.label_limit - 1], self.dict.eos]
-            turns.append(Turn(list(context.ids), target, context.text, ' '.join(dialogue.persona), context.length, len(ids) + 1))
+            turns.append(
+                Turn(list(context.ids), target, context.text, ' '.join(dialogue.persona), context.length, len(ids) + 1)
+            )
             dialogue.reply(reply)
         return turns
 
@@ -83,8 +89,10 @@ class Reader:
         """(episode, number of the turn) of each example → a batch in which every turn has a row of its own."""
         turns = [self.turns(episode[: t + 1])[-1] for episode, t in chosen]
         return {
-            'text_vec': padded([turn.context for turn in turns]), 'label_vec': padded([turn.target for turn in turns]),
-            'texts': [turn.text for turn in turns], 'batchsize': len(turns),
+            'text_vec': padded([turn.context for turn in turns]),
+            'label_vec': padded([turn.target for turn in turns]),
+            'texts': [turn.text for turn in turns],
+            'batchsize': len(turns),
         }
 
 

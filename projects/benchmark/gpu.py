@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterator
 
 import torch
-
 from job import Job, in_turn
 from report import console, environment, say, show, write
 from shapes import CONFIGS
@@ -32,7 +31,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda')
     parser.add_argument('--K', type=int, default=4, help='prompts')
     parser.add_argument('--batch', type=int, default=DIALOGUES, help='dialogues a step')
-    parser.add_argument('--tokens-at-once', type=int, nargs='+', default=TOKENS_AT_ONCE, help='tried in this order until memory ends')
+    parser.add_argument(
+        '--tokens-at-once', type=int, nargs='+', default=TOKENS_AT_ONCE, help='tried in this order until memory ends'
+    )
     parser.add_argument('--prompt-chunk', type=int, default=0, help='as of the package')
     parser.add_argument('--memory-limit', type=float, default=60.0, help='GB; what takes more is not the best')
     parser.add_argument('--recompute', action='store_true', help='as --checkpoint-activations true')
@@ -40,7 +41,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=3)
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--data', help="ParlAI's datapath with ConvAI2 in it; default: the sample task")
-    parser.add_argument('--tokenizer', default='demo', help='folder of an LLM (its config.json and tokenizer) whose ids the shape knows')
+    parser.add_argument(
+        '--tokenizer', default='demo', help='folder of an LLM (its config.json and tokenizer) whose ids the shape knows'
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('runs/benchmark'), help='folder of the JSON file')
     return parser.parse_args()
@@ -61,26 +64,52 @@ def fill(base: Job, sizes: list[int], limit: float) -> Iterator[dict]:
 def main() -> None:
     args = arguments()
     if args.device == 'cuda' and not torch.cuda.is_available():
-        raise SystemExit('--device cuda: torch sees no GPU here; --device cpu --shape tiny-llama runs the same script without one.')
+        raise SystemExit(
+            '--device cuda: torch sees no GPU here; --device cpu --shape tiny-llama runs the same script without one.'
+        )
     base = Job(
-        'packed', args.shape, args.dtype, args.device, args.threads, args.K, LENGTHS.get(args.shape, 8), args.batch,
-        prompt_chunk=args.prompt_chunk, recompute=args.recompute, steps=args.steps, seed=args.seed, data=args.data, tokenizer=args.tokenizer,
+        'packed',
+        args.shape,
+        args.dtype,
+        args.device,
+        args.threads,
+        args.K,
+        LENGTHS.get(args.shape, 8),
+        args.batch,
+        prompt_chunk=args.prompt_chunk,
+        recompute=args.recompute,
+        steps=args.steps,
+        seed=args.seed,
+        data=args.data,
+        tokenizer=args.tokenizer,
     )
     result = environment(args)
     tried = result['tried'] = list(fill(base, args.tokens_at_once, args.memory_limit * 1e9))
     if not tried:
-        raise SystemExit(f'not even {args.tokens_at_once[0]} tokens fit {args.memory_limit:g} GB: try --recompute, --K 1 or a smaller --shape.')
+        raise SystemExit(
+            f'not even {args.tokens_at_once[0]} tokens fit {args.memory_limit:g} GB: try --recompute, --K 1 or a smaller --shape.'
+        )
     best = max(tried, key=lambda r: r['examples_per_s'])
     base = replace(base, tokens_at_once=best['tokens_at_once'])
     (result['profile'],) = in_turn([replace(base, profile=True)], 1, say)
     if args.others:
-        result['others'] = in_turn([
-            replace(base, contender='naive', batch=2), replace(base, contender='per-turn', batch=8),
-            replace(base, contender='PEFT', K=1, batch=8), replace(base, contender='packed', K=1),
-        ], 1, say)
+        result['others'] = in_turn(
+            [
+                replace(base, contender='naive', batch=2),
+                replace(base, contender='per-turn', batch=8),
+                replace(base, contender='PEFT', K=1, batch=8),
+                replace(base, contender='packed', K=1),
+            ],
+            1,
+            say,
+        )
     result['best'] = best
     result['epoch_minutes'] = EPOCH / best['examples_per_s'] / 60
-    show(f'{args.shape}, {args.dtype}: {result["machine"]["gpu"] or result["machine"]["cpu"]}', tried + result.get('others', []), 'tokens_at_once')
+    show(
+        f'{args.shape}, {args.dtype}: {result["machine"]["gpu"] or result["machine"]["cpu"]}',
+        tried + result.get('others', []),
+        'tokens_at_once',
+    )
     for name, share in result['profile']['shares'].items():
         console.print(f'{name:14} {share:6.1%}')
     console.print(

@@ -6,9 +6,10 @@ import resource
 import statistics
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -88,7 +89,9 @@ def measure(job: Job) -> dict:
         synchronize(device)
         seconds = time.perf_counter() - start
         before, rate = rate, matmul_rate(dtype, device, job.square)
-        steps.append({'seconds': seconds, **size._asdict(), 'matmul_flops_per_s': (before + rate) / 2, 'phases': phases})
+        steps.append(
+            {'seconds': seconds, **size._asdict(), 'matmul_flops_per_s': (before + rate) / 2, 'phases': phases}
+        )
     return {**asdict(job), 'steps': steps, 'peak_bytes': peak_bytes(device), 'bytes_with_model': with_model}
 
 
@@ -110,7 +113,9 @@ def summary(runs: Sequence[dict]) -> dict:
         return statistics.median(map(value, steps))
 
     return {
-        **runs[0], 'steps': steps, 'peak_bytes': max(run['peak_bytes'] for run in runs),
+        **runs[0],
+        'steps': steps,
+        'peak_bytes': max(run['peak_bytes'] for run in runs),
         'examples_per_s': median(lambda s: s['examples'] / s['seconds']),
         'tokens_per_s': median(lambda s: s['tokens'] / s['seconds']),
         'flops_per_s': median(lambda s: s['flops'] / s['seconds']),

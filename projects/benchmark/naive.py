@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sacrebleu import sentence_bleu
-
 from dialogues import Reader, draw_turns
 from flops import LLMShape
 from job import Job, StepSize, Trainer
+from sacrebleu import sentence_bleu
 
 PADDED = 512  # tokens of a row, the soft prompt among them
 IGNORED = -100
@@ -38,7 +37,7 @@ class Naive(Trainer):
         for n, turn in enumerate(turns):
             row = [*turn.context, *turn.target][-T:]
             ids[n, : len(row)] = torch.tensor(row)
-            labels[n, L + len(row) - len(turn.target): L + len(row)] = torch.tensor(turn.target)
+            labels[n, L + len(row) - len(turn.target) : L + len(row)] = torch.tensor(turn.target)
             mask[n, : L + len(row)] = 1
         ids, labels, mask = (tensor.to(self.device) for tensor in (ids, labels, mask))
 
@@ -49,19 +48,29 @@ class Naive(Trainer):
         logits, nll = [], []
         for prompt in self.prompts:  # one pass each
             rows = torch.cat([prompt.to(words.dtype).expand(B, L, -1), words], dim=1)
-            logits.append(self.lm(inputs_embeds=rows, attention_mask=mask, use_cache=False).logits.float())  # [B, L + T, V]
+            logits.append(
+                self.lm(inputs_embeds=rows, attention_mask=mask, use_cache=False).logits.float()
+            )  # [B, L + T, V]
             nll.append(self._nll(logits[-1], labels))
         nll = torch.stack(nll)  # [K, B]
         gold = torch.softmax(-nll.detach().T, dim=-1)
         selection = F.kl_div(torch.log_softmax(weights, -1), gold, reduction='batchmean')
         fused = sum(weights[:, i, None, None] * logits[i] for i in range(K))
-        loss = nll.mean() + selection + self._contrast(weights, [turn.persona for turn in turns]) + self._nll(fused, labels).mean()
+        loss = (
+            nll.mean()
+            + selection
+            + self._contrast(weights, [turn.persona for turn in turns])
+            + self._nll(fused, labels).mean()
+        )
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         rows = [L + T] * (B * K)
         return StepSize(
-            examples=B, tokens=int(mask.sum()) * K, computed=sum(rows), flops=self.shape.training(rows, sum(rows)),
+            examples=B,
+            tokens=int(mask.sum()) * K,
+            computed=sum(rows),
+            flops=self.shape.training(rows, sum(rows)),
         )
 
     @staticmethod

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-
 from dialogues import Reader, draw_dialogues, draw_turns
-from job import Job, StepSize, Trainer
 from flops import LLMShape
+from job import Job, StepSize, Trainer
+
 from spt_parlai.dialogue.dictionary import NULL_ID, START_ID
 from spt_parlai.model.compilation import compile_layers
 from spt_parlai.model.frozen_lm import FrozenLM
@@ -34,10 +34,20 @@ class Ours(Trainer):
         if job.compile:
             compile_layers(job.shape, llm)
         prompts = torch.randn(job.K, job.L, llm.hidden_size)
-        self.model = SptModel(
-            llm, SoftPromptGroup(prompts), Retriever(llm.hidden_size), NULL_ID, START_ID, reader.dict.eos, prompt_chunk=job.prompt_chunk,
-            tokens_at_once=2**40 if together else job.tokens_at_once,
-        ).to(self.device).train()
+        self.model = (
+            SptModel(
+                llm,
+                SoftPromptGroup(prompts),
+                Retriever(llm.hidden_size),
+                NULL_ID,
+                START_ID,
+                reader.dict.eos,
+                prompt_chunk=job.prompt_chunk,
+                tokens_at_once=2**40 if together else job.tokens_at_once,
+            )
+            .to(self.device)
+            .train()
+        )
         self.objective = SptObjective()
         self.token_loss = None if together else self.objective.token_loss
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
@@ -48,7 +58,12 @@ class Ours(Trainer):
     def step(self) -> StepSize:
         batch = self.make_batch(next(self.batches))
         prediction = self.model(
-            batch['text_vec'], batch['label_vec'], None, batch.get('row'), batch.get('context_length'), token_loss=self.token_loss,
+            batch['text_vec'],
+            batch['label_vec'],
+            None,
+            batch.get('row'),
+            batch.get('context_length'),
+            token_loss=self.token_loss,
         )
         similar = self.similar(batch['texts'], THRESHOLD).to(self.device)
         losses = self.objective(
@@ -62,11 +77,15 @@ class Ours(Trainer):
     def _size(self, batch: dict) -> StepSize:
         row = batch.get('row', torch.arange(batch['batchsize']))
         context, target = (batch['text_vec'] >= 0).sum(1), (batch['label_vec'] >= 0).sum(1)  # [R], [B]
-        last = torch.zeros_like(context).scatter_(0, row, torch.arange(len(row)))  # rows are in order: the last one stays
+        last = torch.zeros_like(context).scatter_(
+            0, row, torch.arange(len(row))
+        )  # rows are in order: the last one stays
         lengths = context + target[last] - 1  # [R], as `token_rows` makes them
         K, rows = self.job.K, [self.job.L + int(n) for n in lengths]
         groups = rows_of_like_length(rows, self.model.tokens_at_once // K)
         return StepSize(
-            examples=batch['batchsize'], tokens=K * sum(rows), computed=K * sum(len(group) * longest for group, longest in groups),
+            examples=batch['batchsize'],
+            tokens=K * sum(rows),
+            computed=K * sum(len(group) * longest for group, longest in groups),
             flops=self.shape.training(rows * K, K * int(target.sum())),
         )

@@ -6,7 +6,6 @@ Rows are padded to the longest of the batch, labels are −100 on context and pa
 from __future__ import annotations
 
 import torch
-
 from dialogues import Reader, draw_turns
 from flops import LLMShape
 from job import Job, StepSize, Trainer
@@ -30,7 +29,7 @@ class PeftLoop(Trainer):
         labels = torch.full_like(ids, -100)
         for n, turn in enumerate(turns):
             ids[n, : lengths[n]] = torch.tensor([*turn.context, *turn.target])
-            labels[n, len(turn.context): lengths[n]] = torch.tensor(turn.target)
+            labels[n, len(turn.context) : lengths[n]] = torch.tensor(turn.target)
         mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
         batch = {'input_ids': ids, 'labels': labels, 'attention_mask': mask.long()}
         self.model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).loss.backward()
@@ -39,6 +38,8 @@ class PeftLoop(Trainer):
         rows = [self.job.L + n for n in lengths]
         computed = len(rows) * max(rows)
         return StepSize(
-            examples=len(turns), tokens=sum(rows), computed=computed,
+            examples=len(turns),
+            tokens=sum(rows),
+            computed=computed,
             flops=self.shape.training(rows, computed),  # it makes all logits
         )

@@ -53,8 +53,13 @@ def main() -> None:
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     hidden, weight = (torch.randn(n, D, device=args.device) for n in (args.tokens, V))
-    targets, upstream = torch.randint(V, (args.tokens,), device=args.device), torch.rand(args.tokens, device=args.device)
-    exact = torch.log_softmax(hidden.to(dtype).double() @ (0.02 * weight).to(dtype).double().T, -1).gather(1, targets[:, None])[:, 0]
+    targets, upstream = (
+        torch.randint(V, (args.tokens,), device=args.device),
+        torch.rand(args.tokens, device=args.device),
+    )
+    exact = torch.log_softmax(hidden.to(dtype).double() @ (0.02 * weight).to(dtype).double().T, -1).gather(
+        1, targets[:, None]
+    )[:, 0]
     hidden, weight = hidden.to(dtype), (0.02 * weight).to(dtype)
     took: dict[str, list[float]] = {name: [] for name in WAYS}
     error = {}
@@ -67,11 +72,15 @@ def main() -> None:
             took[name].append(_clock(args.device) - start)
             error[name] = float((log_probs.detach() - exact).abs().max())
     ours = statistics.median(took['ours, 64 MB'][1:])
-    print(f'{args.tokens} tokens, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}')
+    print(
+        f'{args.tokens} tokens, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+    )
     print(f'{"":22}{"ms":>8}{"GFLOP/s":>10}{"× ours":>8}{"largest error":>15}')
     for name, seconds in took.items():
         median = statistics.median(seconds[1:])
-        print(f'{name:22}{1000 * median:8.0f}{4e-9 * args.tokens * D * V / median:10.0f}{median / ours:8.2f}{error[name]:15.1e}')
+        print(
+            f'{name:22}{1000 * median:8.0f}{4e-9 * args.tokens * D * V / median:10.0f}{median / ours:8.2f}{error[name]:15.1e}'
+        )
 
 
 def _clock(device: str) -> float:

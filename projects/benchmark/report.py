@@ -15,8 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console(width=150)
-NAMES = {'K': 'K, prompts', 'batch': 'dialogues a step', 'limit': 'longest context, tokens', 'L': 'L, prompt length', 'prompt_chunk': '--prompt-chunk',
-         'tokens_at_once': '--tokens-at-once'}
+NAMES = {
+    'K': 'K, prompts',
+    'batch': 'dialogues a step',
+    'limit': 'longest context, tokens',
+    'L': 'L, prompt length',
+    'prompt_chunk': '--prompt-chunk',
+    'tokens_at_once': '--tokens-at-once',
+}
 
 
 def say(line: str) -> None:
@@ -27,14 +33,25 @@ def environment(args) -> dict:
     """What a number is worth nothing without."""
     from importlib.metadata import version
 
-    cpu = next((line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')), platform.processor())
+    cpu = next(
+        (line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')),
+        platform.processor(),
+    )
     return {
-        'command': ' '.join(['python', *sys.argv]), 'seed': args.seed, 'dtype': args.dtype, 'threads': args.threads,
+        'command': ' '.join(['python', *sys.argv]),
+        'seed': args.seed,
+        'dtype': args.dtype,
+        'threads': args.threads,
         'machine': {
-            'cpu': cpu, 'cores': os.cpu_count(), 'load_at_start': os.getloadavg(),
+            'cpu': cpu,
+            'cores': os.cpu_count(),
+            'load_at_start': os.getloadavg(),
             'gpu': torch.cuda.get_device_name() if args.device == 'cuda' else None,
         },
-        'versions': {'python': platform.python_version(), **{n: version(n) for n in ('torch', 'transformers', 'peft', 'sacrebleu')}},
+        'versions': {
+            'python': platform.python_version(),
+            **{n: version(n) for n in ('torch', 'transformers', 'peft', 'sacrebleu')},
+        },
     }
 
 
@@ -57,7 +74,10 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
         'per-turn / naive, examples/s': speed(by['per-turn', False], naive),
         **{f'{name} in bfloat16 / naive, examples/s': speed(r, naive) for name, r in half.items()},
         'packed / naive, peak memory': packed['peak_bytes'] / naive['peak_bytes'],
-        **{f'{name} in bfloat16 / naive, peak memory': r['peak_bytes'] / naive['peak_bytes'] for name, r in half.items()},
+        **{
+            f'{name} in bfloat16 / naive, peak memory': r['peak_bytes'] / naive['peak_bytes']
+            for name, r in half.items()
+        },
         'packed / together, examples/s': speed(packed, by['together', False]),
         'packed / together, peak memory': packed['peak_bytes'] / by['together', False]['peak_bytes'],
         **{'packed compiled / packed, examples/s': speed(r, packed) for r in comparison if r['compile']},
@@ -70,13 +90,36 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
     }
 
 
-COLUMNS = ('contender', 'dtype', 'K', 'L', 'batch', 'examples/step', 's/step', 'examples/s', 'tokens/s', 'padding', 'peak, GB', 'of matmul rate')
+COLUMNS = (
+    'contender',
+    'dtype',
+    'K',
+    'L',
+    'batch',
+    'examples/step',
+    's/step',
+    'examples/s',
+    'tokens/s',
+    'padding',
+    'peak, GB',
+    'of matmul rate',
+)
 
 
 def row(r: dict) -> list[str]:
     return [
-        r['contender'] + (', compiled' if r['compile'] else ''), r['dtype'], str(r['K']), str(r['L']), str(r['batch']), f'{r["examples_per_step"]:.0f}', f'{r["seconds_per_step"]:.3g}',
-        f'{r["examples_per_s"]:.3g}', f'{r["tokens_per_s"]:.0f}', f'{r["padding"]:.0%}', f'{r["peak_bytes"] / 1e9:.2f}', f'{r["matmul_fraction"]:.0%}',
+        r['contender'] + (', compiled' if r['compile'] else ''),
+        r['dtype'],
+        str(r['K']),
+        str(r['L']),
+        str(r['batch']),
+        f'{r["examples_per_step"]:.0f}',
+        f'{r["seconds_per_step"]:.3g}',
+        f'{r["examples_per_s"]:.3g}',
+        f'{r["tokens_per_s"]:.0f}',
+        f'{r["padding"]:.0%}',
+        f'{r["peak_bytes"] / 1e9:.2f}',
+        f'{r["matmul_fraction"]:.0%}',
     ]
 
 
@@ -90,7 +133,10 @@ def show(title: str, results: list[dict], first: str | None = None) -> None:
 def table(result: dict) -> None:
     first = result['comparison'][0]
     rate = result['profile']['matmul_flops_per_s'] / 1e9
-    show(f'{first["shape"]}, {first["dtype"]}, {first["device"]}; the machine multiplies matrices at {rate:.0f} GFLOP/s', result['comparison'])
+    show(
+        f'{first["shape"]}, {first["dtype"]}, {first["device"]}; the machine multiplies matrices at {rate:.0f} GFLOP/s',
+        result['comparison'],
+    )
     for name, points in result['curves'].items():
         show(f'packed, by {NAMES[name]}', points, name)
     profile = Table('part', 'share', 's', title="where a packed step's time goes")
@@ -137,7 +183,7 @@ def plot(result: dict, folder: Path) -> None:
         other.plot([p[name] for p in points], [p['peak_bytes'] / 1e9 for p in points], 's--', color='tab:orange')
         other.set_ylabel('peak memory, GB', color='tab:orange')
         other.set_ylim(bottom=0)
-    for axis in axes[3 + len(curves):]:
+    for axis in axes[3 + len(curves) :]:
         axis.set_visible(False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / 'benchmark.png', dpi=100)

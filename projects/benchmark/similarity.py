@@ -12,8 +12,8 @@ import argparse
 import random
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -81,12 +81,14 @@ def main() -> None:
     B, needed = args.batch, args.batch * args.rounds
     texts = contexts(args.file, needed)
     if len(texts) < needed:
-        raise SystemExit(f'{args.file} has {len(texts)} contexts, {args.rounds} batches of {B} need {needed}: lower --rounds.')
+        raise SystemExit(
+            f'{args.file} has {len(texts)} contexts, {args.rounds} batches of {B} need {needed}: lower --rounds.'
+        )
     print(f'{"contexts of":16} {"B":>5} {"words":>6} {"loop, ms":>10} {"ours, ms":>9} {"ratio":>7} {"difference":>11}')
     pairwise_bleu(texts[:2])  # imports and allocations
     drawn = random.Random(0).sample(texts, needed)
     for name, kind in (('whole dialogues', texts), ('any dialogue', drawn)):
-        compare(name, [kind[i: i + B] for i in range(0, needed, B)])
+        compare(name, [kind[i : i + B] for i in range(0, needed, B)])
 
 
 if __name__ == '__main__':

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
+from flops import synchronize
 
 import spt_parlai.model.frozen_lm as frozen_lm
-from flops import synchronize
 
 PARTS = ('data', 'embedding', 'LLM forward', 'projection', 'similarity', 'objective', 'backward', 'optimizer', 'rest')
 
@@ -38,14 +38,21 @@ def profiled(trainer):
         def call(*args, **kwargs):
             with part(name):
                 return function(*args, **kwargs)
+
         return call
 
     model = trainer.model
     with ExitStack() as stack:
         for owner, attribute, name in (
-            (trainer, 'make_batch', 'data'), (trainer, 'similar', 'similarity'), (trainer, 'objective', 'objective'), *([(trainer, 'token_loss', 'objective')] if trainer.token_loss else []),
-            (model.llm, 'embed', 'embedding'), (model.llm, '_forward', 'LLM forward'),
-            (frozen_lm, 'token_log_probs', 'projection'), (torch.autograd, 'grad', 'backward'), (torch.Tensor, 'backward', 'backward'),
+            (trainer, 'make_batch', 'data'),
+            (trainer, 'similar', 'similarity'),
+            (trainer, 'objective', 'objective'),
+            *([(trainer, 'token_loss', 'objective')] if trainer.token_loss else []),
+            (model.llm, 'embed', 'embedding'),
+            (model.llm, '_forward', 'LLM forward'),
+            (frozen_lm, 'token_log_probs', 'projection'),
+            (torch.autograd, 'grad', 'backward'),
+            (torch.Tensor, 'backward', 'backward'),
             (trainer.optimizer, 'step', 'optimizer'),
         ):
             stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))

@@ -50,7 +50,7 @@ def _read_parlai(lines: list[str]) -> list[Dialogue]:
         if number == '1':
             dialogues.append(Dialogue())
         if text.startswith('your persona: '):
-            dialogues[-1].persona.append(text[len('your persona: '):].strip())
+            dialogues[-1].persona.append(text[len('your persona: ') :].strip())
         else:
             turns = _clean(text.split('\t')[:2])
             dialogues[-1].utterances += [u for u in turns if u != SILENCE]

@@ -46,9 +46,18 @@ def train_tokenizer(dialogues) -> Tokenizer:
 def build_model() -> OPTForCausalLM:
     """7.0 M parameters: 6 layers × 256, feed-forward 1024, tied embeddings."""
     config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=256, word_embed_proj_dim=256, ffn_dim=1024, num_hidden_layers=6,
-        num_attention_heads=4, max_position_embeddings=WINDOW, dropout=0.0, bos_token_id=0, pad_token_id=1,
-        eos_token_id=2, tie_word_embeddings=True,
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        word_embed_proj_dim=256,
+        ffn_dim=1024,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=WINDOW,
+        dropout=0.0,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
     )
     return OPTForCausalLM(config)
 
@@ -95,7 +104,11 @@ def export(model, tokenizer: Tokenizer, folder: Path) -> None:
     """A Hugging Face folder in half precision, small enough to carry in a package."""
     folder.mkdir(parents=True, exist_ok=True)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>', pad_token='<pad>', unk_token='<unk>',
+        tokenizer_object=tokenizer,
+        bos_token='<s>',
+        eos_token='</s>',
+        pad_token='<pad>',
+        unk_token='<unk>',
         model_max_length=WINDOW,
     )
     fast.save_pretrained(folder)
@@ -135,11 +148,16 @@ def main() -> None:
         for optimizer, s in zip(optimizers, saved['optimizers']):
             optimizer.load_state_dict(s)
         state = saved['state']
-    print(f'{sum(p.numel() for p in model.parameters()):,} parameters, {len(train)} + {len(held_out)} dialogues', flush=True)
+    print(
+        f'{sum(p.numel() for p in model.parameters()):,} parameters, {len(train)} + {len(held_out)} dialogues',
+        flush=True,
+    )
 
     def save() -> None:
         part = checkpoint.with_suffix('.part')
-        torch.save({'model': model.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'state': state}, part)
+        torch.save(
+            {'model': model.state_dict(), 'optimizers': [o.state_dict() for o in optimizers], 'state': state}, part
+        )
         os.replace(part, checkpoint)
         export(model, tokenizer, args.out / 'hf')
 
@@ -152,7 +170,7 @@ def main() -> None:
             rows = to_rows(encode_documents(train, tokenizer, seed=state['epoch'] + 1))
             epoch_rows = torch.from_numpy(rows[np.random.default_rng(state['epoch']).permutation(len(rows))])
             loaded_epoch = state['epoch']
-        batch = epoch_rows[state['row']: state['row'] + args.batch]
+        batch = epoch_rows[state['row'] : state['row'] + args.batch]
         scale = learning_rate_scale(state['seconds'] / budget)
         for optimizer, peak in zip(optimizers, (MUON_LR, ADAM_LR)):
             for group in optimizer.param_groups:
@@ -173,8 +191,12 @@ def main() -> None:
         clock = now
         if state['step'] % 20 == 0:
             entry = {
-                'step': state['step'], 'epoch': state['epoch'], 'minutes': round(state['seconds'] / 60, 2),
-                'tokens': state['step'] * args.batch * WINDOW, 'loss': round(float(np.mean(recent)), 4), 'lr': round(scale, 3),
+                'step': state['step'],
+                'epoch': state['epoch'],
+                'minutes': round(state['seconds'] / 60, 2),
+                'tokens': state['step'] * args.batch * WINDOW,
+                'loss': round(float(np.mean(recent)), 4),
+                'lr': round(scale, 3),
             }
             if state['step'] % 200 == 0:
                 entry['held_out'] = round(held_out_loss(model, valid_rows), 4)

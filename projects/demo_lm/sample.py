@@ -15,12 +15,20 @@ PROMPTS = (
 )
 
 folder = sys.argv[1] if len(sys.argv) > 1 else DEMO_FOLDER
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+tokenizer, model = (
+    AutoTokenizer.from_pretrained(folder),
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+)
 torch.manual_seed(0)
 for prompt in PROMPTS:
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]])
     out = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_p=0.9, temperature=0.8, max_new_tokens=60,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        top_p=0.9,
+        temperature=0.8,
+        max_new_tokens=60,
         pad_token_id=tokenizer.pad_token_id,
     )
-    print(prompt + '>>>' + tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True) + '\n---')
+    print(prompt + '>>>' + tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) + '\n---')

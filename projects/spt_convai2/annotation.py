@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 from logs import Turn
@@ -41,7 +41,9 @@ def make_sheet(models: dict[str, Sequence[Turn]], count: int, seed: int) -> tupl
     by_place = {name: {(t.dialogue, t.number): t for t in turns} for name, turns in models.items()}
     common = sorted(set.intersection(*(set(places) for places in by_place.values())))
     if len(common) < count:
-        raise UsageError(f'--replies {count}: the logs have only {len(common)} replies to the same contexts; ask for at most as many.')
+        raise UsageError(
+            f'--replies {count}: the logs have only {len(common)} replies to the same contexts; ask for at most as many.'
+        )
     generator = random.Random(seed)
     drawn = [(name, place) for place in generator.sample(common, count) for name in models]
     generator.shuffle(drawn)
@@ -50,17 +52,24 @@ def make_sheet(models: dict[str, Sequence[Turn]], count: int, seed: int) -> tupl
         turn = by_place[name][place]
         identity = f'{number:03d}'
         key[identity] = name
-        rows.append({
-            'id': identity, 'persona': '\n'.join(turn.persona), 'dialogue': _dialogue(models[name], turn), 'reply': turn.reply,
-            **dict.fromkeys(JUDGED, ''),
-        })
+        rows.append(
+            {
+                'id': identity,
+                'persona': '\n'.join(turn.persona),
+                'dialogue': _dialogue(models[name], turn),
+                'reply': turn.reply,
+                **dict.fromkeys(JUDGED, ''),
+            }
+        )
     return rows, key
 
 
 def write_sheet(rows: Sequence[dict[str, str]], key: dict[str, str], path: Path) -> Path:
     """The sheet as CSV, and beside it the key, which judges must not see. Returns the key's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='', encoding='utf-8-sig') as file:  # the mark tells spreadsheet programs that it is UTF-8
+    with path.open(
+        'w', newline='', encoding='utf-8-sig'
+    ) as file:  # the mark tells spreadsheet programs that it is UTF-8
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -78,7 +87,9 @@ def read_scores(path: Path, key: dict[str, str]) -> dict[tuple[str, str], int]:
     with path.open(newline='', encoding='utf-8-sig') as file:
         for line, row in enumerate(csv.DictReader(file), 2):
             if row.get('id') not in key:
-                raise UsageError(f'{path}, row {line}: id {row.get("id")!r} is not in the key; give the sheet that belongs to it.')
+                raise UsageError(
+                    f'{path}, row {line}: id {row.get("id")!r} is not in the key; give the sheet that belongs to it.'
+                )
             for criterion in JUDGED:
                 value = (row.get(criterion) or '').strip()
                 if value and value not in ('0', '1', '2'):
@@ -101,7 +112,9 @@ def agreement(sheets: Sequence[dict[tuple[str, str], int]], criterion: str) -> f
         first, second = [one[k] for k in items], [other[k] for k in items]
         if items:
             same = first == second
-            kappas.append(1.0 if same else float(cohen_kappa_score(first, second, weights='quadratic', labels=[0, 1, 2])))
+            kappas.append(
+                1.0 if same else float(cohen_kappa_score(first, second, weights='quadratic', labels=[0, 1, 2]))
+            )
     return float(np.mean(kappas)) if kappas else None
 
 
@@ -110,10 +123,18 @@ def score(sheets: Sequence[dict[tuple[str, str], int]], key: dict[str, str]) -> 
     models = sorted(set(key.values()))
     means = {
         model: {
-            criterion: {'mean': float(np.mean(values)) if values else None, 'sd': float(np.std(values)) if values else None, 'n': len(values)}
+            criterion: {
+                'mean': float(np.mean(values)) if values else None,
+                'sd': float(np.std(values)) if values else None,
+                'n': len(values),
+            }
             for criterion in JUDGED
             for values in [[s for sheet in sheets for (i, c), s in sheet.items() if c == criterion and key[i] == model]]
         }
         for model in models
     }
-    return {'judges': len(sheets), 'models': means, 'agreement': {criterion: agreement(sheets, criterion) for criterion in JUDGED}}
+    return {
+        'judges': len(sheets),
+        'models': means,
+        'agreement': {criterion: agreement(sheets, criterion) for criterion in JUDGED},
+    }

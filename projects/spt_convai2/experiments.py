@@ -1,7 +1,7 @@
 """The paper's tables and figures as commands.
 
-    python projects/spt_convai2/experiments.py run table1 table2 --size small --data DATAPATH --jobs 2 --out runs/small
-    python projects/spt_convai2/experiments.py report --size small --out runs/small      # tables, figures, one HTML page
+python projects/spt_convai2/experiments.py run table1 table2 --size small --data DATAPATH --jobs 2 --out runs/small
+python projects/spt_convai2/experiments.py report --size small --out runs/small      # tables, figures, one HTML page
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from rich.table import Table
 
 from spt_parlai.errors import UsageError
 
-app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0], no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False, help=__doc__.splitlines()[0], no_args_is_help=True, pretty_exceptions_enable=False
+)
 console = Console(soft_wrap=True)
 
 
@@ -44,21 +46,47 @@ class Plan(NamedTuple):
         return grid.jobs_of(self.tables, self.size, self.seeds)
 
 
-Names = Annotated[list[str], typer.Argument(help=f'What to run: {", ".join(grid.TABLES)} (table8 is in table4), or all.')]
-SizeName = Annotated[str, typer.Option('--size', help=f'{", ".join(sizes.SIZES)}: seconds, about an hour of two CPU cores, or the paper\'s.')]
-Llm = Annotated[Optional[list[str]], typer.Option(help='LLM: id, folder or "demo"; several for table 1, the last is the one of the other tables.')]
-Data = Annotated[Optional[Path], typer.Option(help="ParlAI's datapath; default: its own, where tasks are downloaded.")]
-Seeds = Annotated[Optional[str], typer.Option(help='Seeds, joined by commas (default: those of the size).')]
-Jobs = Annotated[Optional[int], typer.Option(help='Runs at once (default: one a GPU, else one a core).')]
+Names = Annotated[
+    list[str], typer.Argument(help=f'What to run: {", ".join(grid.TABLES)} (table8 is in table4), or all.')
+]
+SizeName = Annotated[
+    str,
+    typer.Option('--size', help=f"{', '.join(sizes.SIZES)}: seconds, about an hour of two CPU cores, or the paper's."),
+]
+Llm = Annotated[
+    list[str] | None,
+    typer.Option(help='LLM: id, folder or "demo"; several for table 1, the last is the one of the other tables.'),
+]
+Data = Annotated[Path | None, typer.Option(help="ParlAI's datapath; default: its own, where tasks are downloaded.")]
+Seeds = Annotated[str | None, typer.Option(help='Seeds, joined by commas (default: those of the size).')]
+Jobs = Annotated[int | None, typer.Option(help='Runs at once (default: one a GPU, else one a core).')]
 Out = Annotated[Path, typer.Option(help='Folder of the runs and the report.')]
-Settings = Annotated[Optional[str], typer.Option(help=f'{", ".join(sizes.SETTINGS)}, joined by commas: those of table 1; the last is the one of the other tables.')]
-Set = Annotated[Optional[list[str]], typer.Option('--set', help='NAME=VALUE: another option for every training, such as max_train_steps=200.')]
-SetEval = Annotated[Optional[list[str]], typer.Option('--set-eval', help='NAME=VALUE for every evaluation, such as bertscore=FOLDER.')]
+Settings = Annotated[
+    str | None,
+    typer.Option(
+        help=f'{", ".join(sizes.SETTINGS)}, joined by commas: those of table 1; the last is the one of the other tables.'
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option('--set', help='NAME=VALUE: another option for every training, such as max_train_steps=200.'),
+]
+SetEval = Annotated[
+    list[str] | None, typer.Option('--set-eval', help='NAME=VALUE for every evaluation, such as bertscore=FOLDER.')
+]
 
 
 def plan(
-    names: list[str], size_name: str, llm: list[str] | None, data: Path | None, seeds: str | None, jobs: int | None, out: Path,
-    settings: str | None, train: list[str] | None, evaluate: list[str] | None,
+    names: list[str],
+    size_name: str,
+    llm: list[str] | None,
+    data: Path | None,
+    seeds: str | None,
+    jobs: int | None,
+    out: Path,
+    settings: str | None,
+    train: list[str] | None,
+    evaluate: list[str] | None,
 ) -> Plan:
     """Checked before anything starts. Raises UsageError naming the option and the way out."""
     size = sizes.SIZES.get(size_name)
@@ -69,7 +97,11 @@ def plan(
         if unknown:
             raise UsageError(f'--settings {settings}: {unknown[0]!r} is none of {", ".join(sizes.SETTINGS)}.')
         size = dataclasses.replace(size, settings=tuple(settings.split(',')))
-    size = dataclasses.replace(size, train={**size.train, **_pairs(train, '--set')}, evaluate={**size.evaluate, **_pairs(evaluate, '--set-eval')})
+    size = dataclasses.replace(
+        size,
+        train={**size.train, **_pairs(train, '--set')},
+        evaluate={**size.evaluate, **_pairs(evaluate, '--set-eval')},
+    )
     llms = tuple(_absolute(name) for name in llm or size.llms)
     try:
         chosen = tuple(int(seed) for seed in seeds.split(',')) if seeds else size.seeds
@@ -111,8 +143,16 @@ def _absolute(llm: str) -> str:
 
 @app.command()
 def run(
-    names: Names, size: SizeName = 'smoke', llm: Llm = None, data: Data = None, seeds: Seeds = None, jobs: Jobs = None,
-    out: Out = Path('runs/spt_convai2'), settings: Settings = None, set_: Set = None, set_eval: SetEval = None,
+    names: Names,
+    size: SizeName = 'smoke',
+    llm: Llm = None,
+    data: Data = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    out: Out = Path('runs/spt_convai2'),
+    settings: Settings = None,
+    set_: Set = None,
+    set_eval: SetEval = None,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Print the commands of what is missing and stop.')] = False,
 ) -> None:
     """Train and evaluate what the tables need; what is finished is kept, what was interrupted continues. Then the report."""
@@ -122,7 +162,9 @@ def run(
             for stage in runner.missing(job, asked.place):
                 print(runner.shown(stage.command))
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start would too
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, and what they start would too
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     asked.place.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -143,9 +185,20 @@ def run(
 def _remembered(asked: Plan, size: str, names: list[str], train, evaluate, settings: str | None) -> dict:
     """So that `report`, `sheet` and `chat-pairs` need no more than the folder; tables of earlier runs stay."""
     before = runner.read_record(asked.place.out / 'asked.json') or {}
-    same = {'size': size, 'llms': list(asked.llms), 'set': train, 'set_eval': evaluate, 'settings': settings, 'data': asked.place.data}
+    same = {
+        'size': size,
+        'llms': list(asked.llms),
+        'set': train,
+        'set_eval': evaluate,
+        'settings': settings,
+        'data': asked.place.data,
+    }
     known = before.get('names', []) if all(before.get(k) == v for k, v in same.items()) else []
-    return {**same, 'names': list(dict.fromkeys([*known, *_tables(names)])), 'seeds': sorted({*asked.seeds, *(before.get('seeds', []) if known else [])})}
+    return {
+        **same,
+        'names': list(dict.fromkeys([*known, *_tables(names)])),
+        'seeds': sorted({*asked.seeds, *(before.get('seeds', []) if known else [])}),
+    }
 
 
 def _again(out: Path) -> Plan:
@@ -156,13 +209,18 @@ def _again(out: Path) -> Plan:
     data = None if asked['data'] is None else Path(asked['data'])
     data = data if data is not None and data.is_dir() else None
     names = [name for name in grid.TABLES if name in asked['names']]
-    return plan(names, asked['size'], asked['llms'], data, seeds, None, out, asked['settings'], asked['set'], asked['set_eval'])
+    return plan(
+        names, asked['size'], asked['llms'], data, seeds, None, out, asked['settings'], asked['set'], asked['set_eval']
+    )
 
 
 @app.command()
-def report(out: Out = Path('runs/spt_convai2'), pattern: Annotated[
-    Optional[list[str]], typer.Option(help='NAME=REGEX for figure 3 (default: emoji, questions, first person).')
-] = None) -> None:
+def report(
+    out: Out = Path('runs/spt_convai2'),
+    pattern: Annotated[
+        list[str] | None, typer.Option(help='NAME=REGEX for figure 3 (default: emoji, questions, first person).')
+    ] = None,
+) -> None:
     """Tables as Markdown and JSON, figures as PNG, and all of it on one HTML page, of whatever is finished by now."""
     make_report(_again(out), _pairs(pattern, '--pattern') or None)
 
@@ -188,10 +246,11 @@ def show(table: dict) -> None:
 
 @app.command()
 def sheet(
-    out: Out = Path('runs/spt_convai2'), replies: Annotated[int, typer.Option(help='Of each model.')] = 100,
+    out: Out = Path('runs/spt_convai2'),
+    replies: Annotated[int, typer.Option(help='Of each model.')] = 100,
     seed: Annotated[int, typer.Option(help='Draws and shuffles.')] = 1,
-    left: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its PT).')] = None,
-    right: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
+    left: Annotated[str | None, typer.Option(help='A row of table 1 (default: its PT).')] = None,
+    right: Annotated[str | None, typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
 ) -> None:
     """Table 7: a CSV sheet for people to judge replies, blind and shuffled, and apart from it the key."""
     import annotation
@@ -211,20 +270,27 @@ def sheet(
 @app.command('score-sheets')
 def score_sheets(
     sheets: Annotated[list[Path], typer.Argument(help='Filled sheets, one a judge.')],
-    key: Annotated[Optional[Path], typer.Option(help='The key (default: beside the first sheet, or sheet.key.json there).')] = None,
+    key: Annotated[
+        Path | None, typer.Option(help='The key (default: beside the first sheet, or sheet.key.json there).')
+    ] = None,
 ) -> None:
     """Table 7: the mean of each model and criterion, and how far the judges agree."""
     import annotation
     from paper_figures import JUDGED, TABLE_7
 
-    found = key or next((p for p in (sheets[0].with_suffix('.key.json'), sheets[0].with_name('sheet.key.json')) if p.exists()), None)
+    found = key or next(
+        (p for p in (sheets[0].with_suffix('.key.json'), sheets[0].with_name('sheet.key.json')) if p.exists()), None
+    )
     if found is None or not found.exists():
         raise UsageError(f'{sheets[0]}: no key beside it; name it with --key.')
     models = json.loads(found.read_text(encoding='utf-8'))
     result = annotation.score([annotation.read_scores(path, models) for path in sheets], models)
     drawn = Table('', *JUDGED, title=f'Table 7. {result["judges"]} judges', title_justify='left')
     for model, means in result['models'].items():
-        drawn.add_row(model, *('–' if m['mean'] is None else f'{m["mean"]:.2f} ± {m["sd"]:.2f} (n = {m["n"]})' for m in means.values()))
+        drawn.add_row(
+            model,
+            *('–' if m['mean'] is None else f'{m["mean"]:.2f} ± {m["sd"]:.2f} (n = {m["n"]})' for m in means.values()),
+        )
     for label, figures in TABLE_7.items():
         drawn.add_row(f'the paper, {label}', *(f'{v:.2f}' for v in figures.values()), style='dim')
     drawn.add_row('agreement (κ)', *('–' if k is None else f'{k:.2f}' for k in result['agreement'].values()))
@@ -234,9 +300,10 @@ def score_sheets(
 
 @app.command('chat-pairs')
 def chat_pairs(
-    out: Out = Path('runs/spt_convai2'), dialogues: Annotated[int, typer.Option(help='How many.')] = 4,
-    left: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its PT).')] = None,
-    right: Annotated[Optional[str], typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
+    out: Out = Path('runs/spt_convai2'),
+    dialogues: Annotated[int, typer.Option(help='How many.')] = 4,
+    left: Annotated[str | None, typer.Option(help='A row of table 1 (default: its PT).')] = None,
+    right: Annotated[str | None, typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
 ) -> None:
     """Figure 4: two models' replies in the same dialogues, side by side."""
     import figures

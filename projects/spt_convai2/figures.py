@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,13 +16,31 @@ from logs import Turn
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
 
-PALETTE = ('#4269d0', '#efb118', '#ff725c', '#3ca951', '#a463f2', '#6cc5b0', '#9c6b4e', '#97bbf5')  # distinct in print too
+PALETTE = (
+    '#4269d0',
+    '#efb118',
+    '#ff725c',
+    '#3ca951',
+    '#a463f2',
+    '#6cc5b0',
+    '#9c6b4e',
+    '#97bbf5',
+)  # distinct in print too
 STYLE = {
-    'font.size': 11, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 12, 'axes.titleweight': 'bold',
-    'axes.titlelocation': 'left', 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'legend.frameon': False, 'axes.grid': True,
-    'grid.alpha': 0.25, 'font.family': 'DejaVu Sans',
+    'font.size': 11,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.titlesize': 12,
+    'axes.titleweight': 'bold',
+    'axes.titlelocation': 'left',
+    'figure.facecolor': 'white',
+    'savefig.facecolor': 'white',
+    'legend.frameon': False,
+    'axes.grid': True,
+    'grid.alpha': 0.25,
+    'font.family': 'DejaVu Sans',
 }
-EMOJI = '[\U0001F300-\U0001FAFF☀-➿]|[:;=]-?[)(DPp]'
+EMOJI = '[\U0001f300-\U0001faff☀-➿]|[:;=]-?[)(DPp]'
 LONGEST = 12  # turns; hardly any dialogue of these tasks has more
 
 
@@ -39,7 +58,9 @@ def save(figure, path: Path) -> Path:
 def panels(count: int, width: float = 5.2, height: float = 3.4, most: int = 3):
     columns = min(count, most)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout='constrained', squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout='constrained', squeeze=False
+    )
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])
@@ -61,7 +82,15 @@ def usage_by_turn(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
         for axis, (label, turns) in zip(axes, runs.items(), strict=True):
             K = prompts_of(turns)
             for prompt, counts in enumerate(usage_counts(turns, K)):
-                axis.plot(range(1, len(counts) + 1), counts, 'o-', color=colour(prompt), label=f'prompt {prompt + 1}', lw=2, ms=5)
+                axis.plot(
+                    range(1, len(counts) + 1),
+                    counts,
+                    'o-',
+                    color=colour(prompt),
+                    label=f'prompt {prompt + 1}',
+                    lw=2,
+                    ms=5,
+                )
             axis.set(title=label, xlabel='turn of the dialogue', ylabel='times selected', ylim=(0, None))
             for numbers in (axis.xaxis, axis.yaxis):
                 numbers.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
@@ -95,7 +124,12 @@ def pattern_by_prompt(turns: Sequence[Turn], patterns: dict[str, str], path: Pat
                 if counts[k, n]:
                     shown = 'white' if 100 * rate < most * 0.6 else 'black'
                     axis.text(n, k, f'{100 * rate:.0f}', ha='center', va='center', fontsize=9, color=shown)
-            axis.set(title=f'replies with {name}, %', xlabel='turn of the dialogue', xticks=range(counts.shape[1]), yticks=range(K))
+            axis.set(
+                title=f'replies with {name}, %',
+                xlabel='turn of the dialogue',
+                xticks=range(counts.shape[1]),
+                yticks=range(K),
+            )
             axis.set_xticklabels([str(n + 1) for n in range(counts.shape[1])])
             axis.set_yticklabels([f'prompt {k + 1} (n = {counts[k].sum()})' for k in range(K)])
             figure.colorbar(image, ax=axis, pad=0.02)
@@ -104,7 +138,12 @@ def pattern_by_prompt(turns: Sequence[Turn], patterns: dict[str, str], path: Pat
 
 def training_curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> Path:
     """What the training log says, by step: perplexity under the selected prompt, and SPT's own losses."""
-    shown = {'ppl': 'training perplexity', 'selection': 'selection KL', 'contrastive': 'contrast', 'prompt_usage_entropy': 'usage entropy'}
+    shown = {
+        'ppl': 'training perplexity',
+        'selection': 'selection KL',
+        'contrastive': 'contrast',
+        'prompt_usage_entropy': 'usage entropy',
+    }
     shown = {k: name for k, name in shown.items() if any(k in report for curve in runs.values() for report in curve)}
     with plt.rc_context(STYLE):
         figure, axes = panels(len(shown), most=2, width=6.2)
@@ -144,8 +183,19 @@ def score_projection(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
             points, explained = projected_scores(turns)
             for prompt in range(prompts_of(turns)):
                 mine = points[[t.prompt == prompt for t in turns]]
-                axis.scatter(*mine.T, s=14, alpha=0.6, color=colour(prompt), label=f'prompt {prompt + 1} ({len(mine)})', linewidths=0)
-            axis.set(title=label, xlabel=f'component 1 ({explained[0]:.0%} of variance)', ylabel=f'component 2 ({explained[1]:.0%})')
+                axis.scatter(
+                    *mine.T,
+                    s=14,
+                    alpha=0.6,
+                    color=colour(prompt),
+                    label=f'prompt {prompt + 1} ({len(mine)})',
+                    linewidths=0,
+                )
+            axis.set(
+                title=label,
+                xlabel=f'component 1 ({explained[0]:.0%} of variance)',
+                ylabel=f'component 2 ({explained[1]:.0%})',
+            )
             axis.legend(fontsize=9, markerscale=1.6)
             axis.ticklabel_format(style='sci', scilimits=(-2, 3))
             axis.locator_params(nbins=5)
@@ -168,14 +218,22 @@ def paired_dialogues(left: Sequence[Turn], right: Sequence[Turn], count: int) ->
         if other is None or (other.said, other.label) != (turn.said, turn.label):
             continue
         dialogue = dialogues.setdefault(turn.dialogue, {'persona': list(turn.persona), 'turns': []})
-        dialogue['turns'].append(Exchange(
-            said=turn.said, label=turn.label, left=turn.reply, right=other.reply, left_prompt=turn.prompt, right_prompt=other.prompt
-        ))
+        dialogue['turns'].append(
+            Exchange(
+                said=turn.said,
+                label=turn.label,
+                left=turn.reply,
+                right=other.reply,
+                left_prompt=turn.prompt,
+                right_prompt=other.prompt,
+            )
+        )
     return list(dialogues.values())[:count]
 
 
 def conversations(dialogues: Sequence[dict[str, Any]], names: tuple[str, str], path: Path, turns: int = 4) -> Path:
     """Figure 4: what was said, and the two models' replies to it; one panel a dialogue."""
+
     def lines_of(text: str, width: int = 52) -> list[str]:
         return textwrap.wrap(text, width)[:5] or ['(nothing)']
 
@@ -188,7 +246,14 @@ def conversations(dialogues: Sequence[dict[str, Any]], names: tuple[str, str], p
     heights = [3.2 + len(persona_of(d)) + sum(map(height_of, d['turns'][:turns])) for d in dialogues]
     tints = (0, names[0], PALETTE[0], '#e8eefc'), (51, names[1], PALETTE[2], '#ffe9e4')
     with plt.rc_context({**STYLE, 'axes.grid': False}):
-        figure, axes = plt.subplots(len(dialogues), 1, figsize=(10, 0.21 * sum(heights)), height_ratios=heights, layout='constrained', squeeze=False)
+        figure, axes = plt.subplots(
+            len(dialogues),
+            1,
+            figsize=(10, 0.21 * sum(heights)),
+            height_ratios=heights,
+            layout='constrained',
+            squeeze=False,
+        )
         for axis, dialogue, height in zip(axes.flat, dialogues, heights, strict=True):
             axis.set(xlim=(0, 100), ylim=(height, 0))
             axis.axis('off')
@@ -201,7 +266,14 @@ def conversations(dialogues: Sequence[dict[str, Any]], names: tuple[str, str], p
                 said = lines_of(turn['said'] or '(opens the dialogue)')
                 axis.text(50, y, '\n'.join(said), fontsize=10.5, va='top', ha='center', color='#333')
                 for (column, *_, tint), side in zip(tints, ('left', 'right'), strict=True):
-                    axis.text(column + 0.8, y + len(said) + 0.6, '\n'.join(lines_of(turn[side])), fontsize=10.5, va='top', color='#111',
-                              bbox={'boxstyle': 'round,pad=0.35', 'facecolor': tint, 'edgecolor': 'none'})
+                    axis.text(
+                        column + 0.8,
+                        y + len(said) + 0.6,
+                        '\n'.join(lines_of(turn[side])),
+                        fontsize=10.5,
+                        va='top',
+                        color='#111',
+                        bbox={'boxstyle': 'round,pad=0.35', 'facecolor': tint, 'edgecolor': 'none'},
+                    )
                 y += height_of(turn)
         return save(figure, path)

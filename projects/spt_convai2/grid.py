@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, NamedTuple
 
 import paper_figures as paper
 from sizes import SETTINGS, Size, table_6
@@ -78,13 +79,21 @@ class Job:
 
 
 def spt(
-    size: Size, llm: str, setting: str, task: str = 'persona', evaluate: Options | None = None, agent: str = 'SptAgent', **options
+    size: Size,
+    llm: str,
+    setting: str,
+    task: str = 'persona',
+    evaluate: Options | None = None,
+    agent: str = 'SptAgent',
+    **options,
 ) -> Method:
     start, beside = SETTINGS[setting]
     return _prompted(agent, size, llm, task, {'num_prompts': K, **start, **beside, **options}, evaluate)
 
 
-def prompt_tuning(size: Size, llm: str, setting: str, task: str = 'persona', agent: str = 'PromptTuningAgent', **options) -> Method:
+def prompt_tuning(
+    size: Size, llm: str, setting: str, task: str = 'persona', agent: str = 'PromptTuningAgent', **options
+) -> Method:
     return _prompted(agent, size, llm, task, {**SETTINGS[setting][0], **options})
 
 
@@ -101,7 +110,9 @@ def _recipe(size: Size, llm: str) -> Options:
 def tuned_weights(size: Size, llm: str, agent: str, **options) -> Method:
     """LoRA and full fine-tuning: no prompt, and a learning rate of their own. All weights train in float32 alone."""
     half = dict.fromkeys(('llm_dtype', 'fp16')) if agent == 'FullFineTuningAgent' else {}
-    return Method(agent, {**_recipe(size, llm), 'prompt_length': None, 'learningrate': size.rates[agent], **half, **options})
+    return Method(
+        agent, {**_recipe(size, llm), 'prompt_length': None, 'learningrate': size.rates[agent], **half, **options}
+    )
 
 
 # ---- tables ----------------------------------------------------------------------------------------------
@@ -121,7 +132,12 @@ def table_1(size: Size, llms: tuple[str, ...]) -> TableOfRows:
             against = _named(llm, f'PT{suffix}')
             rows += [
                 Row(against, llm, prompt_tuning(size, llm, setting), None, figures.get('PT')),
-                Row(_named(llm, f'PT of {K * L} tokens{suffix}'), llm, prompt_tuning(size, llm, setting, prompt_length=K * L), against),
+                Row(
+                    _named(llm, f'PT of {K * L} tokens{suffix}'),
+                    llm,
+                    prompt_tuning(size, llm, setting, prompt_length=K * L),
+                    against,
+                ),
                 Row(_named(llm, f'SPT{suffix}'), llm, spt(size, llm, setting), against, figures.get('SPT')),
             ]
     return TableOfRows('table1', 'PT against SPT', paper.FIRST, rows)
@@ -129,11 +145,18 @@ def table_1(size: Size, llms: tuple[str, ...]) -> TableOfRows:
 
 def table_2(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     llm, setting = llms[-1], size.settings[-1]
-    off = {'all losses': {}, **{f'without {name}': {f'lambda_{lam}': 0} for name, lam in (
-        ('contrast', 'contrastive'), ('fusion', 'fusion'), ('selection', 'selection')
-    )}}
+    off = {
+        'all losses': {},
+        **{
+            f'without {name}': {f'lambda_{lam}': 0}
+            for name, lam in (('contrast', 'contrastive'), ('fusion', 'fusion'), ('selection', 'selection'))
+        },
+    }
     rows = [Row('PT', llm, prompt_tuning(size, llm, setting))]
-    rows += [Row(label, llm, spt(size, llm, setting, **options), 'PT', paper.TABLE_2[label]) for label, options in off.items()]
+    rows += [
+        Row(label, llm, spt(size, llm, setting, **options), 'PT', paper.TABLE_2[label])
+        for label, options in off.items()
+    ]
     return TableOfRows('table2', f'Losses switched off ({setting} setting)', (*paper.FIRST, 'dist'), rows)
 
 
@@ -152,12 +175,39 @@ def table_4(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     llm, setting = llms[-1], size.settings[-1]
     L, figures = table_6(llm)['prompt_length'], paper.TABLE_4
     rows = [
-        Row(f'PT, {L} token{"s" * (L > 1)}', llm, prompt_tuning(size, llm, setting), None, figures.get(f'PT, {L} tokens')),
-        *(Row(f'PT, {n} tokens', llm, prompt_tuning(size, llm, setting, prompt_length=n), f'PT, {L} token{"s" * (L > 1)}',
-              figures[f'PT, {n} tokens']) for n in (4, 8) if n != L),
+        Row(
+            f'PT, {L} token{"s" * (L > 1)}',
+            llm,
+            prompt_tuning(size, llm, setting),
+            None,
+            figures.get(f'PT, {L} tokens'),
+        ),
+        *(
+            Row(
+                f'PT, {n} tokens',
+                llm,
+                prompt_tuning(size, llm, setting, prompt_length=n),
+                f'PT, {L} token{"s" * (L > 1)}',
+                figures[f'PT, {n} tokens'],
+            )
+            for n in (4, 8)
+            if n != L
+        ),
         Row('SPT', llm, spt(size, llm, setting), None, figures['SPT']),
-        Row('LoRA of as many parameters', llm, tuned_weights(size, llm, 'LoraAgent', match_spt=f'{K},{L}'), None, figures['LoRA']),
-        Row('in-context, no example', llm, Method('InContextAgent', None, seeded=False), None, figures['in-context (GPT-3.5)']),
+        Row(
+            'LoRA of as many parameters',
+            llm,
+            tuned_weights(size, llm, 'LoraAgent', match_spt=f'{K},{L}'),
+            None,
+            figures['LoRA'],
+        ),
+        Row(
+            'in-context, no example',
+            llm,
+            Method('InContextAgent', None, seeded=False),
+            None,
+            figures['in-context (GPT-3.5)'],
+        ),
         Row('in-context, one example', llm, Method('InContextAgent', None, {'shots': 1})),
         Row('text prompt', llm, Method('TextPromptAgent', None, seeded=False)),
     ]
@@ -168,10 +218,15 @@ def table_4(size: Size, llms: tuple[str, ...]) -> TableOfRows:
 
 def table_5(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     rows = [
-        row._replace(paper=paper.TABLE_5['SPT' if 'SPT' in row.label else 'PT'] if row.paper and 'Llama2' in row.label else None, against=None)
+        row._replace(
+            paper=paper.TABLE_5['SPT' if 'SPT' in row.label else 'PT'] if row.paper and 'Llama2' in row.label else None,
+            against=None,
+        )
         for row in table_1(size, llms).rows
     ]
-    return TableOfRows('table5', 'Overlap of replies with the persona: BLEU and its n-gram precisions', paper.OVERLAP, rows)
+    return TableOfRows(
+        'table5', 'Overlap of replies with the persona: BLEU and its n-gram precisions', paper.OVERLAP, rows
+    )
 
 
 def table_9(size: Size, llms: tuple[str, ...]) -> TableOfRows:
@@ -188,30 +243,53 @@ def table_10(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     llm, setting = llms[-1], size.settings[-1]
     rows = [
         Row('PT', llm, prompt_tuning(size, llm, setting)),
-        Row('RAG with PT', llm, prompt_tuning(size, llm, setting, agent='RagAgent', **size.retrieval), 'PT', paper.TABLE_10['RAG']),
+        Row(
+            'RAG with PT',
+            llm,
+            prompt_tuning(size, llm, setting, agent='RagAgent', **size.retrieval),
+            'PT',
+            paper.TABLE_10['RAG'],
+        ),
         Row('SPT', llm, spt(size, llm, setting), 'PT', paper.TABLE_10['SPT']),
         Row('RAG with SPT', llm, spt(size, llm, setting, agent='SptRagAgent', **size.retrieval), 'PT'),
     ]
-    return TableOfRows('table10', f'Retrieval-augmented generation ({setting} setting)', (*paper.FIRST, 'epoch_hours'), rows)
+    return TableOfRows(
+        'table10', f'Retrieval-augmented generation ({setting} setting)', (*paper.FIRST, 'epoch_hours'), rows
+    )
 
 
 def table_11(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     llm, setting = llms[-1], size.settings[-1]
     rows = [
-        Row(f'α = {noise:g}', llm, spt(size, llm, setting, evaluate={'score_noise': noise} if noise else None), None,
-            paper.TABLE_11.get(noise))
+        Row(
+            f'α = {noise:g}',
+            llm,
+            spt(size, llm, setting, evaluate={'score_noise': noise} if noise else None),
+            None,
+            paper.TABLE_11.get(noise),
+        )
         for noise in (0.0, *size.noises)
     ]
-    return TableOfRows('table11', f'Noise on the scores at inference ({setting} setting)', paper.FIRST, _against_first(rows))
+    return TableOfRows(
+        'table11', f'Noise on the scores at inference ({setting} setting)', paper.FIRST, _against_first(rows)
+    )
 
 
 def table_12(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     llm, setting = llms[-1], size.settings[-1]
     rows = [
-        Row(f'α = {noise:g}', llm, spt(size, llm, setting, **({'gold_noise': noise} if noise else {})), None, paper.TABLE_12.get(noise))
+        Row(
+            f'α = {noise:g}',
+            llm,
+            spt(size, llm, setting, **({'gold_noise': noise} if noise else {})),
+            None,
+            paper.TABLE_12.get(noise),
+        )
         for noise in (0.0, *size.gold_noises)
     ]
-    return TableOfRows('table12', f'Noise on the gold distribution in training ({setting} setting)', paper.FIRST, _against_first(rows))
+    return TableOfRows(
+        'table12', f'Noise on the gold distribution in training ({setting} setting)', paper.FIRST, _against_first(rows)
+    )
 
 
 def _against_first(rows: list[Row]) -> list[Row]:
@@ -219,8 +297,15 @@ def _against_first(rows: list[Row]) -> list[Row]:
 
 
 TABLES: dict[str, Callable[[Size, tuple[str, ...]], TableOfRows]] = {
-    'table1': table_1, 'table2': table_2, 'table3': table_3, 'table4': table_4, 'table5': table_5, 'table9': table_9,
-    'table10': table_10, 'table11': table_11, 'table12': table_12,
+    'table1': table_1,
+    'table2': table_2,
+    'table3': table_3,
+    'table4': table_4,
+    'table5': table_5,
+    'table9': table_9,
+    'table10': table_10,
+    'table11': table_11,
+    'table12': table_12,
 }
 ALIASES = {'table8': 'table4'}  # its metrics in full
 BY_HAND = ('table7',)  # judged by people: `sheet` and `score-sheets`
@@ -239,7 +324,9 @@ def job_of(row: Row, size: Size, seed: int) -> Job:
     train = None if method.train is None else _given({**size.train, **method.train})
     identity = (method.agent, row.llm, size.tasks[method.task], train, _given(evaluate) if train is None else None)
     evaluation = Evaluation(_key(method.evaluate), _given(evaluate))
-    shown = re.sub('[^A-Za-z0-9]+', '-', f'{method.agent.removesuffix("Agent")}-{PurePath(row.llm).name}-{size.tasks[method.task]}')
+    shown = re.sub(
+        '[^A-Za-z0-9]+', '-', f'{method.agent.removesuffix("Agent")}-{PurePath(row.llm).name}-{size.tasks[method.task]}'
+    )
     name = f'{shown.lower()}-{_digest(identity)}-seed{seed}'
     return Job(name, method.agent, row.llm, size.tasks[method.task], seed, train, (evaluation,))
 

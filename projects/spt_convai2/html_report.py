@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import tables as t
 from jinja2 import Environment, FileSystemLoader
@@ -25,7 +26,11 @@ class Figure(NamedTuple):
 def _table(table: dict[str, Any]) -> dict[str, Any]:
     lines = t.lines(table)
     return {
-        'name': table['name'], 'short': t.title(table).split('.')[0], 'title': t.title(table), 'lines': lines, 'note': t.note(table),
+        'name': table['name'],
+        'short': t.title(table).split('.')[0],
+        'title': t.title(table),
+        'lines': lines,
+        'note': t.note(table),
         'gains': lines[0][-1] == 'AVG↑',
     }
 
@@ -33,7 +38,8 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
 def _run(record: dict[str, Any]) -> dict[str, Any]:
     seconds = sum(stage['seconds'] for stage in record['stages'].values())
     commands = '\n\n'.join(
-        ' '.join(f'{k}={v}' for k, v in stage['environment'].items()) + ' ' + stage['command'] for stage in record['stages'].values()
+        ' '.join(f'{k}={v}' for k, v in stage['environment'].items()) + ' ' + stage['command']
+        for stage in record['stages'].values()
     )
     return {'name': record['name'], 'seconds': f'{seconds:.0f} s', 'commands': commands}
 
@@ -47,14 +53,24 @@ def _about(records: Sequence[dict[str, Any]]) -> str:
 
 
 def write(
-    path: Path, title: str, subtitle: str, tables: Sequence[dict], usage: Sequence[dict], figures: Sequence[Figure], records: Sequence[dict],
+    path: Path,
+    title: str,
+    subtitle: str,
+    tables: Sequence[dict],
+    usage: Sequence[dict],
+    figures: Sequence[Figure],
+    records: Sequence[dict],
 ) -> Path:
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     drawn = [{**figure._asdict(), 'data': base64.b64encode(figure.path.read_bytes()).decode()} for figure in figures]
     page = templates.get_template('report.html.j2').render(
-        title=title, subtitle=subtitle, tables=[_table(table) for table in tables], figures=drawn,
+        title=title,
+        subtitle=subtitle,
+        tables=[_table(table) for table in tables],
+        figures=drawn,
         usage=usage and {'title': t.USAGE_TITLE, 'lines': t.usage_lines(usage), 'note': t.USAGE_NOTE},
-        runs=[_run(record) for record in records], about=_about(records) if records else 'nothing has run yet',
+        runs=[_run(record) for record in records],
+        about=_about(records) if records else 'nothing has run yet',
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding='utf-8')

@@ -32,8 +32,16 @@ def read_turns(path: Path) -> list[Turn]:
             told, said = split_message(message.get('text') or '')
             persona += tuple(told)
             scores = act.get('prompt_scores')
-            turns.append(Turn(
-                d, number, said, persona, (message.get('eval_labels') or [''])[0], trim(act.get('text') or ''), act.get('selected_prompt'),
-                None if scores is None else tuple(scores),
-            ))
+            turns.append(
+                Turn(
+                    d,
+                    number,
+                    said,
+                    persona,
+                    (message.get('eval_labels') or [''])[0],
+                    trim(act.get('text') or ''),
+                    act.get('selected_prompt'),
+                    None if scores is None else tuple(scores),
+                )
+            )
     return turns

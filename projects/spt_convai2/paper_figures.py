@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-FIRST = ('unigram_f1', 'sacrebleu', 'rouge1', 'rouge2', 'rougeL', 'bertscore_f1', 'bertscore_p', 'bertscore_r', 'dist1', 'dist2')
+FIRST = (
+    'unigram_f1',
+    'sacrebleu',
+    'rouge1',
+    'rouge2',
+    'rougeL',
+    'bertscore_f1',
+    'bertscore_p',
+    'bertscore_r',
+    'dist1',
+    'dist2',
+)
 SHORT = ('unigram_f1', 'sacrebleu', 'rougeL', 'bertscore_f1', 'dist')
 OVERLAP = ('persona_bleu', 'persona_bleu_1', 'persona_bleu_2', 'persona_bleu_3', 'persona_bleu_4')
 JUDGED = ('persona consistency', 'context consistency', 'engagingness')
@@ -24,7 +35,9 @@ TABLE_1 = {
 }
 TABLE_1_GAIN = {'OPT-125M SPT': 16.60, 'OPT-1.3B SPT': 16.43, 'OPT-2.7B SPT': 33.04, 'Llama2-7B SPT': 26.62}
 NAMES = {  # LLM id → its name in the paper
-    'facebook/opt-125m': 'OPT-125M', 'facebook/opt-1.3b': 'OPT-1.3B', 'facebook/opt-2.7b': 'OPT-2.7B',
+    'facebook/opt-125m': 'OPT-125M',
+    'facebook/opt-1.3b': 'OPT-1.3B',
+    'facebook/opt-2.7b': 'OPT-2.7B',
     'meta-llama/Llama-2-7b-hf': 'Llama2-7B',
 }
 TABLE_2 = {
@@ -34,10 +47,14 @@ TABLE_2 = {
     'without selection': _row(SHORT, '16.39/1.93/13.71/53.75/13.06'),
 }
 TABLE_3 = {
-    1: _row(SHORT, '17.76/1.76/15.21/54.86/14.15'), 2: _row(SHORT, '17.71/2.55/15.63/55.52/14.29'),
-    3: _row(SHORT, '17.34/2.45/15.09/55.31/15.23'), 4: _row(SHORT, '17.49/2.80/15.24/54.66/14.27'),
-    5: _row(SHORT, '16.07/2.42/12.88/47.12/13.99'), 6: _row(SHORT, '17.46/2.21/14.94/54.43/15.12'),
-    7: _row(SHORT, '17.76/2.42/15.42/54.96/13.51'), 8: _row(SHORT, '17.48/2.32/15.29/54.87/13.89'),
+    1: _row(SHORT, '17.76/1.76/15.21/54.86/14.15'),
+    2: _row(SHORT, '17.71/2.55/15.63/55.52/14.29'),
+    3: _row(SHORT, '17.34/2.45/15.09/55.31/15.23'),
+    4: _row(SHORT, '17.49/2.80/15.24/54.66/14.27'),
+    5: _row(SHORT, '16.07/2.42/12.88/47.12/13.99'),
+    6: _row(SHORT, '17.46/2.21/14.94/54.43/15.12'),
+    7: _row(SHORT, '17.76/2.42/15.42/54.96/13.51'),
+    8: _row(SHORT, '17.48/2.32/15.29/54.87/13.89'),
 }
 TABLE_4 = {  # with table 8
     'SPT': TABLE_1['Llama2-7B SPT'],
@@ -68,5 +85,7 @@ NAN = dict.fromkeys(FIRST, float('nan'))
 TABLE_12 = {
     0.0: TABLE_1['Llama2-7B SPT'],
     0.001: _row(FIRST, '17.69/2.75/17.11/4.46/15.38/54.94/53.41/57.19/5.54/23.83'),
-    0.01: NAN, 0.1: NAN, 1.0: NAN,
+    0.01: NAN,
+    0.1: NAN,
+    1.0: NAN,
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import figures
 import html_report
@@ -46,18 +47,27 @@ def two_models(
     tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place, left: str | None, right: str | None
 ) -> dict[str, list[Turn]]:
     """label → turns of two rows: the ones named, or the last SPT of table 1 and the PT that it is compared with."""
-    ready = {row.label: (row, found) for row in _rows(tables, 'table1') if (found := first_finished(row, size, seeds, place))}
+    ready = {
+        row.label: (row, found) for row in _rows(tables, 'table1') if (found := first_finished(row, size, seeds, place))
+    }
     spts = [label for label, (row, _) in ready.items() if row.method.agent == 'SptAgent' and row.against in ready]
     right = right or (spts[-1] if spts else None)
     left = left or (ready[right][0].against if right in ready else None)
     for name in (left, right):
         if name not in ready:
-            raise UsageError(f'{name or "an SPT row beside its PT"} has not finished; there are: {", ".join(ready) or "none"}.')
+            raise UsageError(
+                f'{name or "an SPT row beside its PT"} has not finished; there are: {", ".join(ready) or "none"}.'
+            )
     return {name: read_turns(ready[name][1][1]) for name in (left, right)}
 
 
 def make(
-    asked: Sequence[TableOfRows], tables: Sequence[dict[str, Any]], size: Size, llms: Sequence[str], seeds: Sequence[int], place: Place,
+    asked: Sequence[TableOfRows],
+    tables: Sequence[dict[str, Any]],
+    size: Size,
+    llms: Sequence[str],
+    seeds: Sequence[int],
+    place: Place,
     patterns: dict[str, str] | None,
 ) -> Path:
     """tables.json, tables.md, the figures and index.html in OUT/report; returns the page."""
@@ -73,15 +83,21 @@ def make(
         f'{names}; {", ".join(dict.fromkeys(record["task"] for record in records))}; {steps} of {size.train["batchsize"]} dialogues; '
         f'{size.evaluate.get("num_examples", "all")} replies evaluated; seeds {", ".join(map(str, seeds))}'
     )
-    return html_report.write(folder / 'index.html', 'Selective Prompt Tuning: the experiments', subtitle, tables, usage, drawn, records)
+    return html_report.write(
+        folder / 'index.html', 'Selective Prompt Tuning: the experiments', subtitle, tables, usage, drawn, records
+    )
 
 
 def draw(
     asked: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place, folder: Path, patterns: dict[str, str]
 ) -> list[html_report.Figure]:
     """Every figure for which there are finished runs, of each row's first seed."""
-    ready = [(row, found) for row in _rows(asked, 'table1', 'table9') if (found := first_finished(row, size, seeds, place))]
-    curves = {row.label: curve for row, (record, _) in ready if (curve := record['stages'].get('train', {}).get('curve'))}
+    ready = [
+        (row, found) for row in _rows(asked, 'table1', 'table9') if (found := first_finished(row, size, seeds, place))
+    ]
+    curves = {
+        row.label: curve for row, (record, _) in ready if (curve := record['stages'].get('train', {}).get('curve'))
+    }
     logs = {row.label: read_turns(log) for row, (_, log) in ready if row.method.agent == 'SptAgent'}
     logs = {label: turns for label, turns in logs.items() if figures.prompts_of(turns) > 1}
     shown, seed = dict(list(logs.items())[:MOST_PANELS]), f'seed {seeds[0]}'
@@ -93,20 +109,48 @@ def draw(
     if shown:
         personas = [row.label for row, _ in ready if row.label in shown and row.method.task == 'persona']
         label = (personas or list(shown))[-1]
-        add('figure2', 'Figure 2', 'Figure 2. Which prompt is used at which turn', 'Times the retriever selects each prompt, by turn of the dialogue',
-            figures.usage_by_turn(shown, folder / 'figure2.png'))
-        add('figure3', 'Figure 3', f'Figure 3. Style of each prompt: {label}', 'Share of replies in which a pattern occurs, by prompt and turn; grey: the prompt was not used',
-            figures.pattern_by_prompt(shown[label], patterns, folder / 'figure3.png'))
-        add('scores', 'Scores', 'Retriever scores in two dimensions', 'Each point is a context, at the principal components of the logarithms of its K scores',
-            figures.score_projection(shown, folder / 'scores.png'))
+        add(
+            'figure2',
+            'Figure 2',
+            'Figure 2. Which prompt is used at which turn',
+            'Times the retriever selects each prompt, by turn of the dialogue',
+            figures.usage_by_turn(shown, folder / 'figure2.png'),
+        )
+        add(
+            'figure3',
+            'Figure 3',
+            f'Figure 3. Style of each prompt: {label}',
+            'Share of replies in which a pattern occurs, by prompt and turn; grey: the prompt was not used',
+            figures.pattern_by_prompt(shown[label], patterns, folder / 'figure3.png'),
+        )
+        add(
+            'scores',
+            'Scores',
+            'Retriever scores in two dimensions',
+            'Each point is a context, at the principal components of the logarithms of its K scores',
+            figures.score_projection(shown, folder / 'scores.png'),
+        )
     try:
         models = two_models(asked, size, seeds, place, None, None)
     except UsageError:  # no pair of runs is finished yet
         models = {}
     if models:
         pairs = figures.paired_dialogues(*models.values(), 4)
-        add('figure4', 'Figure 4', 'Figure 4. The same dialogues, two models', 'Each model replies to what people said, and sees what people answered before',
-            figures.conversations(pairs, tuple(models), folder / 'figure4.png'), dialogues=[{**d, 'turns': d['turns'][:4]} for d in pairs], names=tuple(models))
+        add(
+            'figure4',
+            'Figure 4',
+            'Figure 4. The same dialogues, two models',
+            'Each model replies to what people said, and sees what people answered before',
+            figures.conversations(pairs, tuple(models), folder / 'figure4.png'),
+            dialogues=[{**d, 'turns': d['turns'][:4]} for d in pairs],
+            names=tuple(models),
+        )
     if curves:
-        add('training', 'Training', 'Training curves', 'As the training log has them', figures.training_curves(curves, folder / 'training.png'))
+        add(
+            'training',
+            'Training',
+            'Training curves',
+            'As the training log has them',
+            figures.training_curves(curves, folder / 'training.png'),
+        )
     return result

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import datetime, timezone
+from datetime import UTC, datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,8 @@ def environment() -> dict[str, Any]:
     commit = subprocess.run(['git', '-C', here, 'rev-parse', 'HEAD'], capture_output=True, text=True)
     cpu = [line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')]
     return {
-        'versions': versions, 'commit': commit.stdout.strip() or None,
+        'versions': versions,
+        'commit': commit.stdout.strip() or None,
         'machine': {'cpu': cpu[0] if cpu else platform.processor(), 'cores': os.cpu_count(), 'gpus': gpus()},
     }
 
@@ -76,7 +77,9 @@ def _lines(path: str) -> list[str]:
 def gpus() -> list[str]:
     """Names of the GPUs that runs may use."""
     try:
-        listed = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True)
+        listed = subprocess.run(
+            ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True
+        )
     except FileNotFoundError:
         return []
     return listed.stdout.strip().splitlines() if listed.returncode == 0 else []
@@ -99,7 +102,16 @@ def _common(job: Job, place: Place) -> list[str]:
 
 
 def train_command(job: Job, place: Place) -> list[str]:
-    model = ['-m', AGENTS + job.agent, '--llm', job.llm, '-mf', str(place.folder(job) / 'model'), '--seed', str(job.seed)]
+    model = [
+        '-m',
+        AGENTS + job.agent,
+        '--llm',
+        job.llm,
+        '-mf',
+        str(place.folder(job) / 'model'),
+        '--seed',
+        str(job.seed),
+    ]
     return [sys.executable, '-m', 'parlai', 'train_model', *_common(job, place), *model, *_words(job.train)]
 
 
@@ -108,10 +120,25 @@ def eval_command(job: Job, evaluation: Evaluation, place: Place) -> list[str]:
     folder = place.folder(job)
     untrained = ['-m', AGENTS + job.agent, '--llm', job.llm, '--seed', str(job.seed)]
     model = ['-mf', str(folder / 'model')] if job.train is not None else untrained
-    written = ['--report-filename', str(folder / f'{evaluation.key}.json'), '--world-logs', str(folder / f'{evaluation.key}.jsonl')]
+    written = [
+        '--report-filename',
+        str(folder / f'{evaluation.key}.json'),
+        '--world-logs',
+        str(folder / f'{evaluation.key}.jsonl'),
+    ]
     return [
-        sys.executable, '-m', 'parlai', 'eval_model', *_common(job, place), '-dt', 'valid', *model, *_words(evaluation.options),
-        *written, '--log-keep-fields', LOG_FIELDS,
+        sys.executable,
+        '-m',
+        'parlai',
+        'eval_model',
+        *_common(job, place),
+        '-dt',
+        'valid',
+        *model,
+        *_words(evaluation.options),
+        *written,
+        '--log-keep-fields',
+        LOG_FIELDS,
     ]
 
 
@@ -162,10 +189,21 @@ class Runner:
     def __call__(self, jobs: list[Job]) -> list[str]:
         """Returns the names of jobs that failed. Ctrl-C ends every process; the same command continues."""
         waiting = [job for job in jobs if missing(job, self.place)]
-        self.console.print(f'{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {self.at_once} at once')
+        self.console.print(
+            f'{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {self.at_once} at once'
+        )
         failed, total, start = [], sum(job.cost for job in waiting), time.monotonic()
-        columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('{task.fields[left]}'))
-        with ThreadPoolExecutor(self.at_once) as pool, Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar:
+        columns = (
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn('{task.fields[left]}'),
+        )
+        with (
+            ThreadPoolExecutor(self.at_once) as pool,
+            Progress(*columns, console=self.console, disable=not self.console.is_terminal) as bar,
+        ):
             task = bar.add_task('runs', total=len(waiting), left='')
             futures = {pool.submit(self.run, job): job for job in waiting}
             done = 0.0
@@ -187,9 +225,13 @@ class Runner:
     def _tell(self, count: int, total: int, job: Job, record: dict, left: str) -> None:
         took = sum(stage['seconds'] for stage in record['stages'].values())
         if record['status'] == 'finished':
-            self.console.print(f'[{count}/{total}] {job.name}: {took:.0f} s, about {left} left', markup=False, highlight=False)
+            self.console.print(
+                f'[{count}/{total}] {job.name}: {took:.0f} s, about {left} left', markup=False, highlight=False
+            )
         else:
-            self.console.print(f'[{count}/{total}] {job.name} FAILED: {record["error"]}', markup=False, highlight=False, style='red')
+            self.console.print(
+                f'[{count}/{total}] {job.name} FAILED: {record["error"]}', markup=False, highlight=False, style='red'
+            )
 
     def stop(self) -> None:
         """Ctrl-C to each: `train_model` saves a checkpoint from which the same command continues."""
@@ -201,8 +243,14 @@ class Runner:
         """All stages that are missing; the record after each."""
         path, device = self.place.record(job), self.devices.get()
         record = read_record(path) or {
-            'name': job.name, 'agent': job.agent, 'llm': job.llm, 'task': job.task, 'seed': job.seed,
-            'train': None if job.train is None else dict(job.train), 'stages': {}, **self.about,
+            'name': job.name,
+            'agent': job.agent,
+            'llm': job.llm,
+            'task': job.task,
+            'seed': job.seed,
+            'train': None if job.train is None else dict(job.train),
+            'stages': {},
+            **self.about,
         }
         record.update(status='running', error=None)
         try:
@@ -226,11 +274,23 @@ class Runner:
             raise Stopped
         folder = self.place.folder(job)
         folder.mkdir(parents=True, exist_ok=True)
-        given = {'OMP_NUM_THREADS': str(self.place.threads), **({} if device is None else {'CUDA_VISIBLE_DEVICES': str(device)})}
-        log, started, clock = folder / f'{stage.name}.log', datetime.now(timezone.utc).isoformat(timespec='seconds'), time.monotonic()
+        given = {
+            'OMP_NUM_THREADS': str(self.place.threads),
+            **({} if device is None else {'CUDA_VISIBLE_DEVICES': str(device)}),
+        }
+        log, started, clock = (
+            folder / f'{stage.name}.log',
+            datetime.now(UTC).isoformat(timespec='seconds'),
+            time.monotonic(),
+        )
         with log.open('ab') as output:
             process = subprocess.Popen(
-                stage.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **given}, start_new_session=True
+                stage.command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **given},
+                start_new_session=True,
             )
             self.running.add(process)
             _, status, used = os.wait4(process.pid, 0)  # as process.wait(), and what it took of a processor
@@ -239,12 +299,21 @@ class Runner:
         if self.stopped.is_set():  # whatever it returned: told to stop, it may have saved and left in peace
             raise Stopped
         done = {
-            'command': shown(stage.command), 'options': stage.options, 'environment': given, 'started': started,
-            'seconds': time.monotonic() - clock, 'cpu_seconds': used.ru_utime + used.ru_stime, 'returncode': code, 'finished': code == 0,
+            'command': shown(stage.command),
+            'options': stage.options,
+            'environment': given,
+            'started': started,
+            'seconds': time.monotonic() - clock,
+            'cpu_seconds': used.ru_utime + used.ru_stime,
+            'returncode': code,
+            'finished': code == 0,
         }
         if code:
             return {**done, 'error': f'{_last_line(log)} (exit status {code}; all of it: {log})'}
-        return {**done, **(_trained(folder) if stage.name == 'train' else {'metrics': _metrics(folder / f'{stage.name}.json')})}
+        return {
+            **done,
+            **(_trained(folder) if stage.name == 'train' else {'metrics': _metrics(folder / f'{stage.name}.json')}),
+        }
 
 
 def _trained(folder: Path) -> dict:
@@ -252,7 +321,9 @@ def _trained(folder: Path) -> dict:
     stats = json.loads((folder / 'model.trainstats').read_text())
     epochs, reports = stats['total_epochs'], stats['train_reports']
     return {
-        'train_seconds': stats['train_time'], 'train_steps': stats['train_steps'], 'epochs': epochs,
+        'train_seconds': stats['train_time'],
+        'train_steps': stats['train_steps'],
+        'epochs': epochs,
         'epoch_hours': stats['train_time'] / 3600 / epochs if epochs else None,
         'curve': [{k: v for k, v in report.items() if isinstance(v, (int, float))} for report in reports],
     }

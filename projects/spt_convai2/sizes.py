@@ -29,36 +29,63 @@ class Size:
     prompt_counts: tuple[int, ...]
     noises: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0)
     gold_noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    rates: dict[str, float] = field(default_factory=dict)  # learning rates of what trains weights; what is not here has no row
+    rates: dict[str, float] = field(
+        default_factory=dict
+    )  # learning rates of what trains weights; what is not here has no row
     retrieval: dict[str, object] = field(default_factory=dict)  # of RAG; the agents' own defaults are the paper's
 
 
 _ALWAYS = {'trim_responses': 'true'}  # as the paper's authors cut every reply before they scored it
 _NO_VALIDATION = {  # `train_model` insists on evaluating once it is done: four examples that are always there (DailyDialog may lack a test fold)
-    'validation_every_n_epochs': -1, 'evaltask': 'spt_parlai.tasks.sample', 'validation_max_exs': 4, 'short_final_eval': 'true',
+    'validation_every_n_epochs': -1,
+    'evaltask': 'spt_parlai.tasks.sample',
+    'validation_max_exs': 4,
+    'short_final_eval': 'true',
 }
-_OWN_EMBEDDINGS = {'retrieval_encoder': 'llm', 'retrieve_per': 'dialogue'}  # no other encoder, whole dialogues in one pass
+_OWN_EMBEDDINGS = {
+    'retrieval_encoder': 'llm',
+    'retrieve_per': 'dialogue',
+}  # no other encoder, whole dialogues in one pass
 _RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}  # the prompts' 0.01 is too much for weights
 SIZES = {
     'smoke': Size(
-        llms=('demo',), tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'spt_parlai.tasks.sample'},  # which needs no download
+        llms=('demo',),
+        tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'spt_parlai.tasks.sample'},  # which needs no download
         train={'max_train_steps': 4, 'batchsize': 2, 'log_every_n_steps': 2, 'max_new_tokens': 8, **_NO_VALIDATION},
         evaluate={'num_examples': 24, 'batchsize': 8, **_ALWAYS},
-        seeds=(1,), settings=('published', 'tuned'), prompt_counts=(1, 2), noises=(1.0,), gold_noises=(1.0,), rates=_RATES,
+        seeds=(1,),
+        settings=('published', 'tuned'),
+        prompt_counts=(1, 2),
+        noises=(1.0,),
+        gold_noises=(1.0,),
+        rates=_RATES,
         retrieval=_OWN_EMBEDDINGS,
     ),
     'small': Size(
-        llms=('demo',), tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
-        train={'max_train_steps': 120, 'batchsize': 4, 'log_every_n_steps': 10, 'llm_dtype': 'bfloat16', **_NO_VALIDATION},
+        llms=('demo',),
+        tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
+        train={
+            'max_train_steps': 120,
+            'batchsize': 4,
+            'log_every_n_steps': 10,
+            'llm_dtype': 'bfloat16',
+            **_NO_VALIDATION,
+        },
         evaluate={'num_examples': 472, 'batchsize': 16, **_ALWAYS},
-        seeds=(1, 2, 3), settings=('published', 'tuned'), prompt_counts=(1, 2, 4, 8), rates=_RATES, retrieval=_OWN_EMBEDDINGS,
+        seeds=(1, 2, 3),
+        settings=('published', 'tuned'),
+        prompt_counts=(1, 2, 4, 8),
+        rates=_RATES,
+        retrieval=_OWN_EMBEDDINGS,
     ),
     'paper': Size(
         llms=('facebook/opt-125m', 'facebook/opt-1.3b', 'facebook/opt-2.7b', 'meta-llama/Llama-2-7b-hf'),
         tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
         train={'batchsize': 4, 'log_every_n_steps': 100, 'fp16': 'true'},
         evaluate={'batchsize': 32, 'bertscore': 'microsoft/deberta-xlarge-mnli', **_ALWAYS},
-        seeds=(1, 2, 3), settings=('published',), prompt_counts=tuple(range(1, 9)),
+        seeds=(1, 2, 3),
+        settings=('published',),
+        prompt_counts=tuple(range(1, 9)),
         rates={'LoraAgent': 0.001},  # all weights of a 7 B LLM with Adam, in float32, are too much for one GPU
     ),
 }
@@ -66,7 +93,9 @@ SIZES = {
 
 def table_6(llm: str) -> dict[str, object]:
     """L, learning rate and epochs of the paper for an LLM; those of OPT-125M for one that the paper does not have."""
-    presets = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(PRESETS.glob('*.opt')) if path.stem != 'demo']
+    presets = [
+        json.loads(path.read_text(encoding='utf-8')) for path in sorted(PRESETS.glob('*.opt')) if path.stem != 'demo'
+    ]
     by_llm = {preset['llm']: preset for preset in presets}
     preset = by_llm.get(llm, by_llm['facebook/opt-125m'])
     return {name: preset[name] for name in ('prompt_length', 'learningrate', 'num_epochs')}

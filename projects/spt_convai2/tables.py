@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 from grid import Row, TableOfRows, job_of
@@ -16,9 +17,20 @@ from sizes import Size
 from spt_parlai.metrics.gain import average_gain
 
 TITLES = {
-    'unigram_f1': 'F1', 'sacrebleu': 'BLEU', 'rouge1': 'R-1', 'rouge2': 'R-2', 'rougeL': 'R-L', 'bertscore_f1': 'BERT F1',
-    'bertscore_p': 'BERT P', 'bertscore_r': 'BERT R', 'dist1': 'DIST-1', 'dist2': 'DIST-2', 'dist': 'DIST avg', 'ppl': 'ppl',
-    'persona_bleu': 'persona BLEU', 'epoch_hours': 'hours an epoch',
+    'unigram_f1': 'F1',
+    'sacrebleu': 'BLEU',
+    'rouge1': 'R-1',
+    'rouge2': 'R-2',
+    'rougeL': 'R-L',
+    'bertscore_f1': 'BERT F1',
+    'bertscore_p': 'BERT P',
+    'bertscore_r': 'BERT R',
+    'dist1': 'DIST-1',
+    'dist2': 'DIST-2',
+    'dist': 'DIST avg',
+    'ppl': 'ppl',
+    'persona_bleu': 'persona BLEU',
+    'epoch_hours': 'hours an epoch',
     **{f'persona_bleu_{n}': f'{n}-gram' for n in range(1, 5)},
 }
 GAINS = ('selected_gain', 'best_gain')  # nats a token, of choosing a prompt
@@ -60,21 +72,34 @@ def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) ->
     for row in table.rows:
         runs = measured[row.label]
         entry: dict[str, Any] = {
-            'label': row.label, 'seeds': sorted(runs), 'runs': [job_of(row, size, seed).name for seed in sorted(runs)],
-            'against': row.against, 'paper': row.paper, 'paper_gain': TABLE_1_GAIN.get(row.label) if table.name == 'table1' else None,
+            'label': row.label,
+            'seeds': sorted(runs),
+            'runs': [job_of(row, size, seed).name for seed in sorted(runs)],
+            'against': row.against,
+            'paper': row.paper,
+            'paper_gain': TABLE_1_GAIN.get(row.label) if table.name == 'table1' else None,
             'cells': {
                 c: spread([runs[s][c] for s in sorted(runs)][: None if row.method.seeded else 1])
-                for c in table.columns if runs and all(c in m for m in runs.values())
+                for c in table.columns
+                if runs and all(c in m for m in runs.values())
             },
         }
-        pairs = [(runs[s], measured[row.against][s]) for s in sorted(runs) if row.against and s in measured[row.against]]
+        pairs = [
+            (runs[s], measured[row.against][s]) for s in sorted(runs) if row.against and s in measured[row.against]
+        ]
         if pairs:
             shared = [c for c in FIRST if all(c in gain_columns(*pair) for pair in pairs)]
             entry['gain'] = spread([average_gain(*pair, shared) for pair in pairs])
             entry['gain_by_column'] = {c: spread([average_gain(*pair, [c]) for pair in pairs]) for c in shared}
         rows.append(entry)
     columns = [c for c in table.columns if any(c in row['cells'] for row in rows)] or list(table.columns)
-    return {'name': table.name, 'title': table.title, 'columns': columns, 'gain_columns': list(shared or ()), 'rows': rows}
+    return {
+        'name': table.name,
+        'title': table.title,
+        'columns': columns,
+        'gain_columns': list(shared or ()),
+        'rows': rows,
+    }
 
 
 # ---- text ------------------------------------------------------------------------------------------------
@@ -103,10 +128,18 @@ def lines(table: dict[str, Any]) -> list[list[str]]:
     result = [['', *(TITLES[c] for c in table['columns']), *(['AVG↑'] if gains else [])]]
     for row in table['rows']:
         digits = {c: 3 if c == 'epoch_hours' else 2 for c in table['columns']}
-        result.append([row['label'], *(cell(row['cells'].get(c), digits[c]) for c in table['columns']), *([gain_text(row.get('gain'))] if gains else [])])
+        result.append(
+            [
+                row['label'],
+                *(cell(row['cells'].get(c), digits[c]) for c in table['columns']),
+                *([gain_text(row.get('gain'))] if gains else []),
+            ]
+        )
         if row['paper']:
             gain = '–' if row['paper_gain'] is None else f'{row["paper_gain"]:+.1f}%'
-            result.append(['the paper', *(figure_text(row['paper'].get(c)) for c in table['columns']), *([gain] if gains else [])])
+            result.append(
+                ['the paper', *(figure_text(row['paper'].get(c)) for c in table['columns']), *([gain] if gains else [])]
+            )
     return result
 
 
@@ -151,11 +184,15 @@ def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place
             label = row.label if 'SPT' in row.label else f'SPT, {row.label}'
             shares = [[m[f'prompt_usage_{i}'] for i in range(K)] for m in runs.values()]
             key = job_of(row, size, 0).name + job_of(row, size, 0).evaluations[0].key
-            found.setdefault(key, {
-                'label': f'{table.name.replace("table", "table ")}: {label}', 'shares': [sorted(s, reverse=True) for s in shares],
-                'entropy': spread([m['prompt_usage_entropy'] for m in runs.values()]),
-                **{name: spread([m[name] for m in runs.values()]) for name in GAINS},
-            })
+            found.setdefault(
+                key,
+                {
+                    'label': f'{table.name.replace("table", "table ")}: {label}',
+                    'shares': [sorted(s, reverse=True) for s in shares],
+                    'entropy': spread([m['prompt_usage_entropy'] for m in runs.values()]),
+                    **{name: spread([m[name] for m in runs.values()]) for name in GAINS},
+                },
+            )
     return list(found.values())
 
 
@@ -168,11 +205,25 @@ USAGE_NOTE = (
 
 def usage_lines(usage: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Header and rows as text."""
-    header = ['', 'entropy of use', 'nats gained by the choice', 'by the best choice', 'share of each prompt, largest first, one list a seed']
-    return [header, *([
-        row['label'], cell(row['entropy']), *(cell(row[name], 3) for name in GAINS),
-        '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares']),
-    ] for row in usage)]
+    header = [
+        '',
+        'entropy of use',
+        'nats gained by the choice',
+        'by the best choice',
+        'share of each prompt, largest first, one list a seed',
+    ]
+    return [
+        header,
+        *(
+            [
+                row['label'],
+                cell(row['entropy']),
+                *(cell(row[name], 3) for name in GAINS),
+                '  ·  '.join(' '.join(f'{100 * share:.0f}%' for share in shares) for shares in row['shares']),
+            ]
+            for row in usage
+        ),
+    ]
 
 
 def write(tables: Sequence[dict[str, Any]], usage: Sequence[dict[str, Any]], folder: Path) -> Path:

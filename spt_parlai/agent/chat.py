@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterable
 
 from spt_parlai.dialogue.messages import OWN_PERSONA, clean, split_message
 from spt_parlai.errors import UsageError
@@ -19,7 +19,9 @@ def persona_of_chat(opt, name: str) -> list[str]:
     if not opt.get('interactive_mode'):
         return []
     persona = chosen_persona(opt)
-    if persona is None and (opt.get('override') or {}).get('task') in TASKS_WITHOUT_PERSONA:  # 'task' itself is the trained one
+    if (
+        persona is None and (opt.get('override') or {}).get('task') in TASKS_WITHOUT_PERSONA
+    ):  # 'task' itself is the trained one
         persona = draw_persona()
     announce(name, persona or [])
     return persona or []

@@ -20,8 +20,22 @@ from spt_parlai.option_effects import check_effects
 from spt_parlai.training.seeding import seed_everything
 
 _USED = {  # of a frozen LLM's options, with a tolerated --no-cuda
-    'instruction', 'shots', 'training_task', 'persona', 'persona_file', 'seed', 'max_new_tokens', 'history_size', 'use_reply',
-    'interactive_mode', 'paper_metrics', 'trim_responses', 'bertscore', 'bertscore_layer', 'display_add_fields', 'no_cuda',
+    'instruction',
+    'shots',
+    'training_task',
+    'persona',
+    'persona_file',
+    'seed',
+    'max_new_tokens',
+    'history_size',
+    'use_reply',
+    'interactive_mode',
+    'paper_metrics',
+    'trim_responses',
+    'bertscore',
+    'bertscore_layer',
+    'display_add_fields',
+    'no_cuda',
 }
 
 
@@ -98,25 +112,39 @@ class EndpointAgent(Agent):
 def endpoint_of(opt) -> ChatEndpoint:
     """The endpoint of the `--api-…` options. Raises UsageError for an option that cannot work."""
     if not opt['api_base'].startswith(('http://', 'https://')):
-        raise UsageError(f"--api-base {opt['api_base']}: give a URL that begins with http:// or https://, such as https://api.openai.com/v1.")
+        raise UsageError(
+            f'--api-base {opt["api_base"]}: give a URL that begins with http:// or https://, such as https://api.openai.com/v1.'
+        )
     if not opt.get('api_model'):
         raise UsageError('--api-base needs --api-model: the name by which the endpoint knows the LLM.')
     try:
         more = json.loads(opt['api_parameters'])
     except ValueError as error:
-        raise UsageError(f"--api-parameters {shorten(opt['api_parameters'])} is not JSON ({error}).") from error
+        raise UsageError(f'--api-parameters {shorten(opt["api_parameters"])} is not JSON ({error}).') from error
     if not isinstance(more, dict):
-        raise UsageError(f"--api-parameters {shorten(opt['api_parameters'])}: give a JSON object, such as {{\"top_p\": 0.9}}.")
+        raise UsageError(
+            f'--api-parameters {shorten(opt["api_parameters"])}: give a JSON object, such as {{"top_p": 0.9}}.'
+        )
     parameters = {'max_tokens': opt['max_new_tokens'], 'temperature': opt['api_temperature'], **more}
     return ChatEndpoint(
-        opt['api_base'], opt['api_model'], {name: value for name, value in parameters.items() if value is not None},
-        opt['api_key_env'], opt['api_timeout'], opt['api_retries'], opt['api_concurrency'],
+        opt['api_base'],
+        opt['api_model'],
+        {name: value for name, value in parameters.items() if value is not None},
+        opt['api_key_env'],
+        opt['api_timeout'],
+        opt['api_retries'],
+        opt['api_concurrency'],
     )
 
 
 def _refuse_ignored(opt, defaults: dict[str, Any]) -> None:
     for name, value in (opt.get('override') or {}).items():
-        if name in defaults and name not in _USED and not name.startswith('api_') and value not in (None, defaults[name]):
+        if (
+            name in defaults
+            and name not in _USED
+            and not name.startswith('api_')
+            and value not in (None, defaults[name])
+        ):
             raise UsageError(
                 f'--{name.replace("_", "-")} {shorten(value)} does nothing with --api-base, where the endpoint runs the LLM; leave it out.'
             )

@@ -45,12 +45,20 @@ def search_batch(agent, batch, max_length: int) -> list[FoundReply] | None:
     if choose is None or max_length < 1 or hasattr(agent, '_rerank_beams'):
         return None
     search = Search(
-        choose, like.bos, like.eos, max_length, temperature=agent.temperature, min_length=like.min_length,
-        block_ngram=like.block_ngram, context_block_ngram=like.context_block_ngram,
+        choose,
+        like.bos,
+        like.eos,
+        max_length,
+        temperature=agent.temperature,
+        min_length=like.min_length,
+        block_ngram=like.block_ngram,
+        context_block_ngram=like.context_block_ngram,
     )
     model = agent.bare_model
     encoded = model.encoder(*agent._encoder_input(batch))
-    return found_replies(search(model, encoded, agent._get_batch_context(batch).to(encoded.logits.device)), like.length_penalty)
+    return found_replies(
+        search(model, encoded, agent._get_batch_context(batch).to(encoded.logits.device)), like.length_penalty
+    )
 
 
 def found_replies(replies: Replies, length_penalty: float) -> list[FoundReply]:

@@ -10,7 +10,13 @@ from spt_parlai.agent.endpoint_agent import EndpointAgent
 from spt_parlai.agent.prompted_agent import PromptedAgent
 from spt_parlai.agent.window import SMALLEST_CONTEXT
 from spt_parlai.dialogue.instruction import (
-    Instruction, chat_messages, cut_to_fit, ever_shorter, first_turn_of, instructed_context, without_system,
+    Instruction,
+    chat_messages,
+    cut_to_fit,
+    ever_shorter,
+    first_turn_of,
+    instructed_context,
+    without_system,
 )
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, render
@@ -62,6 +68,7 @@ class InContextAgent(PromptedAgent):
 
     def _beginnings(self, without: int) -> list[Dialogue]:
         """The examples' beginnings, each no longer than its share of half the context; `without` any it takes so many tokens."""
+
         def tokens(example: Dialogue) -> int:
             return self._context(Dialogue(), self.instruction._replace(examples=(example,)), None).length - without
 
@@ -72,7 +79,9 @@ class InContextAgent(PromptedAgent):
                 f'--shots {len(examples)}: half of the context of {self.text_truncate} tokens holds no exchange of each example; give fewer.'
             )
         if turns := sum(len(whole.turns) - len(kept.turns) for whole, kept in zip(examples, shown, strict=True)):
-            logging.info(f'--shots {len(examples)}: half of the context is {half} tokens; the examples were shown without their last {turns} turns in all')
+            logging.info(
+                f'--shots {len(examples)}: half of the context is {half} tokens; the examples were shown without their last {turns} turns in all'
+            )
         return shown
 
     # ---- the context ----------------------------------------------------------------------------------

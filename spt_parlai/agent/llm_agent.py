@@ -33,7 +33,14 @@ from spt_parlai.model.recomputation import recompute_activations
 from spt_parlai.model.spt_model import SptModel
 from spt_parlai.option_checks import check_options
 from spt_parlai.option_effects import check_effects
-from spt_parlai.options import add_chat_args, add_llm_args, add_metric_args, set_llm_of, set_training_defaults, skips_generation
+from spt_parlai.options import (
+    add_chat_args,
+    add_llm_args,
+    add_metric_args,
+    set_llm_of,
+    set_training_defaults,
+    skips_generation,
+)
 from spt_parlai.training import checkpoint
 from spt_parlai.training.distributed import accumulates_alone
 from spt_parlai.training.seeding import seed_everything
@@ -82,17 +89,23 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             check_effects(opt)
             if not self.trains and is_distributed():
                 opt['ddp_backend'] = 'none'  # torch's wrapper refuses a model without parameters
-            chosen_bert(opt.get('override') or {})  # of this command; a teacher asks again, but after the LLM has loaded
+            chosen_bert(
+                opt.get('override') or {}
+            )  # of this command; a teacher asks again, but after the LLM has loaded
             opt.setdefault('dict_file', None)  # ParlAI asks for it; a dictionary of ours has no such option
             path, self._is_finetune = self._get_init_model(opt, shared)
-            self._loaded = (path, checkpoint.load_states(path)) if path else (None, {})  # a bad file is refused before the LLM loads
+            self._loaded = (
+                (path, checkpoint.load_states(path)) if path else (None, {})
+            )  # a bad file is refused before the LLM loads
             if path:
                 checkpoint.check_kind(path, self._loaded[1]['spt'], self.kind)
             opt['llm'] = hub.portable(opt['llm'])
             self._asked = {name: opt.get(name) for name in ('text_truncate', 'label_truncate')}
             opt['text_truncate'], opt['label_truncate'] = share_window(
-                window_size(hub.load_config(opt['llm'], opt.get('llm_revision'))), opt.get('prompt_length', 0),
-                opt.get('text_truncate') or opt.get('truncate'), opt.get('label_truncate') or opt.get('truncate'),
+                window_size(hub.load_config(opt['llm'], opt.get('llm_revision'))),
+                opt.get('prompt_length', 0),
+                opt.get('text_truncate') or opt.get('truncate'),
+                opt.get('label_truncate') or opt.get('truncate'),
                 opt['max_new_tokens'],
             )
             if self._seed(opt) is not None:
@@ -108,16 +121,25 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     def build_history(self):
         return DialogueHistory(
-            self.opt, persona_of_chat(self.opt, self.id), self.context_of, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
+            self.opt,
+            persona_of_chat(self.opt, self.id),
+            self.context_of,
+            maxlen=self.text_truncate,
+            size=self.histsz,
+            dict_agent=self.dict,
         )
 
     def load_llm(self) -> FrozenLM:
         opt = self.opt
         llm = load_frozen_lm(
-            opt['llm'], opt.get('llm_revision'), self._llm_dtype(), self._device(), opt['llm_device_map'],
+            opt['llm'],
+            opt.get('llm_revision'),
+            self._llm_dtype(),
+            self._device(),
+            opt['llm_device_map'],
             opt['llm_quantization'],
         )
-        logging.info(f"--llm {opt['llm']}: {llm.num_parameters:,} parameters, {llm.dtype}, on {llm.device}")
+        logging.info(f'--llm {opt["llm"]}: {llm.num_parameters:,} parameters, {llm.dtype}, on {llm.device}')
         if opt.get('fp16') and not self.use_cuda:
             logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
         if llm.dtype == torch.float16 and llm.device.type == 'cpu':
@@ -136,10 +158,18 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             length = min(_USUAL_LENGTH, self.opt['text_truncate']) + model.soft_prompts.length
             targets = min(_USUAL_TARGET, self.opt['label_truncate']) * (_USUAL_TURNS if packs(self.opt) else 1)
             trained = sum(p.numel() for p in model.parameters())
-            logging.info(training_memory(
-                llm, self.opt['batchsize'], model.prompt_chunk, length, targets, trained, self.opt['optimizer'],
-                examples_at_once=max(1, model.tokens_at_once // model.soft_prompts.num_prompts // length),
-            ))
+            logging.info(
+                training_memory(
+                    llm,
+                    self.opt['batchsize'],
+                    model.prompt_chunk,
+                    length,
+                    targets,
+                    trained,
+                    self.opt['optimizer'],
+                    examples_at_once=max(1, model.tokens_at_once // model.soft_prompts.num_prompts // length),
+                )
+            )
 
     def _device(self) -> torch.device:
         return torch.device('cuda', max(self.opt['gpu'], 0)) if self.use_cuda else torch.device('cpu')
@@ -169,7 +199,9 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         obs.force_set('scored', context.scored)
         obs.force_set('full_text', context.text)
         obs.force_set('persona_text', ' '.join(history.dialogue.persona))
-        obs.force_set('full_text_vec', list(history.full_context(replies).ids) if self.beam_context_block_ngram > 0 else [])
+        obs.force_set(
+            'full_text_vec', list(history.full_context(replies).ids) if self.beam_context_block_ngram > 0 else []
+        )
         obs.force_set('context_original_length', context.length)
         obs.force_set('context_truncate_rate', context.length > len(context.ids))
         obs.force_set('context_truncated_length', context.length - len(context.ids))
@@ -177,7 +209,9 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     def vectorize(self, obs, history, *args, text_truncate=None, label_truncate=None, **kwargs):
         if FIELD not in obs or obs.is_padding():
-            return super().vectorize(obs, history, *args, text_truncate=text_truncate, label_truncate=label_truncate, **kwargs)
+            return super().vectorize(
+                obs, history, *args, text_truncate=text_truncate, label_truncate=label_truncate, **kwargs
+            )
         turns = self._turns(obs[FIELD], label_truncate)
         obs.force_set('turns', turns)
         obs.force_set('text_vec', torch.LongTensor(turns[-1].context))  # the longest row: what ParlAI sorts batches by
@@ -186,7 +220,9 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     def _turns(self, messages, label_truncate) -> list[Turn]:
         """A whole dialogue's labelled turns, each as it would be if ParlAI had told it message by message."""
-        history = DialogueHistory(self.opt, context_of=self.context_of, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict)
+        history = DialogueHistory(
+            self.opt, context_of=self.context_of, maxlen=self.text_truncate, size=self.histsz, dict_agent=self.dict
+        )
         turns = []
         for message in messages:
             history.update_history(message)
@@ -195,10 +231,17 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             label = message['labels'][0] if len(message['labels']) == 1 else random.choice(message['labels'])
             context = history.context(message['labels'])
             target, length, _ = self._vectorize_text_with_truncate_stats(label, truncate=label_truncate)
-            turns.append(Turn(
-                list(context.ids), target.tolist(), context.text, ' '.join(history.dialogue.persona), context.length, length,
-                context.scored,
-            ))
+            turns.append(
+                Turn(
+                    list(context.ids),
+                    target.tolist(),
+                    context.text,
+                    ' '.join(history.dialogue.persona),
+                    context.length,
+                    length,
+                    context.scored,
+                )
+            )
             if self.opt.get('use_reply', 'label') == 'label':
                 history.add_reply(label)
         return turns
@@ -224,23 +267,44 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             if any('turns' in obs for obs in valid):
                 self._pack(batch, valid)
             else:
-                batch['texts'] = {'context': [obs['full_text'] for obs in valid], 'persona': [obs['persona_text'] for obs in valid]}
+                batch['texts'] = {
+                    'context': [obs['full_text'] for obs in valid],
+                    'persona': [obs['persona_text'] for obs in valid],
+                }
                 if valid[0]['scored'] is not None:
                     batch['scored_vec'] = padded([obs['scored'] for obs in valid], self.NULL_IDX)
         return batch
 
     def _pack(self, batch, observations) -> None:
         """Messages of one batch, some or all of them whole dialogues → a batch of turns."""
-        dialogues = [obs['turns'] if 'turns' in obs else [Turn(
-            obs['text_vec'].tolist(), obs['labels_vec'].tolist(), obs['full_text'], obs['persona_text'],
-            obs['context_original_length'], obs['label_original_length'], obs['scored'],
-        )] for obs in observations]
+        dialogues = [
+            obs['turns']
+            if 'turns' in obs
+            else [
+                Turn(
+                    obs['text_vec'].tolist(),
+                    obs['labels_vec'].tolist(),
+                    obs['full_text'],
+                    obs['persona_text'],
+                    obs['context_original_length'],
+                    obs['label_original_length'],
+                    obs['scored'],
+                )
+            ]
+            for obs in observations
+        ]
         pack_batch(batch, dialogues, self.NULL_IDX)
         turns = [turn for dialogue in dialogues for turn in dialogue]
         batch['texts'] = {'context': [t.text for t in turns], 'persona': [t.persona for t in turns]}
         batch['counts'] = turn_counts(dialogues)
-        for name in ('_context_original_length', '_context_truncate_rate', '_context_truncated_length',
-                     '_label_original_length', '_label_truncate_rate', '_label_truncated_length'):
+        for name in (
+            '_context_original_length',
+            '_context_truncate_rate',
+            '_context_truncated_length',
+            '_label_original_length',
+            '_label_truncate_rate',
+            '_label_truncated_length',
+        ):
             batch[name] = None  # ParlAI's, by message; `counts` has them by turn
 
     @contextlib.contextmanager
@@ -268,7 +332,9 @@ class FrozenLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     def _encoder_input(self, batch):
         return (batch.text_vec,)
 
-    searches_batches = True  # one search for all rows where it finds what ParlAI's finds; tests switch it off to compare
+    searches_batches = (
+        True  # one search for all rows where it finds what ParlAI's finds; tests switch it off to compare
+    )
 
     def _generate(self, batch, beam_size, max_ts, prefix_tokens=None):
         max_ts = min(max_ts, self.opt['max_new_tokens'])

@@ -41,7 +41,11 @@ class LoraAgent(PromptedAgent):
         return tuned
 
     def describe_tuning(self):
-        return {'--lora-rank': self._rank, '--lora-alpha': f'{self._alpha:g}', '--lora-targets': ','.join(self._targets)}
+        return {
+            '--lora-rank': self._rank,
+            '--lora-alpha': f'{self._alpha:g}',
+            '--lora-targets': ','.join(self._targets),
+        }
 
     def _rank_of_spt(self, llm, targets) -> int:
         K, L = map(int, self._matched.split(','))

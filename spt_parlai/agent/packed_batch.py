@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from parlai.core.metrics import AverageMetric, Metric, SumMetric
@@ -63,6 +64,7 @@ def per_message(values: Sequence[Metric], message: Sequence[int]) -> list[Metric
 
 def turn_counts(dialogues: Sequence[Sequence[Turn]]) -> dict[str, list[Metric]]:
     """What ParlAI counts by message, by turn: lengths and truncation, and the turns beyond the one that it counts itself."""
+
     def average(values):
         return [AverageMetric(sum(values(t) for t in turns), len(turns)) for turns in dialogues]
 

@@ -28,10 +28,16 @@ class KeptPromises:
             same = self.scheduler and states.get('lr_scheduler_type') == self.opt['lr_scheduler']
             if same and 'lr_scheduler' in states:
                 check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
-                check_fits(states.get('warmup_scheduler') or {}, self.scheduler.get_warmup_state_dict() or {}, 'its warmup_scheduler')
+                check_fits(
+                    states.get('warmup_scheduler') or {},
+                    self.scheduler.get_warmup_state_dict() or {},
+                    'its warmup_scheduler',
+                )
             super().build_lr_scheduler(states)
             if same or not self.scheduler:  # another schedule starts anew
-                for group, before in zip(self.optimizer.param_groups, states.get('optimizer', {}).get('param_groups', ())):
+                for group, before in zip(
+                    self.optimizer.param_groups, states.get('optimizer', {}).get('param_groups', ())
+                ):
                     group['lr'] = before['lr']
 
     # ---- --verbose-topk -------------------------------------------------------------------------------

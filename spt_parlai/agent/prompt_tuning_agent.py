@@ -22,7 +22,14 @@ class PromptTuningAgent(PromptedAgent):
         return parser
 
     def build_prompts(self, llm) -> SoftPromptGroup:
-        return SoftPromptGroup(initial_prompts(
-            'normal' if self.loads_model else self.opt['prompt_init'], self.num_prompts, self.opt['prompt_length'],
-            llm.embed, self.dict.txt2vec, len(self.dict), read_prompts,
-        ))
+        return SoftPromptGroup(
+            initial_prompts(
+                'normal' if self.loads_model else self.opt['prompt_init'],
+                self.num_prompts,
+                self.opt['prompt_length'],
+                llm.embed,
+                self.dict.txt2vec,
+                len(self.dict),
+                read_prompts,
+            )
+        )

@@ -6,7 +6,8 @@ itself trains (`tune`); and what its loss has beside the NLL (`losses`). One tha
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from parlai.core.metrics import Metric
@@ -52,22 +53,33 @@ class PromptedAgent(FrozenLMAgent):
 
     def losses(self, batch, prediction: Prediction) -> Losses:
         """The terms of the loss."""
-        return self.objective(prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss)
+        return self.objective(
+            prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss
+        )
 
     def metrics_of(self, prediction: Prediction, losses: Losses) -> Iterator[tuple[str, list[Metric]]]:
         """(name, a metric of each example)."""
         yield from prediction_metrics(
             prediction.log_probs, prediction.greedy, prediction.targets, prediction.example, prediction.selected
         )
-        yield from loss_metrics(losses.total, losses.nll, losses.selection, losses.contrastive, losses.pairs, losses.fusion)
+        yield from loss_metrics(
+            losses.total, losses.nll, losses.selection, losses.contrastive, losses.pairs, losses.fusion
+        )
 
     # ---- the model ------------------------------------------------------------------------------------
 
     def build_model(self) -> SptModel:
         llm = self.load_llm()
         model = SptModel(
-            llm, self.build_prompts(llm), self.build_retriever(llm), self.NULL_IDX, self.START_IDX, self.END_IDX,
-            tuned=self.tune(llm), tokens_at_once=self.opt['tokens_at_once'], **self.model_options(),
+            llm,
+            self.build_prompts(llm),
+            self.build_retriever(llm),
+            self.NULL_IDX,
+            self.START_IDX,
+            self.END_IDX,
+            tuned=self.tune(llm),
+            tokens_at_once=self.opt['tokens_at_once'],
+            **self.model_options(),
         )
         self.log_memory(llm, model)
         if self.opt['llm_compile'] and self._should_initialize_optimizer():
@@ -76,7 +88,14 @@ class PromptedAgent(FrozenLMAgent):
         return model
 
     def _model_input(self, batch):
-        return (batch.text_vec, batch.label_vec, batch.get('selected_prompt'), batch.get('row'), batch.get('context_length'), batch.get('scored_vec'))
+        return (
+            batch.text_vec,
+            batch.label_vec,
+            batch.get('selected_prompt'),
+            batch.get('row'),
+            batch.get('context_length'),
+            batch.get('scored_vec'),
+        )
 
     def _encoder_input(self, batch):
         return (batch.text_vec, batch.get('selected_prompt'), batch.get('scored_vec'))
@@ -88,7 +107,9 @@ class PromptedAgent(FrozenLMAgent):
         """
         if batch.label_vec is None:
             raise ValueError('Cannot compute loss without a label.')
-        prediction = self.model(*self._model_input(batch), token_loss=self.objective.token_loss, gradient_scale=self.loss_scale)
+        prediction = self.model(
+            *self._model_input(batch), token_loss=self.objective.token_loss, gradient_scale=self.loss_scale
+        )
         losses = self.losses(batch, prediction)
         if torch.isfinite(losses.total):
             self._record(batch, prediction, losses)

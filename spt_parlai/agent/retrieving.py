@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Sequence
 
 from parlai.core.metrics import GlobalAverageMetric
 from parlai.utils import logging
@@ -69,7 +69,7 @@ class Retrieving:
         most = self.text_truncate * 2 // _SHARE
         if self._room > most:
             raise UsageError(
-                f"--retrieved-length {self.opt['retrieved_length']}: the context has room for {self.text_truncate} tokens in all, of which "
+                f'--retrieved-length {self.opt["retrieved_length"]}: the context has room for {self.text_truncate} tokens in all, of which '
                 f'retrieved text may take {most}; give that, or -1 for a third.'
             )
 
@@ -83,7 +83,9 @@ class Retrieving:
             encoder = TransformerEncoder(opt['retrieval_encoder'], self._device())
         trained_with, here = opt.get('retrieval_data'), fingerprint(texts)
         if trained_with not in (None, here):
-            logging.warning(f"the dialogues of --training-task {opt['training_task']} are not those this model was trained with.")
+            logging.warning(
+                f'the dialogues of --training-task {opt["training_task"]} are not those this model was trained with.'
+            )
         opt.setdefault('retrieval_data', here)
         cache = Path(opt['retrieval_cache'] or Path(opt['datapath']) / 'spt_retrieval').expanduser()
         found = None
@@ -99,8 +101,12 @@ class Retrieving:
         except UsageError as error:
             reason = getattr(error.__cause__, 'strerror', None) or error.__cause__
             if self.opt['retrieval_cache']:
-                raise UsageError(f'--retrieval-cache {cache} cannot be written ({reason}): give another folder.') from error
-            logging.warning(f'{cache} cannot be written ({reason}), so an index is not kept: --retrieval-cache gives it another folder.')
+                raise UsageError(
+                    f'--retrieval-cache {cache} cannot be written ({reason}): give another folder.'
+                ) from error
+            logging.warning(
+                f'{cache} cannot be written ({reason}), so an index is not kept: --retrieval-cache gives it another folder.'
+            )
             return False
         return True
 

@@ -31,7 +31,8 @@ class SavedAgent:
         states = {**super().state_dict(), 'spt': self.description, 'progress': self.progress}
         if self._number_grad_accum:  # in the middle of an update (--update-freq)
             states['accumulated'] = {
-                'batches': self._number_grad_accum, 'gradients': [p.grad for p in self.bare_model.parameters()]
+                'batches': self._number_grad_accum,
+                'gradients': [p.grad for p in self.bare_model.parameters()],
             }
         if self.scaler is not None:
             states['loss_scale'] = self.scaler.state_dict()
@@ -65,7 +66,7 @@ class SavedAgent:
         try:
             self.load_state_dict(states['model'])
         except RuntimeError as error:
-            raise UsageError(f"{path} is damaged ({' '.join(str(error).split())}); restore it from a copy.") from error
+            raise UsageError(f'{path} is damaged ({" ".join(str(error).split())}); restore it from a copy.') from error
         if 'optimizer' in states and hasattr(self, 'optimizer'):
             with checkpoint.damage_explained(path), contextlib.suppress(ValueError):  # another optimizer starts anew
                 self.optimizer.load_state_dict(states['optimizer'])

@@ -25,10 +25,19 @@ class SptAgent(PromptTuningAgent):
         return parser
 
     def __init__(self, opt, shared=None):
-        self.objective = SptObjective(**{
-            name: opt[name]
-            for name in ('lambda_selection', 'lambda_contrastive', 'lambda_fusion', 'tau_gold', 'tau_score', 'gold_noise')
-        })
+        self.objective = SptObjective(
+            **{
+                name: opt[name]
+                for name in (
+                    'lambda_selection',
+                    'lambda_contrastive',
+                    'lambda_fusion',
+                    'tau_gold',
+                    'tau_score',
+                    'gold_noise',
+                )
+            }
+        )
         super().__init__(opt, shared)
 
     kind = 'SptAgent'
@@ -49,8 +58,13 @@ class SptAgent(PromptTuningAgent):
             similar = similar_pairs(batch.texts[self.opt['contrastive_text']], self.opt['similarity_threshold'])
             similar = similar.to(prediction.scores.device)
         return self.objective(
-            prediction.log_probs, prediction.scores, prediction.example, similar, self._noise(prediction.scores, batch),
-            self._dialogues(batch), prediction.token_loss,
+            prediction.log_probs,
+            prediction.scores,
+            prediction.example,
+            similar,
+            self._noise(prediction.scores, batch),
+            self._dialogues(batch),
+            prediction.token_loss,
         )
 
     def _dialogues(self, batch) -> torch.Tensor | None:
@@ -75,7 +89,9 @@ class SptAgent(PromptTuningAgent):
         if batch.text_vec is None:
             return None
         scored = batch.get('scored_vec')
-        scores, batch['selected_prompt'] = self.bare_model.retrieve(batch.text_vec if scored is None else scored)  # once: loss, reply and log agree
+        scores, batch['selected_prompt'] = self.bare_model.retrieve(
+            batch.text_vec if scored is None else scored
+        )  # once: loss, reply and log agree
         output = super().eval_step(batch)
         output.selected_prompt = batch['selected_prompt'].tolist()
         output.prompt_scores = [tuple(float(f'{s:.4g}') for s in row) for row in scores.tolist()]

@@ -27,7 +27,7 @@ class TextPromptAgent(PromptedAgent):
         room = self.text_truncate - SMALLEST_CONTEXT
         if len(self._prompt) > room:
             raise UsageError(
-                f"--prompt-text {shorten(self.opt['prompt_text'])}: of its {len(self._prompt)} tokens the context has room for {room}; shorten it."
+                f'--prompt-text {shorten(self.opt["prompt_text"])}: of its {len(self._prompt)} tokens the context has room for {room}; shorten it.'
             )
         return super().build_model()
 

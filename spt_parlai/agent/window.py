@@ -29,7 +29,9 @@ def share_window(
     if label_truncate is None or label_truncate < 0:
         label_truncate = max(min(DEFAULT_TARGET, window // 4), 2)
     if label_truncate < 2:
-        raise UsageError(f'--label-truncate {label_truncate} leaves nothing of a target but its end: give at least 2, or -1.')
+        raise UsageError(
+            f'--label-truncate {label_truncate} leaves nothing of a target but its end: give at least 2, or -1.'
+        )
     target = max(label_truncate, max_new_tokens)
     room = window - prompt_length - target
     if room < SMALLEST_CONTEXT:

@@ -16,9 +16,13 @@ from spt_parlai.errors import UsageError
 PRESET = Path(__file__).with_name('demo.opt')
 QUESTIONS = ('hello ! how are you today ?', 'what do you do for a living ?', 'do you have any hobbies or pets ?')
 SHOWN = (
-    ('ppl', 'perplexity under the selected prompt'), ('token_acc', 'token accuracy under the selected prompt'),
-    ('f1', 'unigram F1 of the replies'), ('nll', 'prompt NLL, summed over the prompts'),
-    ('selection', 'selection KL'), ('contrastive', 'context-prompt contrast'), ('fusion', 'fusion NLL'),
+    ('ppl', 'perplexity under the selected prompt'),
+    ('token_acc', 'token accuracy under the selected prompt'),
+    ('f1', 'unigram F1 of the replies'),
+    ('nll', 'prompt NLL, summed over the prompts'),
+    ('selection', 'selection KL'),
+    ('contrastive', 'context-prompt contrast'),
+    ('fusion', 'fusion NLL'),
 )
 
 
@@ -48,7 +52,8 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
         '  parlai train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf runs/opt125m/model\n'
         '  parlai train_model -o opt_presets/llama2_7b.opt -mf runs/llama2/model     (a GPU; Llama 2 needs its licence)\n'
         'Other sizes are in opt_presets/, your own ConvAI2 files go in with `spt data convai2 --from FOLDER`.',
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
     return report
 
@@ -81,7 +86,9 @@ def _train(console: Console, options: dict) -> None:
             progress.update(bar, completed=loop._train_steps)
             values = {k: float(report[k]) for k in ('spt_loss', 'ppl', 'selection', 'contrastive')}
             shown = '  '.join(f'{k} {v:.3g}' for k, v in values.items())
-            progress.console.print(f'step {loop._train_steps:>4}  {shown}  {_usage(report)}', highlight=False, soft_wrap=True)
+            progress.console.print(
+                f'step {loop._train_steps:>4}  {shown}  {_usage(report)}', highlight=False, soft_wrap=True
+            )
         progress.update(bar, completed=opt['max_train_steps'])
 
 
@@ -108,8 +115,12 @@ def _evaluate(console: Console, model_file: str, preset: dict) -> dict:
     table = Table('metric', 'value', 'meaning')
     for key, meaning in SHOWN:
         table.add_row(key, f'{float(report[key]):.4g}', meaning)
-    table.add_row('prompt_usage_0…', _usage(report).removeprefix('prompt usage '), 'share of the contexts that select each prompt')
-    table.add_row('prompt_usage_entropy', f'{float(report["prompt_usage_entropy"]):.3f}', '1: even use, 0: one prompt takes all')
+    table.add_row(
+        'prompt_usage_0…', _usage(report).removeprefix('prompt usage '), 'share of the contexts that select each prompt'
+    )
+    table.add_row(
+        'prompt_usage_entropy', f'{float(report["prompt_usage_entropy"]):.3f}', '1: even use, 0: one prompt takes all'
+    )
     console.print(table)
     return report
 
@@ -126,4 +137,8 @@ def _chat(console: Console, model_file: str) -> None:
         reply = agent.act()
         scores = ' '.join(f'{s:.2g}' for s in reply['prompt_scores'])
         console.print(f'  you:  {question}', highlight=False, soft_wrap=True)
-        console.print(f'  SPT:  [bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})', highlight=False, soft_wrap=True)
+        console.print(
+            f'  SPT:  [bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})',
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -29,13 +29,13 @@ class TokenizerDictionary(DictionaryAgent):
         self.tokenizer = load_tokenizer(opt['llm'], opt.get('llm_revision'))
         if self.tokenizer.eos_token_id is None:
             raise UsageError(
-                f"--llm {opt['llm']}: its tokenizer has no end-of-sequence token, which every reply must end in; "
+                f'--llm {opt["llm"]}: its tokenizer has no end-of-sequence token, which every reply must end in; '
                 'choose another LLM or set eos_token in its tokenizer_config.json.'
             )
         vocabulary = load_config(opt['llm'], opt.get('llm_revision')).vocab_size
         if len(self.tokenizer) > vocabulary:
             raise UsageError(
-                f"--llm {opt['llm']}: its tokenizer has {len(self.tokenizer)} tokens, but the LLM knows {vocabulary}; "
+                f'--llm {opt["llm"]}: its tokenizer has {len(self.tokenizer)} tokens, but the LLM knows {vocabulary}; '
                 'take both from the same model.'
             )
         self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -100,7 +100,9 @@ class TokenizerDictionary(DictionaryAgent):
 
     def vec2txt(self, vector, delimiter: str = ' ') -> str:
         ids = [int(i) for i in vector]
-        return self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        return self.tokenizer.decode(
+            [i for i in ids if i >= 0], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ).strip()
 
     def tokenize(self, text: str, building: bool = False) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(self.txt2vec(text))
@@ -114,7 +116,7 @@ class TokenizerDictionary(DictionaryAgent):
         return {}
 
     def __str__(self) -> str:
-        return f"the tokenizer of --llm {self.opt['llm']}"
+        return f'the tokenizer of --llm {self.opt["llm"]}'
 
     def shutdown(self) -> None:
         """Nothing to save."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from parlai.core.torch_agent import History
 
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, build_context
-
 
 ContextOf = Callable[[Dialogue, 'int | None', Sequence[str]], Context]
 """(dialogue, longest context in tokens, what its next reply may be where that is known) → context."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, NamedTuple, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import Context, Tokenize, build_context, fitting, past_dialogue
@@ -30,7 +31,9 @@ def cut_to_fit(example: Dialogue, most: int, length: Callable[[Dialogue], int]) 
     `length` of it is at most `most`; None where not even one own turn without a persona is so short."""
     ends = [n for n, turn in enumerate(example.turns, 1) if turn.own]
     whole = len(example.persona)
-    shorter_and_shorter = [(end, whole) for end in reversed(ends)] + [(ends[0], n) for n in reversed(range(whole)) if ends]
+    shorter_and_shorter = [(end, whole) for end in reversed(ends)] + [
+        (ends[0], n) for n in reversed(range(whole)) if ends
+    ]
     for turns, sentences in shorter_and_shorter:
         shown = Dialogue(example.persona[:sentences], example.turns[:turns])
         if length(shown) <= most:
@@ -85,9 +88,13 @@ def chat_messages(dialogue: Dialogue, instruction: Instruction) -> list[Message]
 def _system(dialogue: Dialogue, instruction: Instruction) -> Iterator[str]:
     yield instruction.text
     for example in instruction.examples:
-        yield '\n'.join(['Example of a conversation:', *_persona(example), *(
-            f"{'You' if turn.own else 'Partner'}: {turn.text}" for turn in example.turns
-        )])
+        yield '\n'.join(
+            [
+                'Example of a conversation:',
+                *_persona(example),
+                *(f'{"You" if turn.own else "Partner"}: {turn.text}' for turn in example.turns),
+            ]
+        )
     yield from _persona(dialogue)
 
 
@@ -98,7 +105,7 @@ def _persona(dialogue: Dialogue) -> list[str]:
 def without_system(messages: Sequence[Message]) -> list[Message]:
     """The system's message as the beginning of the first user's, for chats that know no system."""
     system, user, *rest = messages
-    return [{'role': 'user', 'content': f"{system['content']}\n\n{user['content']}"}, *rest]
+    return [{'role': 'user', 'content': f'{system["content"]}\n\n{user["content"]}'}, *rest]
 
 
 def ever_shorter(dialogue: Dialogue, instruction: Instruction) -> Iterator[tuple[Dialogue, Instruction]]:
@@ -114,5 +121,5 @@ def ever_shorter(dialogue: Dialogue, instruction: Instruction) -> Iterator[tuple
         yield Dialogue(persona, list(turns)), instruction
     words = turns[0].text.split() if turns else []
     while len(words) > 1 or persona:
-        words, persona = words[(len(words) + 1) // 2:] or words[-1:], persona[: len(persona) // 2]
+        words, persona = words[(len(words) + 1) // 2 :] or words[-1:], persona[: len(persona) // 2]
         yield Dialogue(persona, [Turn(' '.join(words), t.own) for t in turns]), instruction

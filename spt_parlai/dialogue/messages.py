@@ -48,18 +48,27 @@ def check_message(message) -> None:
     :raises UsageError: naming the field; ParlAI itself would take a label of 'yes' for the labels 'y', 'e' and 's'.
     """
     if not isinstance(message.get('text'), (str, type(None))):
-        raise UsageError(f"the text of a message must be a string, not {shorten(message['text'])}; mend the task's data.")
+        raise UsageError(
+            f"the text of a message must be a string, not {shorten(message['text'])}; mend the task's data."
+        )
     if not isinstance(message.get('reward', 0), (int, float)):
-        raise UsageError(f"the reward of a message must be a number, not {shorten(message['reward'])}; mend the task's data.")
+        raise UsageError(
+            f"the reward of a message must be a number, not {shorten(message['reward'])}; mend the task's data."
+        )
     for name, kind in (('labels', Sequence), ('eval_labels', Sequence), ('label_candidates', Collection)):
         texts = message.get(name, ('',))
         if texts is None and kind is Collection:
             continue
         if (
-            not isinstance(texts, kind) or isinstance(texts, (str, bytes, Mapping)) or kind is Sequence and not texts
+            not isinstance(texts, kind)
+            or isinstance(texts, (str, bytes, Mapping))
+            or kind is Sequence
+            and not texts
             or not all(isinstance(text, str) for text in texts)
         ):
-            raise UsageError(f"the {name} of a message must be a list of strings, not {shorten(texts)}; mend the task's data.")
+            raise UsageError(
+                f"the {name} of a message must be a list of strings, not {shorten(texts)}; mend the task's data."
+            )
 
 
 def clean(text: str | None) -> str:
@@ -74,7 +83,7 @@ def split_message(text: str | None) -> tuple[list[str], str]:
     for line in (text or '').split('\n'):
         line = line.strip()
         if line.startswith(OWN_PERSONA):
-            persona.append(clean(line[len(OWN_PERSONA):]))
+            persona.append(clean(line[len(OWN_PERSONA) :]))
         elif not line.startswith(PARTNER_PERSONA):
             spoken.append(clean(line))
     return [p for p in persona if p], ' '.join(s for s in spoken if s)

@@ -7,8 +7,8 @@ turn's context as long as nothing is truncated.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 from spt_parlai.dialogue.messages import Dialogue, Turn
 
@@ -82,7 +82,7 @@ def build_context(
     head = _cut_head(head, max(room - newest, (room + 1) // 2), tokenize)
     room -= len(head)
     kept = 0
-    while kept < len(pieces) and sum(map(len, pieces[-kept - 1:])) <= room:
+    while kept < len(pieces) and sum(map(len, pieces[-kept - 1 :])) <= room:
         kept += 1
     if kept:
         turns = [i for piece in pieces[-kept:] for i in piece]
@@ -90,7 +90,7 @@ def build_context(
         kept, turns = 1, _keep_end(dialogue.turns[-1], pieces[-1], room, tokenize)
     else:
         turns = []
-    text = render(Dialogue(dialogue.persona, dialogue.turns[len(pieces) - kept:]))
+    text = render(Dialogue(dialogue.persona, dialogue.turns[len(pieces) - kept :]))
     return Context(tuple(first + head + turns + last), text, length)
 
 
@@ -105,5 +105,5 @@ def _cut_head(head: list[int], room: int, tokenize: Tokenize) -> list[int]:
 def _keep_end(turn: Turn, piece: list[int], room: int, tokenize: Tokenize) -> list[int]:
     marker = list(tokenize(REPLY if turn.own else QUESTION, False))
     if room <= len(marker):
-        return piece[len(piece) - room:]
-    return marker + piece[len(piece) - room + len(marker):]
+        return piece[len(piece) - room :]
+    return marker + piece[len(piece) - room + len(marker) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from parlai.core.teachers import create_task_agent_from_taskname
 
@@ -22,18 +22,26 @@ def settle_training_task(opt) -> None:
     if not opt.get('training_task'):
         opt['training_task'] = opt.get('task')
     if opt['training_task'] in NO_TRAINING_SET:
-        raise UsageError('--training-task is not given, and a chat has no training examples: name the task whose train fold they are of.')
+        raise UsageError(
+            '--training-task is not given, and a chat has no training examples: name the task whose train fold they are of.'
+        )
 
 
 def training_dialogues(opt) -> list[Dialogue]:
     """Every dialogue of `--training-task`'s train fold, whole and in the data's order, own turns as their labels say."""
     data = {
-        **opt, 'task': opt['training_task'], 'datatype': 'train:ordered', 'batchsize': 1, 'num_workers': 0,
+        **opt,
+        'task': opt['training_task'],
+        'datatype': 'train:ordered',
+        'batchsize': 1,
+        'num_workers': 0,
         'training_loop': False,  # else the mutator of whole dialogues would be at work
     }
     dialogues = [dialogue for teacher in create_task_agent_from_taskname(data) for dialogue in _told_by(teacher)]
     if not dialogues:
-        raise UsageError(f"--training-task {opt['training_task']}: its train fold holds no dialogue; check the task's files.")
+        raise UsageError(
+            f"--training-task {opt['training_task']}: its train fold holds no dialogue; check the task's files."
+        )
     return dialogues
 
 
@@ -67,5 +75,7 @@ def instruction_of(opt) -> Instruction:
     settle_training_task(opt)
     dialogues = training_dialogues(opt)
     if opt['shots'] > len(dialogues):
-        raise UsageError(f"--shots {opt['shots']}: the train fold of {opt['training_task']} has {len(dialogues)} dialogues; give at most these.")
+        raise UsageError(
+            f'--shots {opt["shots"]}: the train fold of {opt["training_task"]} has {len(dialogues)} dialogues; give at most these.'
+        )
     return Instruction(opt['instruction'], random.Random(opt.get('seed') or 0).sample(dialogues, opt['shots']))

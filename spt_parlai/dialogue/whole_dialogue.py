@@ -7,7 +7,8 @@ that row.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from parlai.core.message import Message
 from parlai.core.mutators import EpisodeMutator, register_mutator

@@ -18,7 +18,11 @@ from spt_parlai.errors import UsageError
 from spt_parlai.exchange.tensor_files import read_tensors
 
 AGENT = 'spt_parlai.agents:SptAgent'
-STATE_FILES = ('mp_rank_00_model_states.pt', 'pytorch_model.bin', 'model.safetensors')  # the latter two: zero_to_fp32.py's
+STATE_FILES = (
+    'mp_rank_00_model_states.pt',
+    'pytorch_model.bin',
+    'model.safetensors',
+)  # the latter two: zero_to_fp32.py's
 PROMPT = r'(?:^|\.)models\.(\d{1,9})\.prompt_encoder\.default\.embedding\.weight$'
 LINEAR = r'(?:^|\.)prompt_normalizer\.(weight|bias)$'
 
@@ -33,6 +37,7 @@ class AuthorsCheckpoint(NamedTuple):
 
 # ---- reading ---------------------------------------------------------------------------------------------
 
+
 def read_authors(source: str | Path) -> AuthorsCheckpoint:
     """Read a DeepSpeed folder (or the run's folder above it), or a single .pt, .bin or .safetensors file.
 
@@ -44,7 +49,9 @@ def read_authors(source: str | Path) -> AuthorsCheckpoint:
         raise _scattered(file)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise UsageError(f'{file}: {name} holds values that are no finite numbers; give a checkpoint saved before that.')
+            raise UsageError(
+                f'{file}: {name} holds values that are no finite numbers; give a checkpoint saved before that.'
+            )
     prompts = _numbered(file, tensors)
     width = prompts[0].shape[-1]
     linear = {}
@@ -72,7 +79,9 @@ def _numbered(file: Path, tensors: dict[str, Tensor]) -> list[Tensor]:
         )
     missing = next((i for i in range(len(names)) if i not in names), None)
     if missing is not None:
-        raise UsageError(f'{file} holds models.{max(names)} but not models.{missing}: a prompt is missing; give the whole checkpoint.')
+        raise UsageError(
+            f'{file} holds models.{max(names)} but not models.{missing}: a prompt is missing; give the whole checkpoint.'
+        )
     prompts = [_only(file, names[i], tensors) for i in sorted(names)]
     shapes = [list(prompt.shape) for prompt in prompts]
     odd = [i for i, shape in enumerate(shapes) if shape != shapes[0] or len(shape) != 2]
@@ -109,7 +118,9 @@ def _state_file(source: Path) -> Path:
         raise UsageError(f'{source} holds several checkpoints ({found[0]}, {found[1]} …); give one of them.')
     if any(folder.rglob('zero_pp_rank_*_model_states.pt')):
         raise _scattered(folder)
-    raise UsageError(f'{source} holds no {", ".join(STATE_FILES[:-1])} or {STATE_FILES[-1]}; give a checkpoint of the published code.')
+    raise UsageError(
+        f'{source} holds no {", ".join(STATE_FILES[:-1])} or {STATE_FILES[-1]}; give a checkpoint of the published code.'
+    )
 
 
 def _scattered(path: Path) -> UsageError:
@@ -120,6 +131,7 @@ def _scattered(path: Path) -> UsageError:
 
 
 # ---- a model file of ours --------------------------------------------------------------------------------
+
 
 def import_authors(
     source: str | Path, llm: str, out: str | Path, revision: str | None = None, dtype: str = 'auto', force: bool = False
@@ -143,7 +155,9 @@ def import_authors(
     K, L, D = found.prompts.shape
     hidden_size = load_config(llm, revision).hidden_size
     if hidden_size != D:
-        raise UsageError(f'{source} holds prompts {D} wide, but --llm {llm} is {hidden_size} wide; give the LLM they were trained around.')
+        raise UsageError(
+            f'{source} holds prompts {D} wide, but --llm {llm} is {hidden_size} wide; give the LLM they were trained around.'
+        )
     agent = _new_agent(llm=llm, llm_revision=revision, llm_dtype=dtype, num_prompts=K, prompt_length=L)
     linear = {'weight': found.weight, 'bias': found.bias}
     agent.bare_model.soft_prompts.load_state_dict({'tokens': found.prompts})
@@ -182,7 +196,8 @@ def _writable(out: Path, force: bool) -> Path:
 def _training_files(out: Path) -> list[Path]:
     """What a training run left beside a model: its later checkpoints would be resumed, its reports are of another model."""
     return sorted(
-        path for path in out.parent.glob('*')
+        path
+        for path in out.parent.glob('*')
         if path.name in {out.name + suffix for suffix in ('.trainstats', '.valid', '.test')}
         or path.name.startswith(f'{out.name}.checkpoint')
     )

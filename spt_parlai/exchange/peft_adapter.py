@@ -30,6 +30,7 @@ KIND = 'PROMPT_TUNING'
 
 # ---- export ----------------------------------------------------------------------------------------------
 
+
 def export_peft(model_file: str | Path, out: str | Path, prompt: int | None = None, force: bool = False) -> list[Path]:
     """Write soft prompt `prompt` of a checkpoint as an adapter folder `out`, or each of them as `out`/prompt_{i}.
 
@@ -55,7 +56,9 @@ def export_peft(model_file: str | Path, out: str | Path, prompt: int | None = No
         try:
             _write(folder, prompts[i], spt)
         except OSError as error:
-            raise UsageError(f'--out {out}: {folder} cannot be written ({error.strerror}); give another folder.') from error
+            raise UsageError(
+                f'--out {out}: {folder} cannot be written ({error.strerror}); give another folder.'
+            ) from error
     return list(folders.values())
 
 
@@ -64,7 +67,9 @@ def checkpoint_prompts(path: str | Path, states: dict[str, Any]) -> Tensor:
     prompts = states['model'].get('soft_prompts.tokens') if isinstance(states['model'], dict) else None
     agent = states['spt'].get('agent')
     if prompts is None and agent is not None and not states['spt']['prompt_length']:
-        raise UsageError(f'{path} is of {agent} and holds no soft prompts; give the model file of an agent that has some.')
+        raise UsageError(
+            f'{path} is of {agent} and holds no soft prompts; give the model file of an agent that has some.'
+        )
     if not isinstance(prompts, Tensor) or prompts.ndim != 3:
         raise UsageError(f'{path} is damaged: it holds no soft prompts [K, L, D]; restore it from a copy.')
     return prompts
@@ -86,10 +91,15 @@ def _write(folder: Path, tokens: Tensor, spt: dict[str, Any]) -> None:
 
     length, width = tokens.shape
     config = PromptTuningConfig(
-        task_type=TaskType.CAUSAL_LM, inference_mode=True, num_virtual_tokens=length, token_dim=width,
-        num_transformer_submodules=1, num_attention_heads=spt['fingerprint'].get('num_attention_heads'),
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+        num_virtual_tokens=length,
+        token_dim=width,
+        num_transformer_submodules=1,
+        num_attention_heads=spt['fingerprint'].get('num_attention_heads'),
         num_layers=spt['fingerprint'].get('num_hidden_layers'),
-        base_model_name_or_path=hub.resolve(hub.DEMO) if spt['llm'] == hub.DEMO else spt['llm'], revision=spt.get('llm_revision'),
+        base_model_name_or_path=hub.resolve(hub.DEMO) if spt['llm'] == hub.DEMO else spt['llm'],
+        revision=spt.get('llm_revision'),
     )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.part', dir=folder) as part:
@@ -101,12 +111,14 @@ def _write(folder: Path, tokens: Tensor, spt: dict[str, Any]) -> None:
 
 # ---- reading ---------------------------------------------------------------------------------------------
 
+
 def adapter_folders(folder: Path) -> list[Path]:
     """`folder` if it is an adapter; else its sub-folders prompt_0, prompt_1 … that are, in the order of their numbers."""
     if (folder / CONFIG).is_file():
         return [folder]
     numbered = {
-        int(path.name.removeprefix('prompt_')): path for path in folder.glob('prompt_*')
+        int(path.name.removeprefix('prompt_')): path
+        for path in folder.glob('prompt_*')
         if re.fullmatch(r'prompt_\d+', path.name) and (path / CONFIG).is_file()
     }
     return [numbered[i] for i in sorted(numbered)]

@@ -59,7 +59,9 @@ def read_tensors(path: Path, wanted: re.Pattern) -> dict[str, Tensor]:
             with safe_open(path, framework='pt') as file:
                 return {name: file.get_tensor(name) for name in file.keys() if wanted.search(name)}
         except Exception as error:  # safetensors' own class of error, or the file system's
-            raise UsageError(f'{path} is damaged or no safetensors file ({" ".join(str(error).split())}); restore it.') from error
+            raise UsageError(
+                f'{path} is damaged or no safetensors file ({" ".join(str(error).split())}); restore it.'
+            ) from error
     states = load_plain(path)
     for _ in range(_DEEPEST):
         inner = [states[nest] for nest in NESTS if isinstance(states, dict) and isinstance(states.get(nest), dict)]
@@ -67,7 +69,8 @@ def read_tensors(path: Path, wanted: re.Pattern) -> dict[str, Tensor]:
     if not isinstance(states, dict):
         raise UsageError(f'{path} holds no state dict; give a file that maps names to tensors.')
     return {
-        name: value.detach().clone() for name, value in states.items()
+        name: value.detach().clone()
+        for name, value in states.items()
         if isinstance(name, str) and wanted.search(name) and _is_plain(value)
     }
 

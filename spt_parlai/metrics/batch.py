@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from parlai.core.metrics import AverageMetric, Metric
@@ -14,9 +14,7 @@ from spt_parlai.metrics.usage import UsageEntropy
 Named = Iterator[tuple[str, list[Metric]]]
 
 
-def prediction_metrics(
-    log_probs: Tensor, greedy: Tensor, targets: Tensor, example: Tensor, selected: Tensor
-) -> Named:
+def prediction_metrics(log_probs: Tensor, greedy: Tensor, targets: Tensor, example: Tensor, selected: Tensor) -> Named:
     """ParlAI's own metrics, under the selected prompt.
 
     log_probs float32 [K, N]; greedy, targets, example int64 [N]; selected int64 [B].
@@ -33,7 +31,12 @@ def prediction_metrics(
 
 
 def loss_metrics(
-    total: Tensor, nll: Tensor, selection: Tensor | None, contrastive: Tensor | None, pairs: Tensor | None, fusion: Tensor | None
+    total: Tensor,
+    nll: Tensor,
+    selection: Tensor | None,
+    contrastive: Tensor | None,
+    pairs: Tensor | None,
+    fusion: Tensor | None,
 ) -> Named:
     """The terms of eq. 6 as they enter the total, before their λ; a term that is None is left out.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Iterable, NamedTuple, Sequence
+from typing import NamedTuple
 
 from parlai.utils import logging
 
@@ -83,7 +84,9 @@ class Scorer:
         from bert_score import BERTScorer
 
         try:
-            self._scorer = BERTScorer(model_type=model.source, num_layers=model.layer, device=model.device, batch_size=BATCH)
+            self._scorer = BERTScorer(
+                model_type=model.source, num_layers=model.layer, device=model.device, batch_size=BATCH
+            )
         except Exception as error:  # damaged files raise what their readers please
             reason = ' '.join(str(error).split())[:200]
             raise UsageError(
@@ -91,15 +94,25 @@ class Scorer:
             ) from error
         logging.info(f'BERTScore: {self._scorer.hash}')
         tokenizer = self._scorer._tokenizer
-        if tokenizer.model_max_length > _WITHOUT_LIMIT:  # bert-score cuts texts there, a number that transformers 5 cannot count to
+        if (
+            tokenizer.model_max_length > _WITHOUT_LIMIT
+        ):  # bert-score cuts texts there, a number that transformers 5 cannot count to
             tokenizer.model_max_length = _longest_text(self._scorer._model)
         self._known: dict[Pair, tuple[float, float, float]] = {}
 
     def __call__(self, pairs: Sequence[Pair]) -> list[tuple[float, float, float]]:
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        empty = [(reply, references) for reply, references in new if not reply.strip() or not any(map(str.strip, references))]
-        self._known.update(dict.fromkeys(empty, (0.0, 0.0, 0.0)))  # bert-score's own answer, which transformers 5 lets fail
-        full = [(reply, [r for r in references if r.strip()]) for reply, references in new if (reply, references) not in self._known]
+        empty = [
+            (reply, references) for reply, references in new if not reply.strip() or not any(map(str.strip, references))
+        ]
+        self._known.update(
+            dict.fromkeys(empty, (0.0, 0.0, 0.0))
+        )  # bert-score's own answer, which transformers 5 lets fail
+        full = [
+            (reply, [r for r in references if r.strip()])
+            for reply, references in new
+            if (reply, references) not in self._known
+        ]
         if full:
             scores = self._scorer.score(*map(list, zip(*full)), batch_size=BATCH)
             asked = [pair for pair in new if pair not in self._known]
@@ -162,9 +175,13 @@ def _number_of_layers(name: str, source: str) -> int:
         layers, kind = config.num_hidden_layers, config.model_type
     except Exception as error:  # damaged files raise what their readers please
         reason = ' '.join(str(error).split())[:200]
-        raise UsageError(f'--bertscore {name}: it is no model that can be loaded ({reason}); give {PAPER} or a folder.') from error
+        raise UsageError(
+            f'--bertscore {name}: it is no model that can be loaded ({reason}); give {PAPER} or a folder.'
+        ) from error
     if 't5' in source and 't5' not in kind:
-        raise UsageError(f'--bertscore {name}: bert-score takes whatever has "t5" in its path for a T5; link or copy it elsewhere.')
+        raise UsageError(
+            f'--bertscore {name}: bert-score takes whatever has "t5" in its path for a T5; link or copy it elsewhere.'
+        )
     return layers
 
 

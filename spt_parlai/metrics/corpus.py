@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Iterable, Iterator, Sequence
 
 from parlai.core.metrics import Metric
 from sacrebleu.metrics import BLEU
@@ -11,7 +11,9 @@ from sacrebleu.metrics import BLEU
 from spt_parlai.metrics.gathered import Gathered
 from spt_parlai.metrics.text import words
 
-_statistics_of = BLEU(tokenize='13a', smooth_method='exp', effective_order=True)  # one reply's counts: its score is not used
+_statistics_of = BLEU(
+    tokenize='13a', smooth_method='exp', effective_order=True
+)  # one reply's counts: its score is not used
 ORDERS = _statistics_of.max_ngram_order
 
 

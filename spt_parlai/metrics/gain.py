@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 TABLE_1 = (
-    'unigram_f1', 'sacrebleu', 'rouge1', 'rouge2', 'rougeL', 'bertscore_f1', 'bertscore_p', 'bertscore_r', 'dist1', 'dist2',
+    'unigram_f1',
+    'sacrebleu',
+    'rouge1',
+    'rouge2',
+    'rougeL',
+    'bertscore_f1',
+    'bertscore_p',
+    'bertscore_r',
+    'dist1',
+    'dist2',
 )
 
 

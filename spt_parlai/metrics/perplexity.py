@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from parlai.core.metrics import AverageMetric, Metric
 
@@ -19,7 +19,9 @@ class Perplexity(AverageMetric):
 
     def value(self) -> float:
         mean = super().value()
-        return math.exp(mean) if mean < 709 else math.inf  # beyond that a float overflows: text in one long word does it
+        return (
+            math.exp(mean) if mean < 709 else math.inf
+        )  # beyond that a float overflows: text in one long word does it
 
 
 def perplexities(nll: float, target: str) -> Iterator[tuple[str, Metric]]:

@@ -64,7 +64,9 @@ def chosen_bert(opt) -> BertModel | None:
     if name in (None, 'none'):
         return None
     if not opt.get('paper_metrics', True):
-        raise UsageError(f'--bertscore {name}: it is one of the metrics that --paper-metrics false leaves out; give one of the two.')
+        raise UsageError(
+            f'--bertscore {name}: it is one of the metrics that --paper-metrics false leaves out; give one of the two.'
+        )
     return bert_model(name, opt.get('bertscore_layer'), opt.get('no_cuda', False))
 
 

@@ -28,7 +28,9 @@ def compile_layers(name: str, llm: FrozenLM) -> None:
     """
     layers = [module for module in llm.lm.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or any(hasattr(layer, '_hf_hook') for layer in layers):
-        raise _refusal(name, llm, 'has no layers that can be compiled one by one' if not layers else 'is spread over devices')
+        raise _refusal(
+            name, llm, 'has no layers that can be compiled one by one' if not layers else 'is spread over devices'
+        )
     plain = _trial(llm)
     for layer in layers:
         layer.forward = _compiled_with_gradients(layer.forward)

@@ -236,12 +236,16 @@ class FrozenLM:
     def _forward(self, embeddings: Tensor, mask: Tensor | None, use_cache: bool, cache=None):
         kwargs = {}
         if self._takes_positions and mask is None:
-            kwargs['position_ids'] = torch.arange(embeddings.shape[1], device=embeddings.device).expand(embeddings.shape[:2])
+            kwargs['position_ids'] = torch.arange(embeddings.shape[1], device=embeddings.device).expand(
+                embeddings.shape[:2]
+            )
         elif self._takes_positions:  # counted over real positions only, so padding on either side changes nothing
-            kwargs['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1]:]
+            kwargs['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
         if cache is not None:
             kwargs['past_key_values'] = cache
         return self.lm(
-            inputs_embeds=embeddings.to(self.dtype), attention_mask=None if mask is None else mask.long(),
-            use_cache=use_cache, **kwargs
+            inputs_embeds=embeddings.to(self.dtype),
+            attention_mask=None if mask is None else mask.long(),
+            use_cache=use_cache,
+            **kwargs,
         )

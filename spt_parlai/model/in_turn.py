@@ -6,7 +6,7 @@ group has run, and with it the gradient: its graph is freed before the next grou
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ def run_in_turn(trained: Sequence[Tensor], groups: Iterable[Callable[[], Tensor]
     total, gradients = trained[0].new_zeros(()), [torch.zeros_like(tensor) for tensor in trained]
     for group in groups:
         loss = group()
-        for gradient, part in zip(gradients, torch.autograd.grad(loss * scale, trained, allow_unused=True), strict=True):
+        for gradient, part in zip(
+            gradients, torch.autograd.grad(loss * scale, trained, allow_unused=True), strict=True
+        ):
             if part is not None:
                 gradient.add_(part, alpha=1 / scale)
         total += loss.detach().to(total.device)

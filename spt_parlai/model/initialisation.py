@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,12 @@ Tokenize = Callable[[str], Sequence[int]]
 
 
 def initial_prompts(
-    init: str, num_prompts: int, prompt_length: int, embed: Callable[[Tensor], Tensor], tokenize: Tokenize, vocabulary: int,
+    init: str,
+    num_prompts: int,
+    prompt_length: int,
+    embed: Callable[[Tensor], Tensor],
+    tokenize: Tokenize,
+    vocabulary: int,
     read_prompts: Callable[[str], Tensor],
 ) -> Tensor:
     """A float32 tensor [K, L, D] on the CPU.
@@ -76,7 +81,9 @@ def _texts(init: str) -> list[str]:
         return Path(value).expanduser().read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'it is not UTF-8 text'
-        raise UsageError(f'--prompt-init {init}: the file cannot be read ({reason}); give one with a text a line.') from error
+        raise UsageError(
+            f'--prompt-init {init}: the file cannot be read ({reason}); give one with a text a line.'
+        ) from error
 
 
 def _check_trained(init: str, prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -86,5 +93,7 @@ def _check_trained(init: str, prompts: Tensor, shape: tuple[int, int, int]) -> T
     """
     if tuple(prompts.shape) != shape:
         found, wanted = ('K {}, L {}, D {}'.format(*s) for s in (prompts.shape, shape))
-        raise UsageError(f'--prompt-init {init}: the file holds {found}; --num-prompts, --prompt-length and --llm ask for {wanted}.')
+        raise UsageError(
+            f'--prompt-init {init}: the file holds {found}; --num-prompts, --prompt-length and --llm ask for {wanted}.'
+        )
     return prompts.float()

@@ -63,7 +63,9 @@ def _device_map(value: str):
         return value
     path = Path(value)
     if not path.is_file():
-        raise UsageError(f'--llm-device-map {value}: give none, auto, balanced, or the path of a JSON file (no such file).')
+        raise UsageError(
+            f'--llm-device-map {value}: give none, auto, balanced, or the path of a JSON file (no such file).'
+        )
     try:
         placement = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -77,7 +79,9 @@ def _quantization(bits: str, dtype, device: torch.device):
     if importlib.util.find_spec('bitsandbytes') is None:
         raise UsageError(f"--llm-quantization {bits} needs bitsandbytes: pip install 'spt_parlai[quantization]'.")
     if bits == '4bit' and device.type == 'cpu':
-        raise UsageError("--llm-quantization 4bit needs a GPU: bitsandbytes' CPU kernels cannot be trained through; 8bit can.")
+        raise UsageError(
+            "--llm-quantization 4bit needs a GPU: bitsandbytes' CPU kernels cannot be trained through; 8bit can."
+        )
     from transformers import BitsAndBytesConfig
 
     logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)  # a line for every product that casts

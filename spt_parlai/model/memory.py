@@ -11,7 +11,11 @@ from spt_parlai.model.frozen_lm import FrozenLM
 from spt_parlai.model.projection import LOGIT_BYTES
 
 TRIAL_LENGTHS = (8, 16, 32)
-OPTIMIZER_STATES = {'adam': 3, 'sgd': 0, 'adafactor': 1}  # as large as what trains (ParlAI's adam is AMSGrad); others: 2
+OPTIMIZER_STATES = {
+    'adam': 3,
+    'sgd': 0,
+    'adafactor': 1,
+}  # as large as what trains (ParlAI's adam is AMSGrad); others: 2
 LOGIT_COPIES = 3  # float32, of logits: as a copy, as log-probabilities, as their gradient
 
 
@@ -76,7 +80,13 @@ def _kept_by_a_row(llm: FrozenLM, length: int) -> int:
 
 
 def training_memory(
-    llm: FrozenLM, batchsize: int, prompts_at_once: int, length: int, targets: int, trained: int = 0, optimizer: str = 'adam',
+    llm: FrozenLM,
+    batchsize: int,
+    prompts_at_once: int,
+    length: int,
+    targets: int,
+    trained: int = 0,
+    optimizer: str = 'adam',
     examples_at_once: int | None = None,
 ) -> str:
     """One line for the log: what a batch of examples of `length` tokens, `targets` of them predicted, will need.

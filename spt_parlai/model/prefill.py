@@ -33,7 +33,7 @@ class _Growing:
             buffer = self.buffer.new_empty(*outer, end + _ROOM, d)
             buffer[..., : self.length, :] = self.tensor
             self.buffer = buffer
-        self.buffer[..., self.length: end, :] = more
+        self.buffer[..., self.length : end, :] = more
         self.length = end
 
 
@@ -48,8 +48,12 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = keys, values
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
-    keys = property(lambda self: self._keys and self._keys.tensor, lambda self, tensor: setattr(self, '_keys', _grown(tensor)))
-    values = property(lambda self: self._values and self._values.tensor, lambda self, tensor: setattr(self, '_values', _grown(tensor)))
+    keys = property(
+        lambda self: self._keys and self._keys.tensor, lambda self, tensor: setattr(self, '_keys', _grown(tensor))
+    )
+    values = property(
+        lambda self: self._values and self._values.tensor, lambda self, tensor: setattr(self, '_values', _grown(tensor))
+    )
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         self._keys.append(key_states)
@@ -63,7 +67,9 @@ def _grown(tensor: Tensor | None) -> _Growing | None:
 
 def can_merge(cache: Any) -> bool:
     """Does the cache hold one key and one value for every position and row, and nothing else? Windows and states do not."""
-    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer and torch.is_tensor(layer.keys) for layer in cache.layers)
+    return type(cache) is DynamicCache and all(
+        type(layer) is DynamicLayer and torch.is_tensor(layer.keys) for layer in cache.layers
+    )
 
 
 def parts_to_prefill(mask: Tensor) -> list[tuple[list[int], int]]:
@@ -84,7 +90,7 @@ def merge(caches: list[Any], parts: list[tuple[list[int], int]]) -> Any:
             _, *heads, _, d = tensors[0].shape
             buffer = tensors[0].new_zeros(R, *heads, T + _ROOM, d)
             for (rows, length), tensor in zip(parts, tensors):
-                buffer[torch.tensor(rows, device=buffer.device), ..., T - length: T, :] = tensor
+                buffer[torch.tensor(rows, device=buffer.device), ..., T - length : T, :] = tensor
             merged.append(buffer)
         layer = GrowingLayer(*merged)
         layer._keys.length = layer._values.length = T

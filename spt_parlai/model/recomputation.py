@@ -24,7 +24,9 @@ def recompute_activations(name: str, llm: FrozenLM, drops: bool = False) -> None
     plain = _trial(llm)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)  # a new name in newer transformers
-        llm.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False, 'preserve_rng_state': drops})
+        llm.lm.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={'use_reentrant': False, 'preserve_rng_state': drops}
+        )
     for layer in layers:
         for key, value in vars(layer).items():
             if 'drop' in key and isinstance(value, float):  # a training layer would drop; it must not

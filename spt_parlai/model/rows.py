@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +39,9 @@ def token_rows(
     if row is None or context_length is None:
         row, context_length = torch.arange(len(contexts), device=contexts.device), longest
     order = torch.arange(len(targets), device=targets.device)
-    last = torch.zeros_like(longest).scatter_reduce(0, row, order, 'amax', include_self=False)  # [R], each row's last example
+    last = torch.zeros_like(longest).scatter_reduce(
+        0, row, order, 'amax', include_self=False
+    )  # [R], each row's last example
     length = longest + target_length[last] - 1
     columns = torch.arange(int(length.max()), device=contexts.device)[None]  # [1, M]
     mask = columns < length[:, None]
@@ -88,10 +91,21 @@ def row_groups(rows: TokenRows, prompt_length: int, at_once: int) -> list[RowGro
         place[number] = torch.arange(len(number), device=device)
         token = (place[rows.row[rows.example]] >= 0).nonzero()[:, 0]
         width = longest - prompt_length
-        groups.append(RowGroup(number, token, TokenRows(
-            rows.ids[number, :width], rows.mask[number, :width], place[rows.row], rows.context_length, rows.targets[token],
-            rows.example[token], rows.column[token],
-        )))
+        groups.append(
+            RowGroup(
+                number,
+                token,
+                TokenRows(
+                    rows.ids[number, :width],
+                    rows.mask[number, :width],
+                    place[rows.row],
+                    rows.context_length,
+                    rows.targets[token],
+                    rows.example[token],
+                    rows.column[token],
+                ),
+            )
+        )
     return groups
 
 

@@ -62,7 +62,12 @@ class Search:
         tokens[:, 0] = self.start
         lengths = torch.full((B,), 1 + self.max_length, device=device)
         scores = torch.zeros(B, device=device)
-        rows, ended, over, state = torch.arange(B, device=device), torch.zeros(B, dtype=torch.bool, device=device), [False] * B, None
+        rows, ended, over, state = (
+            torch.arange(B, device=device),
+            torch.zeros(B, dtype=torch.bool, device=device),
+            [False] * B,
+            None,
+        )
         for step in range(self.max_length):
             so_far = tokens[rows, : step + 1]  # [R, 1 + step]
             logits, state = model.decoder(so_far, encoded, state)
@@ -103,7 +108,7 @@ def _block(log_probs: Tensor, so_far: Tensor, source: Tensor, n: int) -> None:
     if source.shape[1] < n or so_far.shape[1] < n - 1:
         return
     grams = source.unfold(1, n, 1)  # [R, T - n + 1, n]
-    begun = (grams[..., :-1] == so_far[:, None, so_far.shape[1] - n + 1:]).all(-1)
+    begun = (grams[..., :-1] == so_far[:, None, so_far.shape[1] - n + 1 :]).all(-1)
     V = log_probs.shape[1]
     rows, columns = begun.nonzero(as_tuple=True)
     log_probs[rows, grams[rows, columns, -1] % V] = _NEVER  # % V: the start token is negative, and n = 1 blocks it too

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from parlai.core.torch_generator_agent import TorchGeneratorModel
@@ -57,9 +58,18 @@ class SptModel(TorchGeneratorModel):
     """
 
     def __init__(
-        self, llm: FrozenLM, soft_prompts: SoftPromptGroup, retriever: Retriever | None,
-        padding_idx: int, start_idx: int, end_idx: int,
-        *, tuned: nn.Module | None = None, score_noise: float = 0.0, force_prompt: int = -1, prompt_chunk: int = 0,
+        self,
+        llm: FrozenLM,
+        soft_prompts: SoftPromptGroup,
+        retriever: Retriever | None,
+        padding_idx: int,
+        start_idx: int,
+        end_idx: int,
+        *,
+        tuned: nn.Module | None = None,
+        score_noise: float = 0.0,
+        force_prompt: int = -1,
+        prompt_chunk: int = 0,
         tokens_at_once: int = 0,
     ):
         super().__init__(padding_idx, start_idx, end_idx)
@@ -75,6 +85,7 @@ class SptModel(TorchGeneratorModel):
 
     def _apply(self, fn, recurse=True):
         """What trains is moved but never cast, whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
+
         def moved_only(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
@@ -82,9 +93,15 @@ class SptModel(TorchGeneratorModel):
         return super()._apply(moved_only, recurse)
 
     def forward(
-        self, contexts: Tensor, targets: Tensor, selected: Tensor | None = None,
-        row: Tensor | None = None, context_length: Tensor | None = None, scored: Tensor | None = None,
-        token_loss: TokenLoss | None = None, gradient_scale: float = 1.0,
+        self,
+        contexts: Tensor,
+        targets: Tensor,
+        selected: Tensor | None = None,
+        row: Tensor | None = None,
+        context_length: Tensor | None = None,
+        scored: Tensor | None = None,
+        token_loss: TokenLoss | None = None,
+        gradient_scale: float = 1.0,
     ) -> Prediction:
         """contexts int64 [R, T], targets int64 [B, U], both right-padded with negative ids; selected int64 [B], if known.
 
@@ -118,7 +135,13 @@ class SptModel(TorchGeneratorModel):
         greedy = torch.cat([greedy for _, greedy in parts])[order]
         device = scores.device
         return Prediction(
-            log_probs.to(device), scores, selected, rows.example.to(device), rows.targets.to(device), greedy.to(device), total
+            log_probs.to(device),
+            scores,
+            selected,
+            rows.example.to(device),
+            rows.targets.to(device),
+            greedy.to(device),
+            total,
         )
 
     def _trained_through_the_lm(self) -> list[Tensor]:
@@ -133,19 +156,32 @@ class SptModel(TorchGeneratorModel):
             return self._run(chunks[0], 0, words, group.rows, selected)
         # without graph now; in the backward pass each chunk is run again and its graph freed before the next
         parts = [
-            checkpoint(self._run, chunk, i * self.prompt_chunk, words, group.rows, selected, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(
+                self._run,
+                chunk,
+                i * self.prompt_chunk,
+                words,
+                group.rows,
+                selected,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
             for i, chunk in enumerate(chunks)
         ]
         return torch.cat([log_probs for log_probs, _ in parts]), torch.stack([greedy for _, greedy in parts]).sum(0)
 
-    def _run(self, prompts: Tensor, first: int, words: Tensor, rows: TokenRows, selected: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, prompts: Tensor, first: int, words: Tensor, rows: TokenRows, selected: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The LM after some of the prompts, [k, L, D], of which `first` is the first one's number.
 
         Returns (log_probs float32 [k, n], the likeliest tokens int64 [n] where one of these prompts is selected, else 0).
         """
         k, L, _ = prompts.shape
         embeddings = join_all(prompts, words)
-        own = selected.to(rows.example.device)[rows.example] - first  # [n], the prompt that each token's example selected
+        own = (
+            selected.to(rows.example.device)[rows.example] - first
+        )  # [n], the prompt that each token's example selected
         here = own == torch.arange(k, device=own.device)[:, None]  # [k, n]
         log_probs, greedy = self.llm.log_probs_at(
             embeddings, target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
@@ -186,7 +222,9 @@ class SptModel(TorchGeneratorModel):
         scored: as in `forward`.
         """
         words, mask = self._embed_contexts(contexts)
-        scores = self._score(context_mean(words, mask) if scored is None else context_mean(*self._embed_contexts(scored)))
+        scores = self._score(
+            context_mean(words, mask) if scored is None else context_mean(*self._embed_contexts(scored))
+        )
         selected = self.select(scores) if selected is None else selected.to(scores.device)
         rows, row_mask = join_chosen(self.soft_prompts.tokens[selected], words, mask)
         logits, cache = self.llm.prefill(rows, row_mask)
@@ -222,4 +260,3 @@ class SptModel(TorchGeneratorModel):
         if torch.equal(inds, torch.arange(len(incremental_state.mask), device=inds.device)):
             return incremental_state
         return incremental_state.reordered(inds)
-

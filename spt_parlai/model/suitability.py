@@ -49,7 +49,9 @@ def freeze(llm: str, lm: torch.nn.Module) -> FrozenLM:
             frozen = FrozenLM(lm)
             words = frozen.embed(ids)
             rows = torch.cat([words, words.mean(0, keepdim=True)])  # the third is of no words, as a soft prompt is
-            last, cache = frozen.prefill(rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device))  # [3, V]
+            last, cache = frozen.prefill(
+                rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+            )  # [3, V]
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise _refusal(llm, lm, f'does not run from input embeddings ({reason})') from error

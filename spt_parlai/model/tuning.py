@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from typing import Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -105,19 +106,35 @@ def _inject(llm: FrozenLM, name: str, lora: Lora):
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=wanted)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of transposed weights (GPT-2), which peft then takes as they are, and of new names
+            warnings.simplefilter(
+                'ignore'
+            )  # of transposed weights (GPT-2), which peft then takes as they are, and of new names
             tuner = LoraModel(llm.lm, config, 'default')
     except ValueError as error:
-        given = f'--lora-targets {",".join(lora.targets)}' if lora.targets else f'--llm {name}: peft knows no layers of it to adapt'
-        raise UsageError(f'{given}: give --lora-targets with some of {", ".join(_linear_names(llm))}, or {ALL_LINEAR}.') from error
+        given = (
+            f'--lora-targets {",".join(lora.targets)}'
+            if lora.targets
+            else f'--llm {name}: peft knows no layers of it to adapt'
+        )
+        raise UsageError(
+            f'{given}: give --lora-targets with some of {", ".join(_linear_names(llm))}, or {ALL_LINEAR}.'
+        ) from error
     found = tuner.targeted_module_names
     targets = (ALL_LINEAR,) if wanted == ALL_LINEAR else tuple(sorted(config.target_modules))
     missing = [t for t in lora.targets if t != ALL_LINEAR and not any(n == t or n.endswith(f'.{t}') for n in found)]
-    ends = [module for module in (llm.lm.get_input_embeddings(), llm.lm.get_output_embeddings()) if hasattr(module, 'lora_A')]
+    ends = [
+        module
+        for module in (llm.lm.get_input_embeddings(), llm.lm.get_output_embeddings())
+        if hasattr(module, 'lora_A')
+    ]
     if missing or ends:
         tuner.unload()
-        wrong = f'no layer is named {missing[0]}' if missing else 'word embeddings and output projection stay as they are'
-        raise UsageError(f'--lora-targets {",".join(targets)}: {wrong}; give some of {", ".join(_linear_names(llm))}, or {ALL_LINEAR}.')
+        wrong = (
+            f'no layer is named {missing[0]}' if missing else 'word embeddings and output projection stay as they are'
+        )
+        raise UsageError(
+            f'--lora-targets {",".join(targets)}: {wrong}; give some of {", ".join(_linear_names(llm))}, or {ALL_LINEAR}.'
+        )
     return tuner, targets
 
 
@@ -132,7 +149,10 @@ def _linear_names(llm: FrozenLM) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     head = llm.lm.get_output_embeddings()
-    return sorted({
-        name.rsplit('.', 1)[-1] for name, module in llm.lm.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
-    })
+    return sorted(
+        {
+            name.rsplit('.', 1)[-1]
+            for name, module in llm.lm.named_modules()
+            if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+        }
+    )

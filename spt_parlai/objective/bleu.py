@@ -12,8 +12,8 @@ either side. Line breaks are removed or become blanks within a word.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import chain, count
-from typing import Iterator, Sequence
 
 import numpy as np
 from sacrebleu.metrics import BLEU

@@ -102,8 +102,14 @@ class SptObjective:
         return loss
 
     def __call__(
-        self, log_probs: Tensor, scores: Tensor, example: Tensor, similar: Tensor | None, noise: Tensor | None = None,
-        apart: Tensor | None = None, token_loss: Tensor | None = None,
+        self,
+        log_probs: Tensor,
+        scores: Tensor,
+        example: Tensor,
+        similar: Tensor | None,
+        noise: Tensor | None = None,
+        apart: Tensor | None = None,
+        token_loss: Tensor | None = None,
     ) -> Losses:
         """log_probs [K, N], scores [B, K], example int64 [N]; similar: bool [B, B], needed for the contrast alone;
         noise: N(0, 1) [B, K], of which `gold_noise` times is added to the gold distribution;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Callable, Iterable, Protocol, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,13 +38,17 @@ class TransformerEncoder:
         self.model = hub.load_encoder(name, option=_OPTION).to(device).eval().requires_grad_(False)
         known = getattr(self.model.config, 'max_position_embeddings', None) or _LONGEST
         self.longest = min(_LONGEST, self.tokenizer.model_max_length, known)
-        self.fingerprint = _digest(weight for name, weight in self.model.named_parameters() if not name.startswith('pooler.'))
+        self.fingerprint = _digest(
+            weight for name, weight in self.model.named_parameters() if not name.startswith('pooler.')
+        )
 
     def __call__(self, texts):
         rows = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=False)['input_ids']
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.model.device)
-        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=self.model.device)
+        mask = torch.tensor(
+            [[True] * len(row) + [False] * (width - len(row)) for row in rows], device=self.model.device
+        )
         with torch.no_grad():
             hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return context_mean(hidden, mask).cpu()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,12 @@ def _read(path: Path, key: dict[str, str], count: int) -> Tensor | None:
     try:
         with safe_open(path, 'pt') as file:
             vectors = file.get_tensor('vectors')
-            right = file.metadata() == key and vectors.dtype == torch.float32 and vectors.ndim == 2 and len(vectors) == count
+            right = (
+                file.metadata() == key
+                and vectors.dtype == torch.float32
+                and vectors.ndim == 2
+                and len(vectors) == count
+            )
         if right and (vectors.norm(dim=1) - 1).abs().max() < 1e-3:
             return vectors
         reason = 'it is not what its name says'
@@ -87,8 +92,10 @@ def _read(path: Path, key: dict[str, str], count: int) -> Tensor | None:
 def _encode(texts: Sequence[str], encoder: TextEncoder) -> Tensor:
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     parts = [
-        encoder([texts[i] for i in by_length[first: first + _AT_ONCE]])
-        for first in tqdm(range(0, len(texts), _AT_ONCE), desc=f'indexing {len(texts)} dialogues', disable=len(texts) < 500)
+        encoder([texts[i] for i in by_length[first : first + _AT_ONCE]])
+        for first in tqdm(
+            range(0, len(texts), _AT_ONCE), desc=f'indexing {len(texts)} dialogues', disable=len(texts) < 500
+        )
     ]
     vectors = torch.cat(parts)
     return F.normalize(vectors[torch.tensor(by_length).argsort()], dim=1)

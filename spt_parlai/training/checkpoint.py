@@ -52,7 +52,9 @@ def check_writable(path: str | os.PathLike) -> None:
     """Before anything slow: can a file be written at `path`? Raises UsageError if not. Leaves nothing behind."""
     blocked = [folder for folder in Path(path).parents if folder.is_file()]
     if blocked:
-        raise UsageError(f'--model-file {path}: {blocked[0]} is a file, so nothing can be written below it; give another path.')
+        raise UsageError(
+            f'--model-file {path}: {blocked[0]} is a file, so nothing can be written below it; give another path.'
+        )
     probe = Path(f'{path}.probe')
     write_atomically(probe, lambda part: part.touch())
     probe.unlink()
@@ -106,7 +108,9 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
         )
     missing = [key for key in DESCRIPTION if key not in states['spt']]
     if missing:
-        raise UsageError(f'{path} is damaged: it does not say its {missing[0]}; restore it from a copy, or give another model file.')
+        raise UsageError(
+            f'{path} is damaged: it does not say its {missing[0]}; restore it from a copy, or give another model file.'
+        )
     with damage_explained(path):
         check_states(states)
     return states
@@ -121,7 +125,9 @@ def damage_explained(path: str | os.PathLike | None):
         raise
     except Exception as error:
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(f'{path} is damaged ({reason}); restore it from a copy, or give another model file.') from error
+        raise UsageError(
+            f'{path} is damaged ({reason}); restore it from a copy, or give another model file.'
+        ) from error
 
 
 def describe(opt, llm, model, agent: str = 'SptAgent', tuning: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -144,17 +150,19 @@ def check_kind(path: str | os.PathLike, saved: dict[str, Any], agent: str) -> No
     """Refuse the checkpoint of an agent that trains something else."""
     other = saved.get('agent', 'SptAgent')  # which wrote all that do not say
     if other != agent:
-        raise UsageError(f'{path} is of {other}, not of {agent}: use -m spt_parlai.agents:{other}, or another model file.')
+        raise UsageError(
+            f'{path} is of {other}, not of {agent}: use -m spt_parlai.agents:{other}, or another model file.'
+        )
 
 
 def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse a checkpoint made around another LLM or with other K and L, naming both sides."""
     if saved['fingerprint'] != here['fingerprint']:
         differing = [k for k, v in here['fingerprint'].items() if saved['fingerprint'].get(k) != v]
-        detail = ', '.join(f"{k} {saved['fingerprint'].get(k)} / {here['fingerprint'][k]}" for k in differing)
+        detail = ', '.join(f'{k} {saved["fingerprint"].get(k)} / {here["fingerprint"][k]}' for k in differing)
         raise UsageError(
-            f"{path} was trained around --llm {saved['llm']}, which differs in shape from --llm {here['llm']} ({detail}); "
-            f"use --llm {saved['llm']} or another model file."
+            f'{path} was trained around --llm {saved["llm"]}, which differs in shape from --llm {here["llm"]} ({detail}); '
+            f'use --llm {saved["llm"]} or another model file.'
         )
     for key, flag in (('num_prompts', '--num-prompts'), ('prompt_length', '--prompt-length')):
         if saved[key] != here[key]:

@@ -25,7 +25,10 @@ def check_container(path) -> None:
     :raises Damage: also for a record whose content does not have its checksum.
     """
     with zipfile.ZipFile(path) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size for record in archive.infolist()):
+        if any(
+            record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size
+            for record in archive.infolist()
+        ):
             raise Damage('a record is compressed')
         changed = archive.testzip()
     if changed:
@@ -39,34 +42,75 @@ def check_states(states: dict[str, Any]) -> None:
     """
     _check_plain(states)
     spt = states['spt']
-    _expect(spt, 'spt', {
-        'agent': _line, 'tuning': _shape, 'llm': _line, 'llm_revision': _or_none(_line), 'fingerprint': _shape,
-        'num_prompts': _count, 'prompt_length': _count, 'seed': _or_none(_whole),
-    })
-    _expect(states, 'states', {
-        'model': lambda v: isinstance(v, dict) and all(_text(k) and _weight(t) for k, t in v.items()),
-        'optimizer': lambda v: isinstance(v, dict) and isinstance(v.get('state'), dict) and _param_groups(v.get('param_groups')),
-        'optimizer_type': _text, 'lr_scheduler': _or_none(lambda v: isinstance(v, dict)), 'lr_scheduler_type': _text,
-        'warmup_scheduler': _or_none(lambda v: isinstance(v, dict)), 'number_training_updates': _count,
-        'progress': lambda v: isinstance(v, dict), 'accumulated': lambda v: isinstance(v, dict),
-        'loss_scale': lambda v: isinstance(v, dict),
-    })
+    _expect(
+        spt,
+        'spt',
+        {
+            'agent': _line,
+            'tuning': _shape,
+            'llm': _line,
+            'llm_revision': _or_none(_line),
+            'fingerprint': _shape,
+            'num_prompts': _count,
+            'prompt_length': _count,
+            'seed': _or_none(_whole),
+        },
+    )
+    _expect(
+        states,
+        'states',
+        {
+            'model': lambda v: isinstance(v, dict) and all(_text(k) and _weight(t) for k, t in v.items()),
+            'optimizer': lambda v: (
+                isinstance(v, dict) and isinstance(v.get('state'), dict) and _param_groups(v.get('param_groups'))
+            ),
+            'optimizer_type': _text,
+            'lr_scheduler': _or_none(lambda v: isinstance(v, dict)),
+            'lr_scheduler_type': _text,
+            'warmup_scheduler': _or_none(lambda v: isinstance(v, dict)),
+            'number_training_updates': _count,
+            'progress': lambda v: isinstance(v, dict),
+            'accumulated': lambda v: isinstance(v, dict),
+            'loss_scale': lambda v: isinstance(v, dict),
+        },
+    )
     if 'accumulated' in states:
         weights = [*states['model'].values()]
-        _expect(states['accumulated'], 'accumulated', {
-            'batches': _count,
-            'gradients': lambda v: isinstance(v, list) and len(v) == len(weights) and all(
-                g is None or _weight(g) and g.shape == w.shape for g, w in zip(v, weights)
-            ),
-        }, required=True)
+        _expect(
+            states['accumulated'],
+            'accumulated',
+            {
+                'batches': _count,
+                'gradients': lambda v: (
+                    isinstance(v, list)
+                    and len(v) == len(weights)
+                    and all(g is None or _weight(g) and g.shape == w.shape for g, w in zip(v, weights))
+                ),
+            },
+            required=True,
+        )
     progress = states.get('progress', {})
-    _expect(progress, 'progress', {'train_stats': lambda v: isinstance(v, dict) and _writable(v), 'random': _restorable})
+    _expect(
+        progress, 'progress', {'train_stats': lambda v: isinstance(v, dict) and _writable(v), 'random': _restorable}
+    )
     _expect(progress.get('train_stats', {}), 'train_stats', {'since_log': _number})
-    _expect(progress.get('train_stats', {}), 'train_stats', {
-        'parleys': _count, 'train_steps': _count, 'train_time': _number, 'total_epochs': _number, 'impatience': _count,
-        'best_valid': _or_none(_number), 'valid_reports': lambda v: _dicts(v) and all(map(_report, v)),
-        'final_valid_report': _report, 'final_test_report': _report, 'final_extra_valid_report': _report,
-    }, required='train_stats' in progress)
+    _expect(
+        progress.get('train_stats', {}),
+        'train_stats',
+        {
+            'parleys': _count,
+            'train_steps': _count,
+            'train_time': _number,
+            'total_epochs': _number,
+            'impatience': _count,
+            'best_valid': _or_none(_number),
+            'valid_reports': lambda v: _dicts(v) and all(map(_report, v)),
+            'final_valid_report': _report,
+            'final_test_report': _report,
+            'final_extra_valid_report': _report,
+        },
+        required='train_stats' in progress,
+    )
 
 
 def check_fits(saved: Any, fresh: Any, where: str) -> None:
@@ -112,7 +156,12 @@ def _check_plain(states: Any) -> None:
 
 
 def _check_tensor(tensor: torch.Tensor) -> None:
-    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+    if (
+        type(tensor) is not torch.Tensor
+        or tensor.layout is not torch.strided
+        or tensor.device.type != 'cpu'
+        or tensor.is_quantized
+    ):
         raise Damage('a tensor in it is of an odd kind')
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise Damage('a tensor in it claims to be larger than it is')
@@ -136,7 +185,9 @@ def _line(value) -> bool:
 
 
 def _shape(value) -> bool:
-    return isinstance(value, dict) and all(_line(k) and (v is None or _line(v) or isinstance(v, int)) for k, v in value.items())
+    return isinstance(value, dict) and all(
+        _line(k) and (v is None or _line(v) or isinstance(v, int)) for k, v in value.items()
+    )
 
 
 def _whole(value) -> bool:
@@ -170,8 +221,13 @@ def _dicts(value) -> bool:
 
 def _report(value) -> bool:
     """A report of ParlAI's: names and, where anything is computed with them, numbers."""
-    return isinstance(value, dict) and all(_text(name) for name in value) and all(
-        _number(value.get(name, 0)) and math.isfinite(value.get(name, 0)) for name in ('train_steps', 'total_epochs', 'parleys')
+    return (
+        isinstance(value, dict)
+        and all(_text(name) for name in value)
+        and all(
+            _number(value.get(name, 0)) and math.isfinite(value.get(name, 0))
+            for name in ('train_steps', 'total_epochs', 'parleys')
+        )
     )
 
 

@@ -21,7 +21,7 @@ def settle_model_file(opt) -> None:
     """ParlAI wants a model file or a dictionary file. A run of ours that was given neither is kept, in a new folder."""
     if not opt.get('model_file') and not opt.get('dict_file'):
         opt['model_file'] = str(Path('runs', sync_object(time.strftime('%Y%m%d-%H%M%S')), 'model'))
-        logging.warning(f"No --model-file was given: this run is kept in {opt['model_file']}.")
+        logging.warning(f'No --model-file was given: this run is kept in {opt["model_file"]}.')
 
 
 def check_best(opt, checkpoint: Path) -> None:
@@ -35,7 +35,9 @@ def check_best(opt, checkpoint: Path) -> None:
     try:
         load_states(best)
     except UsageError as error:
-        raise UsageError(f'{error} {checkpoint} is whole: without {best} the run continues from there, and has lost its best model so far.') from error
+        raise UsageError(
+            f'{error} {checkpoint} is whole: without {best} the run continues from there, and has lost its best model so far.'
+        ) from error
 
 
 def settle_changes(opt, saved: dict[str, Any], checkpoint: Path) -> None:
@@ -53,4 +55,3 @@ def settle_changes(opt, saved: dict[str, Any], checkpoint: Path) -> None:
                 f'--{name} {asked[name]}: {checkpoint} continues, and keeps --{name} {value}; give another --model-file to begin anew.'
             )
             opt[name] = asked[name] = value
-

@@ -104,6 +104,7 @@ def agreed_time(loop, world) -> tuple[float, float, float, float]:
 @contextlib.contextmanager
 def interrupts_noted(loop):
     """Ctrl-C is noted, for `agreed_time` to raise; during a validation, where no batch ends, it interrupts at once."""
+
     def note(*_):
         loop.interrupted = True
 

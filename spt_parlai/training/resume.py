@@ -50,7 +50,10 @@ def install() -> None:
         return
     loop._resumes_exactly = True
     for name, wrapper in (
-        ('__init__', _init), ('train_steps', _train_steps), ('_get_time', _get_time), ('validate', _validate),
+        ('__init__', _init),
+        ('train_steps', _train_steps),
+        ('_get_time', _get_time),
+        ('validate', _validate),
         ('save_model', _save_model),
         ('_save_train_stats', _save_train_stats),
     ):
@@ -70,7 +73,9 @@ def _init(original, loop, opt) -> None:
     if not _is_ours(opt):
         return original(loop, opt)
     if not load_agent_module(get_model_name(opt)).trains:
-        raise UsageError(f"-m {get_model_name(opt)} has nothing to train: run parlai eval_model, or parlai interactive, with the same options.")
+        raise UsageError(
+            f'-m {get_model_name(opt)} has nothing to train: run parlai eval_model, or parlai interactive, with the same options.'
+        )
     opt['training_loop'] = True
     settle_validation(opt)
     settle_model_file(opt)
@@ -91,7 +96,9 @@ def _init(original, loop, opt) -> None:
     if path and stats and is_primary_worker():
         _restore_train_stats(Path(f'{path}.trainstats'), stats)
     original(loop, opt)
-    if opt.get('model_file'):  # init_model's part is played: the last report is of the best model, not of what the run began from
+    if opt.get(
+        'model_file'
+    ):  # init_model's part is played: the last report is of the best model, not of what the run began from
         opt['init_model'] = None
         (opt.get('override') or {}).pop('init_model', None)
     count_packed_epochs(loop.world, opt)
@@ -156,7 +163,9 @@ def _train_steps(original, loop):
         if not is_distributed() or isinstance(interrupt, AgreedInterrupt):
             loop.save_model('.checkpoint')
             wait_for_save()
-            logging.info(f"interrupted: {loop.opt['model_file']}.checkpoint is saved, the same command continues from it.")
+            logging.info(
+                f'interrupted: {loop.opt["model_file"]}.checkpoint is saved, the same command continues from it.'
+            )
         else:  # in a validation, each process somewhere else
             logging.info('interrupted in a validation: the same command continues from the last checkpoint.')
         raise SystemExit(128 + signal.SIGINT) from None
@@ -276,8 +285,10 @@ def _save_train_stats(original, loop, suffix=None):
     stats = {
         **_counters(loop),
         'train_reports': loop.train_reports,
-        **{name: train_model.dict_report(getattr(loop, name)) for name in
-           ('final_valid_report', 'final_test_report', 'final_extra_valid_report')},
+        **{
+            name: train_model.dict_report(getattr(loop, name))
+            for name in ('final_valid_report', 'final_test_report', 'final_extra_valid_report')
+        },
     }
     save_json(stats, loop.opt['model_file'] + (suffix or '') + '.trainstats')
     return None

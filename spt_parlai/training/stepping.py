@@ -124,7 +124,7 @@ class SteadySteps:
             raise UsageError(f'nothing to evaluate: {self.diverged(name)}')
         largest = max(float(p.detach().abs().max()) for p in self.bare_model.parameters())
         raise UsageError(
-            f"--llm {self.opt['llm']} in {llm.dtype} gives a loss that is not finite (the largest trained value is {largest:.1e}); "
+            f'--llm {self.opt["llm"]} in {llm.dtype} gives a loss that is not finite (the largest trained value is {largest:.1e}); '
             'run it in --llm-dtype bfloat16 or float32, or train with a lower --learningrate.'
         )
 

@@ -13,15 +13,24 @@ from parlai.scripts.train_model import TrainModel
 AGENTS = 'spt_parlai.agents:'
 SAMPLE = 'spt_parlai.tasks.sample'
 TINY = {
-    'task': SAMPLE, 'label_truncate': 24, 'max_new_tokens': 6, 'batchsize': 2, 'validation_max_exs': 8, 'short_final_eval': True,
-    'seed': 7, 'save_every_n_secs': -1, 'log_every_n_steps': 1,
+    'task': SAMPLE,
+    'label_truncate': 24,
+    'max_new_tokens': 6,
+    'batchsize': 2,
+    'validation_max_exs': 8,
+    'short_final_eval': True,
+    'seed': 7,
+    'save_every_n_secs': -1,
+    'log_every_n_steps': 1,
 }
 
 
 def options(agent: str, llm: str, **more) -> dict:
     """The options of a `parlai train_model`; None leaves one out."""
     given = {**TINY, 'model': AGENTS + agent, 'llm': llm, **more}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None}
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None
+    }
 
 
 def train(agent: str, llm: str, model_file, **more):

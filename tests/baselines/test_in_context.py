@@ -17,14 +17,22 @@ from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
 
-BASIC = {'task': SAMPLE, 'model': AGENTS + 'InContextAgent', 'max_new_tokens': 6, 'label_truncate': 24, 'instruction': 'reply .'}
+BASIC = {
+    'task': SAMPLE,
+    'model': AGENTS + 'InContextAgent',
+    'max_new_tokens': 6,
+    'label_truncate': 24,
+    'instruction': 'reply .',
+}
 CHAT = (
     "{% for m in messages %}{% if loop.index0 and (m['role'] == 'user') != (loop.index0 % 2 == SHIFT) %}{{ raise_exception('order') }}{% endif %}"
     "NO_SYSTEM{{ '</s>' + m['role'][0] + ' ' + m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '</s>a ' }}{% endif %}"
 )
 TEMPLATES = {
     'system': CHAT.replace('SHIFT', '1').replace('NO_SYSTEM', ''),
-    'no system': CHAT.replace('SHIFT', '0').replace('NO_SYSTEM', "{% if m['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"),
+    'no system': CHAT.replace('SHIFT', '0').replace(
+        'NO_SYSTEM', "{% if m['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    ),
 }
 
 
@@ -77,9 +85,13 @@ def test_reads_the_instruction_and_the_dialogue(tiny_llms):
     assert not list(agent.model.parameters()) and not agent.model.state_dict() and not hasattr(agent, 'optimizer')
 
 
-@pytest.mark.parametrize('name, begins', [
-    ('system', '</s>s reply .\n\nYour persona: i ski.</s>u hello'), ('no system', '</s>u reply .\n\nYour persona: i ski.\n\nhello'),
-])
+@pytest.mark.parametrize(
+    'name, begins',
+    [
+        ('system', '</s>s reply .\n\nYour persona: i ski.</s>u hello'),
+        ('no system', '</s>u reply .\n\nYour persona: i ski.\n\nhello'),
+    ],
+)
 def test_speaks_as_the_llms_chats_do(chat_llms, name, begins):
     agent = agent_of(chat_llms[name])
     heard = hear(agent, 'your persona: i ski.\nhello', 'bye')
@@ -100,18 +112,24 @@ def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
     """Loss and greedy reply of a batch, against the LLM of the library on each row alone."""
     folder = str(chat_llms[which]) if which in chat_llms else getattr(tiny_llms, which)
     agent, lm = agent_of(folder, shots=1, seed=5), AutoModelForCausalLM.from_pretrained(folder)
-    heard = [hear(agent.clone(), *texts, label=label) for texts, label in (
-        (('your persona: i have a dog.\nhello',), 'hello , how are you ?'), (('hi', 'what do you do ?'), 'i am a nurse .'),
-    )]
+    heard = [
+        hear(agent.clone(), *texts, label=label)
+        for texts, label in (
+            (('your persona: i have a dog.\nhello',), 'hello , how are you ?'),
+            (('hi', 'what do you do ?'), 'i am a nurse .'),
+        )
+    ]
     for row, reply in zip(heard, agent.batch_act(heard)):
         context, target = row['text_vec'], row['eval_labels_vec']
         with torch.no_grad():
-            logits = lm(input_ids=torch.cat([context, target])[None]).logits[0, len(context) - 1: -1]
+            logits = lm(input_ids=torch.cat([context, target])[None]).logits[0, len(context) - 1 : -1]
         nll = torch.nn.functional.cross_entropy(logits, target, reduction='sum')
         assert float(reply['metrics']['loss'].value()) == pytest.approx(float(nll) / len(target), rel=1e-5)
         everything = torch.ones_like(context)[None]
-        ids = lm.generate(context[None], max_new_tokens=5, do_sample=False, attention_mask=everything, pad_token_id=0)  # ParlAI counts the end
-        said = agent.dict.vec2txt([i for i in ids[0, len(context):].tolist() if i != agent.END_IDX])
+        ids = lm.generate(
+            context[None], max_new_tokens=5, do_sample=False, attention_mask=everything, pad_token_id=0
+        )  # ParlAI counts the end
+        said = agent.dict.vec2txt([i for i in ids[0, len(context) :].tolist() if i != agent.END_IDX])
         assert reply['text'] == (' '.join(said.split()) if which in chat_llms else first_turn_of(said))
 
 
@@ -119,10 +137,16 @@ def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
 def test_the_window_keeps_instruction_persona_and_the_newest_turn(wide_llms, which):
     agent = agent_of(wide_llms[which], shots=2)
     for words in (1, 80, 400):
-        heard = hear(agent.clone(), 'your persona: i ski.\nhello', 'what do you do ?', *['how are you ? ' * words + 'bye'])
+        heard = hear(
+            agent.clone(), 'your persona: i ski.\nhello', 'what do you do ?', *['how are you ? ' * words + 'bye']
+        )
         text = read(agent, heard)
         assert len(heard['text_vec']) <= agent.text_truncate
-        assert 'reply .' in text and 'bye' in text.removesuffix('</s>a ').removesuffix(' R:')[-4:] and ('ski' in text or words == 400)
+        assert (
+            'reply .' in text
+            and 'bye' in text.removesuffix('</s>a ').removesuffix(' R:')[-4:]
+            and ('ski' in text or words == 400)
+        )
         assert bool(heard['context_truncate_rate']) == (words > 1)  # an example went, then both and older turns
 
 
@@ -136,10 +160,25 @@ def test_evaluates_batches_and_logs(wide_llms, tmp_path):
     """Without a model file; the same numbers whatever the batch."""
     reports = []
     for batchsize in (1, 5):
-        reports.append(evaluate(**{**BASIC, 'llm': wide_llms['opt'], 'num_examples': 20, 'batchsize': batchsize, 'shots': 1, 'seed': 2}))
-    evaluate(**{**BASIC, 'llm': wide_llms['opt'], 'num_examples': 20, 'world_logs': str(tmp_path / 'log'), 'instruction': INSTRUCTION})
+        reports.append(
+            evaluate(
+                **{**BASIC, 'llm': wide_llms['opt'], 'num_examples': 20, 'batchsize': batchsize, 'shots': 1, 'seed': 2}
+            )
+        )
+    evaluate(
+        **{
+            **BASIC,
+            'llm': wide_llms['opt'],
+            'num_examples': 20,
+            'world_logs': str(tmp_path / 'log'),
+            'instruction': INSTRUCTION,
+        }
+    )
     assert json.loads((tmp_path / 'log.jsonl').read_text().splitlines()[0])['dialog'][0][1]['id'] == 'InContext'
-    assert reports[0]['exs'] == 20 <= reports[1]['exs'] and {'ppl', 'ppl_word', 'unigram_f1', 'ctrunc'} <= reports[0].keys()
+    assert (
+        reports[0]['exs'] == 20 <= reports[1]['exs']
+        and {'ppl', 'ppl_word', 'unigram_f1', 'ctrunc'} <= reports[0].keys()
+    )
 
 
 def test_a_chat_in_which_it_has_examples(wide_llms, monkeypatch, capsys):

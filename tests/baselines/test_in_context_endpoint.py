@@ -28,6 +28,7 @@ def server(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_llm(monkeypatch):
     """No tokenizer and no LLM is looked for."""
+
     def looked_for(*_args, **_kwargs):
         raise AssertionError('an LLM was looked for')
 
@@ -35,7 +36,14 @@ def no_llm(monkeypatch):
 
 
 def options(server, **more):
-    return {'task': SAMPLE, 'model': AGENTS + 'InContextAgent', 'api_base': server.base, 'api_model': 'small', 'api_key_env': 'TEST_KEY', **more}
+    return {
+        'task': SAMPLE,
+        'model': AGENTS + 'InContextAgent',
+        'api_base': server.base,
+        'api_model': 'small',
+        'api_key_env': 'TEST_KEY',
+        **more,
+    }
 
 
 def evaluate(server, **more):
@@ -54,10 +62,15 @@ def test_an_evaluation_tells_the_dialogue_and_scores_what_is_answered(server):
     assert report['exs'] == 8 and 0 < report['unigram_f1'] and 0 < report['f1'] < 1 and 'ppl' not in report
     first, second, *_ = (request['messages'] for request in server.requests)
     assert [m['role'] for m in first] == ['system', 'user'] and first[1]['content'] == BEGIN  # the agent's side begins
-    assert first[0]['content'].endswith('\n\nYour persona: i plow snow for the city. i have three sons who love hockey. '
-                                        'my thermos is always full of cocoa. i sleep all summer long.')
-    assert second == [*first, {'role': 'assistant', 'content': "it's four in the morning and i'm the only light on the road ."},
-                      {'role': 'user', 'content': 'where are you going at that hour ?'}]
+    assert first[0]['content'].endswith(
+        '\n\nYour persona: i plow snow for the city. i have three sons who love hockey. '
+        'my thermos is always full of cocoa. i sleep all summer long.'
+    )
+    assert second == [
+        *first,
+        {'role': 'assistant', 'content': "it's four in the morning and i'm the only light on the road ."},
+        {'role': 'user', 'content': 'where are you going at that hour ?'},
+    ]
     assert all(r['max_tokens'] == 32 and r['temperature'] == 0 and r['model'] == 'small' for r in server.requests)
 
 
@@ -70,18 +83,30 @@ def test_batches_say_what_single_requests_say(server, tmp_path):
         evaluate(server, batchsize=batchsize, num_examples=30, world_logs=str(tmp_path / 'log'), shots=1, seed=3)
         text = (tmp_path / 'log.jsonl').read_text() + (tmp_path / 'log.metadata').read_text()
         assert KEY not in text
-        turns = [turn for line in (tmp_path / 'log.jsonl').read_text().splitlines() for pair in json.loads(line)['dialog'] for turn in pair]
+        turns = [
+            turn
+            for line in (tmp_path / 'log.jsonl').read_text().splitlines()
+            for pair in json.loads(line)['dialog']
+            for turn in pair
+        ]
         replies[batchsize] = {turn['text'] for turn in turns if turn['id'] == 'InContext'}
         requests[batchsize] = {json.dumps(messages) for messages in asked(server)}
     assert len(requests[1]) > 25 and server.most_under_way > 1
-    assert len(requests[1] & requests[6]) > 15 and len(replies[1] & replies[6]) > 10  # the batch has begun further dialogues
+    assert (
+        len(requests[1] & requests[6]) > 15 and len(replies[1] & replies[6]) > 10
+    )  # the batch has begun further dialogues
     system = json.loads(next(iter(requests[1])))[0]['content']
     assert 'Example of a conversation:\nYour persona:' in system and 'Partner:' in system and 'You:' in system
 
 
-@pytest.mark.parametrize('use_reply, said', [
-    ('label', "it's four in the morning and i'm the only light on the road ."), ('model', f'you said : {BEGIN}'), ('none', None),
-])
+@pytest.mark.parametrize(
+    'use_reply, said',
+    [
+        ('label', "it's four in the morning and i'm the only light on the road ."),
+        ('model', f'you said : {BEGIN}'),
+        ('none', None),
+    ],
+)
 def test_what_counts_as_said(server, use_reply, said):
     evaluate(server, num_examples=2, use_reply=use_reply)
     own = [m['content'] for m in server.requests[1]['messages'] if m['role'] == 'assistant']
@@ -106,7 +131,12 @@ def test_a_chat(server, monkeypatch, capsys):
 
 
 def test_further_parameters(server):
-    evaluate(server, num_examples=1, api_temperature=0.5, api_parameters='{"max_tokens": null, "max_completion_tokens": 9, "top_p": 0.5}')
+    evaluate(
+        server,
+        num_examples=1,
+        api_temperature=0.5,
+        api_parameters='{"max_tokens": null, "max_completion_tokens": 9, "top_p": 0.5}',
+    )
     request = server.requests[0]
     assert 'max_tokens' not in request
     assert (request['temperature'], request['max_completion_tokens'], request['top_p']) == (0.5, 9, 0.5)
@@ -117,16 +147,27 @@ def test_an_instruction_of_ones_own(server):
     assert server.requests[0]['messages'][0]['content'].startswith('Answer like a pirate.\n\nYour persona')
 
 
-@pytest.mark.parametrize('more, named, way_out', [
-    ({'api_base': 'localhost:8000'}, '--api-base localhost:8000', 'http://'), ({'api_model': None}, '--api-base', '--api-model'),
-    ({'api_parameters': '{'}, '--api-parameters', 'not JSON'), ({'api_parameters': '[1]'}, '--api-parameters', 'JSON object'),
-    ({'llm': 'demo'}, "--llm 'demo'", 'leave it out'), ({'beam_size': 3, 'inference': 'beam'}, '--beam-size 3', 'leave it out'),
-    ({'skip_generation': True}, '--skip-generation True', 'leave it out'), ({'text_truncate': 100}, '--text-truncate 100', 'leave it out'),
-    ({'chat_template': 'false'}, '--chat-template', 'leave it out'), ({'shots': 75}, '--shots 75', 'has 74 dialogues'),
-    ({'api_retries': -1}, '--api-retries -1', 'at least 0'), ({'api_timeout': 0.0}, '--api-timeout 0.0', 'above 0'),
-    ({'api_concurrency': 0}, '--api-concurrency 0', 'at least 1'), ({'api_temperature': -1.0}, '--api-temperature', 'at least 0'),
-    ({'temperature': 0.5}, '--temperature 0.5', '--inference'), ({'instruction': ''}, '--instruction', 'say what'),
-])
+@pytest.mark.parametrize(
+    'more, named, way_out',
+    [
+        ({'api_base': 'localhost:8000'}, '--api-base localhost:8000', 'http://'),
+        ({'api_model': None}, '--api-base', '--api-model'),
+        ({'api_parameters': '{'}, '--api-parameters', 'not JSON'),
+        ({'api_parameters': '[1]'}, '--api-parameters', 'JSON object'),
+        ({'llm': 'demo'}, "--llm 'demo'", 'leave it out'),
+        ({'beam_size': 3, 'inference': 'beam'}, '--beam-size 3', 'leave it out'),
+        ({'skip_generation': True}, '--skip-generation True', 'leave it out'),
+        ({'text_truncate': 100}, '--text-truncate 100', 'leave it out'),
+        ({'chat_template': 'false'}, '--chat-template', 'leave it out'),
+        ({'shots': 75}, '--shots 75', 'has 74 dialogues'),
+        ({'api_retries': -1}, '--api-retries -1', 'at least 0'),
+        ({'api_timeout': 0.0}, '--api-timeout 0.0', 'above 0'),
+        ({'api_concurrency': 0}, '--api-concurrency 0', 'at least 1'),
+        ({'api_temperature': -1.0}, '--api-temperature', 'at least 0'),
+        ({'temperature': 0.5}, '--temperature 0.5', '--inference'),
+        ({'instruction': ''}, '--instruction', 'say what'),
+    ],
+)
 def test_what_cannot_work_is_refused_before_the_first_request(server, more, named, way_out):
     with pytest.raises(UsageError) as error:
         evaluate(server, num_examples=1, **more)
@@ -142,8 +183,12 @@ def test_options_of_an_endpoint_need_one(server):
 
 def test_there_is_nothing_to_train(server, tmp_path):
     for more in ({}, {'api_base': None, 'api_model': None, 'api_key_env': None, 'llm': 'demo'}):
-        with pytest.raises(UsageError, match='-m spt_parlai.agents:InContextAgent has nothing to train: run parlai eval_model'):
-            TrainModel.main(**{k: v for k, v in options(server, model_file=str(tmp_path / 'm'), **more).items() if v is not None})
+        with pytest.raises(
+            UsageError, match='-m spt_parlai.agents:InContextAgent has nothing to train: run parlai eval_model'
+        ):
+            TrainModel.main(
+                **{k: v for k, v in options(server, model_file=str(tmp_path / 'm'), **more).items() if v is not None}
+            )
 
 
 def test_a_wrong_key_ends_an_evaluation_in_a_sentence(server, monkeypatch):

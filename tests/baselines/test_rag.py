@@ -26,8 +26,11 @@ def two_sided(tmp_path_factory):
     words = 'tea dog ski run cat sea boat night bread jazz snow train rosa nurse city'.split()
     lines = []
     for n in range(10):
-        said = [f"{' '.join(rng.choices(words, k=4))} {n} {i} ." for i in range(6)]
-        sides = [(f'i am left {n}.', said[::2], said[1::2]), (f'i am right {n}.', ['__SILENCE__', *said[1::2]][:3], said[::2])]
+        said = [f'{" ".join(rng.choices(words, k=4))} {n} {i} .' for i in range(6)]
+        sides = [
+            (f'i am left {n}.', said[::2], said[1::2]),
+            (f'i am right {n}.', ['__SILENCE__', *said[1::2]][:3], said[::2]),
+        ]
         for persona, heard, own in (*sides, *sides):
             turns = [[f'text:{q}', f'labels:{r}'] for q, r in zip(heard, own)]
             turns[0][0] = f'text:your persona: {persona}\\n{heard[0]}'
@@ -58,10 +61,22 @@ def told(opt, agent, count=10**9):
 @pytest.mark.parametrize('more', [{}, {'dialogue_packing': False}, {'history_size': 1}, {'use_reply': 'none'}], ids=str)
 def test_no_training_context_tells_its_reply(two_sided, tmp_path, per, more):
     """Not by its own dialogue, nor by a copy, nor by the dialogue as the other side had it."""
-    opt = TrainModel.setup_args().parse_kwargs(**options(
-        'RagAgent', 'demo', task='fromfile:parlaiformat', fromfile_datapath=two_sided, datatype='train:ordered', batchsize=1, retrieve_per=per,
-        retrieval_encoder='llm', retrieval_cache=tmp_path, retrieved=2, retrieved_length=220, **more,
-    ))
+    opt = TrainModel.setup_args().parse_kwargs(
+        **options(
+            'RagAgent',
+            'demo',
+            task='fromfile:parlaiformat',
+            fromfile_datapath=two_sided,
+            datatype='train:ordered',
+            batchsize=1,
+            retrieve_per=per,
+            retrieval_encoder='llm',
+            retrieval_cache=tmp_path,
+            retrieved=2,
+            retrieved_length=220,
+            **more,
+        )
+    )
     opt['training_loop'] = True
     agent = create_agent(opt)
     seen = 0
@@ -73,14 +88,28 @@ def test_no_training_context_tells_its_reply(two_sided, tmp_path, per, more):
 
 
 def test_what_is_retrieved_stands_before_the_context(tmp_path):
-    agent = agent_of('RagAgent', 'demo', retrieval_encoder='llm', retrieval_cache=tmp_path, datatype='valid', retrieved=1, retrieved_length=200)
+    agent = agent_of(
+        'RagAgent',
+        'demo',
+        retrieval_encoder='llm',
+        retrieval_cache=tmp_path,
+        datatype='valid',
+        retrieved=1,
+        retrieved_length=200,
+    )
     plain = agent_of('PromptTuningAgent', 'demo', datatype='valid')
     for text in ('your persona: i collect sea glass .\nyour persona: i live on an island .\nhello', 'do you swim ?'):
-        heard, alone = (a.observe({'text': text, 'eval_labels': ['no .'], 'episode_done': False}) for a in (agent, plain))
+        heard, alone = (
+            a.observe({'text': text, 'eval_labels': ['no .'], 'episode_done': False}) for a in (agent, plain)
+        )
         found, own = heard['text_vec'].tolist(), alone['text_vec'].tolist()
-        assert found[0] == own[0] == agent.dict.bos and heard['full_text'] == alone['full_text']  # texts are compared without it
+        assert (
+            found[0] == own[0] == agent.dict.bos and heard['full_text'] == alone['full_text']
+        )  # texts are compared without it
         read = agent.dict.vec2txt(found)
-        assert read.startswith(f'{MARKER} given persona: i give tours of an old lighthouse.') and read.endswith(agent.dict.vec2txt(own))
+        assert read.startswith(f'{MARKER} given persona: i give tours of an old lighthouse.') and read.endswith(
+            agent.dict.vec2txt(own)
+        )
         for a in (agent, plain):
             a.self_observe({'text': 'x', 'episode_done': False})
 
@@ -90,14 +119,22 @@ def test_is_as_long_as_it_may_be_and_the_window_holds(tiny_llms, tmp_path):
     lengths = {}
     for length in (20, -1, 89):
         agent = agent_of(
-            'RagAgent', tiny_llms.opt, prompt_length=2, retrieval_encoder='llm', retrieval_cache=tmp_path, retrieved_length=length,
-            datatype='valid', retrieved=2,
+            'RagAgent',
+            tiny_llms.opt,
+            prompt_length=2,
+            retrieval_encoder='llm',
+            retrieval_cache=tmp_path,
+            retrieved_length=length,
+            datatype='valid',
+            retrieved=2,
         )
         room = agent.text_truncate // 3 if length < 0 else length
-        agent.observe({'text': 'your persona: i ski.\n' + 'how are you ? ' * 9, 'eval_labels': ['no .'], 'episode_done': False})
+        agent.observe(
+            {'text': 'your persona: i ski.\n' + 'how are you ? ' * 9, 'eval_labels': ['no .'], 'episode_done': False}
+        )
         ids = agent.observation['text_vec'].tolist()
         own = agent.dict.piece('given persona: i ski.; context:', False)
-        start = next(i for i in range(len(ids)) if tuple(ids[i: i + len(own)]) == own)
+        start = next(i for i in range(len(ids)) if tuple(ids[i : i + len(own)]) == own)
         report = agent.report()
         lengths[length] = start - 1
         assert 0 < start - 1 <= room and len(ids) <= agent.text_truncate
@@ -115,7 +152,9 @@ def trained(tiny_llms, tmp_path_factory):
 def test_trains_evaluates_and_tells_how_much_was_retrieved(trained):
     folder, _ = trained
     report = evaluate(model_file=str(folder / 'm'), num_examples=8)
-    assert report['exs'] == 8 and report['rlen'] > 0 and {'ppl', 'unigram_f1', 'prompt_usage_0', 'rtrunc'} <= report.keys()
+    assert (
+        report['exs'] == 8 and report['rlen'] > 0 and {'ppl', 'unigram_f1', 'prompt_usage_0', 'rtrunc'} <= report.keys()
+    )
     assert states(folder / 'm')['spt']['agent'] == 'SptRagAgent'
     stored = json.loads((folder / 'm.opt').read_text())
     assert stored['training_task'] == SAMPLE and stored['task'] == SAMPLE
@@ -139,7 +178,14 @@ def test_the_same_run_reads_the_index_and_is_the_same(trained, tiny_llms, tmp_pa
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(trained, tiny_llms, tmp_path):
     folder, _ = trained
     for steps in (2, 4):
-        train('SptRagAgent', tiny_llms.opt, tmp_path / 'm', **{**RUN, 'max_train_steps': steps}, num_prompts=3, retrieval_cache=folder / 'cache')
+        train(
+            'SptRagAgent',
+            tiny_llms.opt,
+            tmp_path / 'm',
+            **{**RUN, 'max_train_steps': steps},
+            num_prompts=3,
+            retrieval_cache=folder / 'cache',
+        )
     for name, tensor in states(tmp_path / 'm.checkpoint')['model'].items():
         assert torch.equal(tensor, states(folder / 'm.checkpoint')['model'][name])
 
@@ -152,7 +198,11 @@ def test_other_dialogues_than_in_training_are_told(trained, two_sided, monkeypat
     assert not [w for w in words if 'trained with' in w]
     other = 'fromfile:parlaiformat'
     evaluate(model_file=str(folder / 'm'), num_examples=1, training_task=other, task=other, fromfile_datapath=two_sided)
-    assert [w for w in words if w == 'the dialogues of --training-task fromfile:parlaiformat are not those this model was trained with.']
+    assert [
+        w
+        for w in words
+        if w == 'the dialogues of --training-task fromfile:parlaiformat are not those this model was trained with.'
+    ]
 
 
 def test_a_chat_retrieves_from_the_training_task(trained, monkeypatch, capsys):
@@ -167,7 +217,16 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
     """What SptAgent says of the same dialogues with the same tensors: in training (packed), evaluation and generation."""
     seen = {}
     for name, more in (('SptAgent', {}), ('SptRagAgent', {'retrieval_encoder': 'llm', 'retrieval_cache': tmp_path})):
-        given = options(name, 'demo', num_prompts=3, prompt_length=2, datatype='train:ordered', batchsize=1, skip_generation=False, **more)
+        given = options(
+            name,
+            'demo',
+            num_prompts=3,
+            prompt_length=2,
+            datatype='train:ordered',
+            batchsize=1,
+            skip_generation=False,
+            **more,
+        )
         opt = TrainModel.setup_args().parse_kwargs(**given)
         opt['training_loop'] = True
         agent = create_agent(opt)
@@ -180,7 +239,9 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
         batch = agent.batchify(observations)
         with torch.no_grad():
             _, (_, prediction) = agent.compute_loss(batch, return_output=True)
-        turn = agent.clone().observe({'text': 'your persona: i ski.\nhello', 'eval_labels': ['hi'], 'episode_done': False})
+        turn = agent.clone().observe(
+            {'text': 'your persona: i ski.\nhello', 'eval_labels': ['hi'], 'episode_done': False}
+        )
         reply = agent.batch_act([turn])[0]
         encoded = agent.model.encoder(*agent._encoder_input(agent.batchify([turn])))
         seen[name] = (agent.model.state_dict(), prediction.scores, batch.texts, reply['prompt_scores'], encoded.scores)
@@ -192,13 +253,18 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
     torch.testing.assert_close(rag[4], plain[4], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('more, named, way_out', [
-    ({'retrieved': 0}, '--retrieved 0', 'at least 1'), ({'retrieved_length': 0}, '--retrieved-length 0', '-1'),
-    ({'retrieved_length': 130}, '--retrieved-length 130', 'may take'),
-    ({'retrieval_encoder': '/no/folder'}, '--retrieval-encoder /no/folder', 'no such folder'),
-    ({'retrieval_encoder': ''}, '--retrieval-encoder', 'empty'), ({'training_task': 'interactive'}, '--training-task', 'name the task'),
-    ({'retrieval_cache': f'{__file__}/in'}, '--retrieval-cache', 'another folder'),
-])
+@pytest.mark.parametrize(
+    'more, named, way_out',
+    [
+        ({'retrieved': 0}, '--retrieved 0', 'at least 1'),
+        ({'retrieved_length': 0}, '--retrieved-length 0', '-1'),
+        ({'retrieved_length': 130}, '--retrieved-length 130', 'may take'),
+        ({'retrieval_encoder': '/no/folder'}, '--retrieval-encoder /no/folder', 'no such folder'),
+        ({'retrieval_encoder': ''}, '--retrieval-encoder', 'empty'),
+        ({'training_task': 'interactive'}, '--training-task', 'name the task'),
+        ({'retrieval_cache': f'{__file__}/in'}, '--retrieval-cache', 'another folder'),
+    ],
+)
 def test_what_cannot_work_is_refused(tiny_llms, tmp_path, more, named, way_out):
     with pytest.raises(UsageError) as error:
         agent_of('RagAgent', tiny_llms.opt, **{**RUN, 'retrieval_cache': tmp_path, **more})

@@ -11,14 +11,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spt_parlai.errors import UsageError
 
-DIALOGUES = [(['i ski.'], ['hi'], 'hello , how are you ?'), ([], ['what do you do ?', 'i am a nurse .', 'nice . why ?'], 'money .')]
-CONTEXTS = ['given persona: i ski.; context: Q: hi R:', 'context: Q: what do you do ? R: i am a nurse . Q: nice . why ? R:']
+DIALOGUES = [
+    (['i ski.'], ['hi'], 'hello , how are you ?'),
+    ([], ['what do you do ?', 'i am a nurse .', 'nice . why ?'], 'money .'),
+]
+CONTEXTS = [
+    'given persona: i ski.; context: Q: hi R:',
+    'context: Q: what do you do ? R: i am a nurse . Q: nice . why ? R:',
+]
 TEXT = 'You are kind ,  and speak\nplainly .'  # as given: with its spaces and its line
 
 
 def agent_with(llm, text, **more):
     opt = EvalModel.setup_args().parse_kwargs(
-        task='spt_parlai.tasks.sample', model='spt_parlai.agents:TextPromptAgent', llm=llm, prompt_text=text, label_truncate=24, no_cuda=True, **more,
+        task='spt_parlai.tasks.sample',
+        model='spt_parlai.agents:TextPromptAgent',
+        llm=llm,
+        prompt_text=text,
+        label_truncate=24,
+        no_cuda=True,
+        **more,
     )
     return create_agent(opt)
 
@@ -38,10 +50,12 @@ def test_is_the_plain_llm_after_bos_text_and_context(tiny_llms, llm, text):
         if text:
             assert shown.startswith(text)
         ids = [*observation['text_vec'].tolist(), *observation['eval_labels_vec'].tolist()]
-        labels = torch.tensor([[-100] * len(observation['text_vec']) + ids[len(observation['text_vec']):]])
+        labels = torch.tensor([[-100] * len(observation['text_vec']) + ids[len(observation['text_vec']) :]])
         with torch.no_grad():
             expected = lm(input_ids=torch.tensor([ids]), labels=labels).loss
-            torch.testing.assert_close(computed(agent, agent.batchify([observation]))[0], expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                computed(agent, agent.batchify([observation]))[0], expected, rtol=1e-5, atol=1e-5
+            )
 
 
 def test_the_text_stays_where_older_turns_are_cut(tiny_llms):
@@ -52,7 +66,13 @@ def test_the_text_stays_where_older_turns_are_cut(tiny_llms):
 
 
 def test_evaluates_and_replies_without_a_model_file_and_from_one(tiny_llms, tmp_path):
-    given = {'model': 'spt_parlai.agents:TextPromptAgent', 'llm': tiny_llms.opt, 'prompt_text': TEXT, 'num_examples': 4, 'label_truncate': 24}
+    given = {
+        'model': 'spt_parlai.agents:TextPromptAgent',
+        'llm': tiny_llms.opt,
+        'prompt_text': TEXT,
+        'num_examples': 4,
+        'label_truncate': 24,
+    }
     report = evaluate(**given)
     assert report['exs'] == 4 and report['gen_n_toks'] > 0 and not [name for name in report if 'prompt_usage' in name]
     agent_with(tiny_llms.opt, TEXT).save(str(tmp_path / 'm'))
@@ -65,10 +85,14 @@ def test_evaluates_and_replies_without_a_model_file_and_from_one(tiny_llms, tmp_
 
 
 def test_there_is_nothing_to_train(tiny_llms, tmp_path):
-    with pytest.raises(UsageError, match='^-m spt_parlai.agents:TextPromptAgent has nothing to train: run parlai eval_model'):
+    with pytest.raises(
+        UsageError, match='^-m spt_parlai.agents:TextPromptAgent has nothing to train: run parlai eval_model'
+    ):
         TrainModel.main(**options('TextPromptAgent', tiny_llms.opt, model_file=tmp_path / 'm'))
 
 
 def test_a_text_must_leave_room_for_the_context(tiny_llms):
-    with pytest.raises(UsageError, match="^--prompt-text 'so so .*: of its .* tokens the context has room for 120; shorten it.$"):
+    with pytest.raises(
+        UsageError, match="^--prompt-text 'so so .*: of its .* tokens the context has room for 120; shorten it.$"
+    ):
         agent_with(tiny_llms.opt, 'so ' * 200)

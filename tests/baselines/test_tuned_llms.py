@@ -77,7 +77,8 @@ def randomise(module):
 
 
 TURNS = [
-    {'text': 'your persona: i ski.\nhi', 'labels': ['hello !']}, {'text': 'what do you do ?', 'labels': ['i ski . you ?']},
+    {'text': 'your persona: i ski.\nhi', 'labels': ['hello !']},
+    {'text': 'what do you do ?', 'labels': ['i ski . you ?']},
     {'text': 'i have two cats .', 'labels': ['nice .']},
 ]
 
@@ -145,16 +146,24 @@ def test_untrained_lora_is_the_plain_llm(tiny_llms, llm, dtype):
         torch.testing.assert_close(encoded.logits[0], plain, rtol=close, atol=close)
 
 
-@pytest.mark.parametrize('options, rank, values', [
-    ({'match_spt': '4,8'}, 8, 8 * 128), ({'match_spt': '1,1'}, 4, 4 * 128), ({'match_spt': '1,1', 'lora_targets': 'fc1,fc2'}, 3, 3 * 192),
-    ({'match_spt': '99,9', 'lora_targets': 'all-linear'}, 33, 33 * 448), ({'lora_rank': 5, 'lora_targets': 'k_proj'}, 5, 5 * 64),
-])
+@pytest.mark.parametrize(
+    'options, rank, values',
+    [
+        ({'match_spt': '4,8'}, 8, 8 * 128),
+        ({'match_spt': '1,1'}, 4, 4 * 128),
+        ({'match_spt': '1,1', 'lora_targets': 'fc1,fc2'}, 3, 3 * 192),
+        ({'match_spt': '99,9', 'lora_targets': 'all-linear'}, 33, 33 * 448),
+        ({'lora_rank': 5, 'lora_targets': 'k_proj'}, 5, 5 * 64),
+    ],
+)
 def test_rank_that_matches_spt(tiny_llms, options, rank, values):
     """Around a width of 16 SPT trains K·L·16 + 544 values; an adapted layer 16 → 16 takes 32 a rank, one of 16 → 32 takes 48."""
     agent = agent_of('LoraAgent', tiny_llms.opt, no_cuda=True, **options)
     assert sum(p.numel() for p in agent.model.parameters()) == values
     assert agent.description['tuning'] == {
-        '--lora-rank': rank, '--lora-alpha': str(2 * rank), '--lora-targets': options.get('lora_targets', 'q_proj,v_proj'),
+        '--lora-rank': rank,
+        '--lora-alpha': str(2 * rank),
+        '--lora-targets': options.get('lora_targets', 'q_proj,v_proj'),
     }
     if 'match_spt' in options:
         K, L = map(int, options['match_spt'].split(','))
@@ -164,16 +173,30 @@ def test_rank_that_matches_spt(tiny_llms, options, rank, values):
         assert spt is None or sum(p.numel() for p in spt.model.parameters()) == trained
 
 
-@pytest.mark.parametrize('options, sentence', [
-    ({'lora_rank': 4, 'match_spt': '4,8'}, '^--lora-rank and --match-spt were both given: give one of them.$'),
-    ({'lora_rank': 0}, '^--lora-rank 0: give a whole number of at least 1.$'),
-    ({'lora_alpha': -1.0}, '^--lora-alpha -1.0: give a number above 0'), ({'lora_dropout': 1.0}, '^--lora-dropout 1.0: .* below 1.$'),
-    ({'match_spt': '4x8'}, "^--match-spt '4x8': give K,L"), ({'match_spt': '0,8'}, "^--match-spt '0,8': give K,L"),
-    ({'lora_targets': 'query'}, '^--lora-targets query: give --lora-targets with some of fc1, fc2, k_proj, out_proj, q_proj, v_proj, or'),
-    ({'lora_targets': 'q_proj,query'}, '^--lora-targets q_proj,query: no layer is named query; give some of fc1'),
-    ({'lora_targets': 'q_proj,lm_head'}, '^--lora-targets lm_head,q_proj: word embeddings and output projection stay'),
-    ({'lora_targets': 'self_attn_layer_norm'}, '^--lora-targets self_attn_layer_norm: give --lora-targets with some of fc1'),
-])
+@pytest.mark.parametrize(
+    'options, sentence',
+    [
+        ({'lora_rank': 4, 'match_spt': '4,8'}, '^--lora-rank and --match-spt were both given: give one of them.$'),
+        ({'lora_rank': 0}, '^--lora-rank 0: give a whole number of at least 1.$'),
+        ({'lora_alpha': -1.0}, '^--lora-alpha -1.0: give a number above 0'),
+        ({'lora_dropout': 1.0}, '^--lora-dropout 1.0: .* below 1.$'),
+        ({'match_spt': '4x8'}, "^--match-spt '4x8': give K,L"),
+        ({'match_spt': '0,8'}, "^--match-spt '0,8': give K,L"),
+        (
+            {'lora_targets': 'query'},
+            '^--lora-targets query: give --lora-targets with some of fc1, fc2, k_proj, out_proj, q_proj, v_proj, or',
+        ),
+        ({'lora_targets': 'q_proj,query'}, '^--lora-targets q_proj,query: no layer is named query; give some of fc1'),
+        (
+            {'lora_targets': 'q_proj,lm_head'},
+            '^--lora-targets lm_head,q_proj: word embeddings and output projection stay',
+        ),
+        (
+            {'lora_targets': 'self_attn_layer_norm'},
+            '^--lora-targets self_attn_layer_norm: give --lora-targets with some of fc1',
+        ),
+    ],
+)
 def test_lora_that_cannot_be_is_refused(tiny_llms, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         agent_of('LoraAgent', tiny_llms.opt, no_cuda=True, **options)
@@ -184,13 +207,18 @@ def test_without_peft_the_extra_is_named(tiny_llms, monkeypatch):
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'peft' else find(name, *rest))
-    with pytest.raises(UsageError, match=r"^-m spt_parlai.agents:LoraAgent needs peft: pip install 'spt_parlai\[peft\]'.$"):
+    with pytest.raises(
+        UsageError, match=r"^-m spt_parlai.agents:LoraAgent needs peft: pip install 'spt_parlai\[peft\]'.$"
+    ):
         agent_of('LoraAgent', tiny_llms.opt)
 
 
 @pytest.mark.parametrize('options', [{'llm_dtype': 'bfloat16'}, {'llm_quantization': '8bit'}, {'fp16': True}])
 def test_full_fine_tuning_is_float32(tiny_llms, options):
-    with pytest.raises(UsageError, match='^--(llm-dtype|llm-quantization|fp16) .*: all weights train, and do so in float32; leave it out'):
+    with pytest.raises(
+        UsageError,
+        match='^--(llm-dtype|llm-quantization|fp16) .*: all weights train, and do so in float32; leave it out',
+    ):
         agent_of('FullFineTuningAgent', tiny_llms.opt, **options)
 
 
@@ -198,7 +226,9 @@ def test_a_tied_embedding_and_an_input_projection_train_once(tmp_path, tiny_llms
     """OPT-350M's shape: words are projected to the body's width."""
     from transformers import AutoConfig, AutoTokenizer
 
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_llms.opt, word_embed_proj_dim=8)).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_llms.opt, word_embed_proj_dim=8)).save_pretrained(
+        tmp_path
+    )
     AutoTokenizer.from_pretrained(tiny_llms.opt).save_pretrained(tmp_path)
     agent = agent_for('FullFineTuningAgent', str(tmp_path))
     lm = AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -5,9 +5,23 @@ from parlai.core.dict import DictionaryAgent
 from spt_parlai.agents import SptAgent
 
 STOCK_OPTIONS = {
-    'n_layers': 2, 'n_heads': 2, 'embedding_size': 300, 'ffn_size': 300, 'n_positions': None, 'dropout': 0.0, 'attention_dropout': 0.0,
-    'relu_dropout': 0.0, 'variant': 'aiayn', 'activation': 'relu', 'n_segments': 0, 'n_encoder_layers': -1, 'n_decoder_layers': -1,
-    'learn_positional_embeddings': False, 'embeddings_scale': True, 'share_word_embeddings': True, 'numthreads': 1,
+    'n_layers': 2,
+    'n_heads': 2,
+    'embedding_size': 300,
+    'ffn_size': 300,
+    'n_positions': None,
+    'dropout': 0.0,
+    'attention_dropout': 0.0,
+    'relu_dropout': 0.0,
+    'variant': 'aiayn',
+    'activation': 'relu',
+    'n_segments': 0,
+    'n_encoder_layers': -1,
+    'n_decoder_layers': -1,
+    'learn_positional_embeddings': False,
+    'embeddings_scale': True,
+    'share_word_embeddings': True,
+    'numthreads': 1,
 }
 
 
@@ -20,7 +34,9 @@ class StockOptionsAgent(SptAgent):
         DictionaryAgent.add_cmdline_args(parser, partial_opt)
         group = parser.add_argument_group('Sizes of a transformer that is not there')
         for name, default in STOCK_OPTIONS.items():
-            group.add_argument('--' + name.replace('_', '-'), default=default, type='bool' if isinstance(default, bool) else None)
+            group.add_argument(
+                '--' + name.replace('_', '-'), default=default, type='bool' if isinstance(default, bool) else None
+            )
         return parser
 
     def __init__(self, opt, shared=None):

@@ -12,8 +12,18 @@ from parlai.scripts.eval_model import EvalModel
 AGENT = 'spt_parlai.agents:SptAgent'
 SAMPLE = 'spt_parlai.tasks.sample'
 TINY = {
-    'task': SAMPLE, 'model': AGENT, 'num_prompts': 2, 'prompt_length': 2, 'label_truncate': 24, 'max_new_tokens': 6, 'batchsize': 4,
-    'validation_max_exs': 8, 'short_final_eval': True, 'seed': 7, 'save_every_n_secs': -1, 'prompt_init': 'embedding-scale',
+    'task': SAMPLE,
+    'model': AGENT,
+    'num_prompts': 2,
+    'prompt_length': 2,
+    'label_truncate': 24,
+    'max_new_tokens': 6,
+    'batchsize': 4,
+    'validation_max_exs': 8,
+    'short_final_eval': True,
+    'seed': 7,
+    'save_every_n_secs': -1,
+    'prompt_init': 'embedding-scale',
 }
 
 
@@ -33,7 +43,9 @@ def train(llm, **options):
 
 def evaluate(model_file, **options) -> dict[str, float]:
     """`parlai eval_model`, by default on the valid fold of the sample task, as plain numbers."""
-    report = EvalModel.main(**_given({'model_file': model_file, 'task': SAMPLE, 'datatype': 'valid', 'batchsize': 4, **options}))
+    report = EvalModel.main(
+        **_given({'model_file': model_file, 'task': SAMPLE, 'datatype': 'valid', 'batchsize': 4, **options})
+    )
     return {k: float(v) for k, v in report.items()}
 
 

@@ -8,9 +8,26 @@ from runs import SAMPLE, agent_of, evaluate, logged, train
 
 from spt_parlai.agents import SptAgent
 
-PER_EXAMPLE = ('ppl', 'loss', 'token_acc', 'nll', 'selection', 'fusion', 'prompt_usage_0', 'prompt_usage_entropy', 'selected_gain', 'best_gain', 'f1', 'exs')
+PER_EXAMPLE = (
+    'ppl',
+    'loss',
+    'token_acc',
+    'nll',
+    'selection',
+    'fusion',
+    'prompt_usage_0',
+    'prompt_usage_entropy',
+    'selected_gain',
+    'best_gain',
+    'f1',
+    'exs',
+)
 MESSAGES = [
-    {'text': f'your persona: i like {thing}.\nhello , what do you like ?', 'labels': [f'i like {thing} very much .' + ' yes' * n], 'episode_done': True}
+    {
+        'text': f'your persona: i like {thing}.\nhello , what do you like ?',
+        'labels': [f'i like {thing} very much .' + ' yes' * n],
+        'episode_done': True,
+    }
     for n, thing in enumerate(('tea', 'my dog', 'rain', 'old songs'))
 ]
 
@@ -30,8 +47,14 @@ def test_update_freq_equals_a_batch_as_many_times_as_large(tiny_llms, tmp_path):
     """Every loss but the contrast, which is over the pairs of a batch, is a mean over examples."""
     after = []
     for n, batches in enumerate(([MESSAGES], [MESSAGES[:2], MESSAGES[2:]], [[m] for m in MESSAGES])):
-        agent = agent_of(tiny_llms.opt, model_file=tmp_path / str(n), optimizer='sgd', learningrate=1.0, lambda_contrastive=0,
-                         update_freq=len(batches))
+        agent = agent_of(
+            tiny_llms.opt,
+            model_file=tmp_path / str(n),
+            optimizer='sgd',
+            learningrate=1.0,
+            lambda_contrastive=0,
+            update_freq=len(batches),
+        )
         feed(agent, *batches)
         assert agent._number_training_updates == 1
         after.append(tensors(agent))
@@ -42,11 +65,15 @@ def test_update_freq_equals_a_batch_as_many_times_as_large(tiny_llms, tmp_path):
 
 def test_gradient_clip_bounds_the_step(tiny_llms, tmp_path):
     def step(clip):
-        agent = agent_of(tiny_llms.opt, model_file=tmp_path / f'm{clip}', optimizer='sgd', learningrate=1.0, gradient_clip=clip)
+        agent = agent_of(
+            tiny_llms.opt, model_file=tmp_path / f'm{clip}', optimizer='sgd', learningrate=1.0, gradient_clip=clip
+        )
         before = tensors(agent)
         feed(agent, MESSAGES)
         after = tensors(agent)
-        return torch.sqrt(sum((after[n] - before[n]).pow(2).sum() for n in before)).item(), agent.report()['gnorm'].value()
+        return torch.sqrt(sum((after[n] - before[n]).pow(2).sum() for n in before)).item(), agent.report()[
+            'gnorm'
+        ].value()
 
     free, norm = step(-1)
     assert free == pytest.approx(norm, rel=1e-4)
@@ -66,13 +93,21 @@ def one_by_one(model_file):
     return evaluate(model_file, batchsize=1)
 
 
-@pytest.mark.parametrize('options', [
-    {'batchsize': 7}, {'batchsize': 32}, {'batchsize': 4, 'dynamic_batching': 'full'}, {'batchsize': 4, 'dynamic_batching': 'batchsort'},
-    {'batchsize': 5, 'datatype': 'valid:stream'},
-])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'batchsize': 7},
+        {'batchsize': 32},
+        {'batchsize': 4, 'dynamic_batching': 'full'},
+        {'batchsize': 4, 'dynamic_batching': 'batchsort'},
+        {'batchsize': 5, 'datatype': 'valid:stream'},
+    ],
+)
 def test_batches_change_no_metric_of_an_example(model_file, one_by_one, options):
     report = evaluate(model_file, **options)
-    assert {name: report[name] for name in PER_EXAMPLE} == pytest.approx({name: one_by_one[name] for name in PER_EXAMPLE}, rel=1e-5, abs=1e-8)
+    assert {name: report[name] for name in PER_EXAMPLE} == pytest.approx(
+        {name: one_by_one[name] for name in PER_EXAMPLE}, rel=1e-5, abs=1e-8
+    )
 
 
 @pytest.fixture
@@ -80,6 +115,7 @@ def batches(monkeypatch):
     """The batches trained on, or evaluated: [[(context, target)]], and how many padded tokens each had."""
     seen, tokens = [], []
     for name in ('train_step', 'eval_step'):
+
         def record(self, batch, step=getattr(SptAgent, name)):
             pairs = zip((row[row >= 0] for row in batch.text_vec), (row[row >= 0] for row in batch.label_vec))
             seen.append([(tuple(t.tolist()), tuple(y.tolist())) for t, y in pairs])
@@ -91,8 +127,13 @@ def batches(monkeypatch):
 
 
 VARIED = {
-    'task': 'integration_tests:variable_length', 'batchsize': 16, 'num_prompts': 1, 'lambda_contrastive': 0, 'skip_generation': True,
-    'text_truncate': 100, 'label_truncate': 40,
+    'task': 'integration_tests:variable_length',
+    'batchsize': 16,
+    'num_prompts': 1,
+    'lambda_contrastive': 0,
+    'skip_generation': True,
+    'text_truncate': 100,
+    'label_truncate': 40,
 }
 
 
@@ -103,7 +144,14 @@ def counted(batches):
 def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
     """Trained in order, and evaluated in batches of every kind."""
     seen, tokens = batches
-    train(tiny_llms.opt, model_file=tmp_path / 'm', datatype='train:ordered', num_epochs=1, validation_every_n_epochs=-1, **VARIED)
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        datatype='train:ordered',
+        num_epochs=1,
+        validation_every_n_epochs=-1,
+        **VARIED,
+    )
     trained = [pair for batch in seen for pair in batch][:500]  # the last batch begins the next epoch
     epochs = []
     for options in ({}, {'dynamic_batching': 'full'}, {'dynamic_batching': 'batchsort'}):
@@ -117,10 +165,18 @@ def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
     assert all(epoch == epochs[0] for epoch in (*epochs, counted([trained])))
 
 
-@pytest.mark.parametrize('options', [
-    {'dynamic_batching': 'full', 'eval_dynamic_batching': 'off'}, {'dynamic_batching': 'batchsort', 'eval_dynamic_batching': 'off'}, {'datatype': 'train:stream'},
-    {'datatype': 'train:ordered'}, {'task': f'{SAMPLE},integration_tests:nocandidate'}, {'eval_batchsize': 2},
-], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'dynamic_batching': 'full', 'eval_dynamic_batching': 'off'},
+        {'dynamic_batching': 'batchsort', 'eval_dynamic_batching': 'off'},
+        {'datatype': 'train:stream'},
+        {'datatype': 'train:ordered'},
+        {'task': f'{SAMPLE},integration_tests:nocandidate'},
+        {'eval_batchsize': 2},
+    ],
+    ids=str,
+)
 def test_a_stopped_run_continues_with_the_same_batches(tiny_llms, tmp_path, options):
     options = {'log_every_n_steps': 1, 'validation_every_n_steps': 2, 'validation_max_exs': 4, **options}
     train(tiny_llms.opt, model_file=tmp_path / 'whole', max_train_steps=7, **options)
@@ -131,7 +187,9 @@ def test_a_stopped_run_continues_with_the_same_batches(tiny_llms, tmp_path, opti
     assert stopped == pytest.approx({step: whole[step] for step in stopped}, rel=1e-5)
 
 
-@pytest.mark.parametrize('options, size', [({'eval_batchsize': 3}, 3), ({'eval_dynamic_batching': 'batchsort'}, 4), ({}, 4)], ids=str)
+@pytest.mark.parametrize(
+    'options, size', [({'eval_batchsize': 3}, 3), ({'eval_dynamic_batching': 'batchsort'}, 4), ({}, 4)], ids=str
+)
 def test_validation_has_its_own_batches(tiny_llms, tmp_path, monkeypatch, options, size):
     sizes = []
     eval_step = SptAgent.eval_step
@@ -141,6 +199,13 @@ def test_validation_has_its_own_batches(tiny_llms, tmp_path, monkeypatch, option
         return eval_step(self, batch)
 
     monkeypatch.setattr(SptAgent, 'eval_step', record)
-    train(tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=1, validation_max_exs=-1, short_final_eval=False,
-          skip_generation=True, **options)
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        max_train_steps=1,
+        validation_max_exs=-1,
+        short_final_eval=False,
+        skip_generation=True,
+        **options,
+    )
     assert max(sizes) == size and sum(sizes) == 2 * 108

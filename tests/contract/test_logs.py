@@ -33,11 +33,16 @@ def model_file(tiny_llms, tmp_path_factory):
 
 
 def test_world_logs_hold_prompt_and_scores_of_every_turn(model_file, tmp_path):
-    report = evaluate(model_file, world_logs=tmp_path / 'log', report_filename=tmp_path / 'report.json', num_examples=24)
+    report = evaluate(
+        model_file, world_logs=tmp_path / 'log', report_filename=tmp_path / 'report.json', num_examples=24
+    )
     pairs = turns(tmp_path / 'log')
     assert len(pairs) == report['exs'] == 24
     for _, act in pairs:
-        assert act['selected_prompt'] == max(range(2), key=act['prompt_scores'].__getitem__) and len(act['prompt_scores']) == 2
+        assert (
+            act['selected_prompt'] == max(range(2), key=act['prompt_scores'].__getitem__)
+            and len(act['prompt_scores']) == 2
+        )
         assert act['text'] is not None and act['metrics']['ppl'] > 1
     written = json.loads((tmp_path / 'report.json').read_text())['report']
     assert written['ppl'] == pytest.approx(report['ppl']) and written['prompt_usage_0'] == report['prompt_usage_0']
@@ -125,26 +130,42 @@ def test_a_vacuumed_model_evaluates_the_same_and_can_be_trained_from(model_file,
 
 def test_a_model_card_is_generated(model_file, tmp_path):
     for mode in ('gen:data_stats:eval:sample', 'final'):
-        GenerateModelCard.main(model_file=str(model_file), folder_to_save=str(tmp_path), mode=mode, evaltask=SAMPLE, num_examples=4,
-                               datatype='train:ordered')
+        GenerateModelCard.main(
+            model_file=str(model_file),
+            folder_to_save=str(tmp_path),
+            mode=mode,
+            evaltask=SAMPLE,
+            num_examples=4,
+            datatype='train:ordered',
+        )
     card = (tmp_path / 'model_card.md').read_text()
     assert SAMPLE in card and json.loads((tmp_path / 'eval_results.json').read_text())['report']['ppl'] > 1
 
 
 @pytest.mark.parametrize('options, shown', [({}, 'cumulative'), ({'torch': True}, 'CPU total')])
 def test_a_training_run_is_profiled(tiny_llms, tmp_path, capsys, options, shown):
-    ProfileTrain.main(**{**TINY, 'llm': tiny_llms.opt, 'model_file': str(tmp_path / 'm'), 'max_train_steps': 2, **options})
+    ProfileTrain.main(
+        **{**TINY, 'llm': tiny_llms.opt, 'model_file': str(tmp_path / 'm'), 'max_train_steps': 2, **options}
+    )
     assert shown in capsys.readouterr().out and (tmp_path / 'm').exists()
 
 
 def test_words_are_counted_with_an_external_dictionary(model_file, tmp_path, capsys):
     BuildDict.main(task=SAMPLE, dict_file=str(tmp_path / 'words.dict'))
-    EvalWordStat.main(model_file=str(model_file), task=SAMPLE, num_examples=8, datatype='valid', external_dict=str(tmp_path / 'words.dict'))
+    EvalWordStat.main(
+        model_file=str(model_file),
+        task=SAMPLE,
+        num_examples=8,
+        datatype='valid',
+        external_dict=str(tmp_path / 'words.dict'),
+    )
     assert 'Total unique tokens' in capsys.readouterr().out
 
 
 def test_the_dictionary_of_the_llm_needs_no_building(tiny_llms, tmp_path):
-    assert str(BuildDict.main(model=AGENT, llm=tiny_llms.opt, task=SAMPLE, dict_file=str(tmp_path / 'm.dict'))).startswith('the tokenizer of')
+    assert str(
+        BuildDict.main(model=AGENT, llm=tiny_llms.opt, task=SAMPLE, dict_file=str(tmp_path / 'm.dict'))
+    ).startswith('the tokenizer of')
 
 
 @pytest.mark.parametrize('datatype', ['train:evalmode', 'valid:stream'])
@@ -154,7 +175,9 @@ def test_replies_are_displayed(model_file, capsys, datatype):
 
 
 def test_token_details_are_displayed(model_file, capsys):
-    DisplayModel.main(model_file=str(model_file), task=SAMPLE, num_examples=1, verbose=True, verbose_topk=2, datatype='valid')
+    DisplayModel.main(
+        model_file=str(model_file), task=SAMPLE, num_examples=1, verbose=True, verbose_topk=2, datatype='valid'
+    )
     assert 'selected_prompt' in capsys.readouterr().out
 
 
@@ -171,11 +194,19 @@ def test_a_single_turn_chat_forgets(model_file, monkeypatch, capsys):
 
 
 def test_a_self_chat_is_saved_in_parlais_text_format(model_file, tmp_path):
-    SelfChat.main(model_file=str(model_file), num_self_chats=2, selfchat_max_turns=2, outfile=str(tmp_path / 'chat'), save_format='parlai')
+    SelfChat.main(
+        model_file=str(model_file),
+        num_self_chats=2,
+        selfchat_max_turns=2,
+        outfile=str(tmp_path / 'chat'),
+        save_format='parlai',
+    )
     assert 'text:' in (tmp_path / 'chat').read_text()
 
 
-@pytest.mark.parametrize('script', ['interactive_web', 'party', 'safe_interactive', 'flask', 'distributed_train', 'distributed_eval'])
+@pytest.mark.parametrize(
+    'script', ['interactive_web', 'party', 'safe_interactive', 'flask', 'distributed_train', 'distributed_eval']
+)
 def test_scripts_that_serve_can_be_imported(script):
     assert import_module(f'parlai.scripts.{script}')
 
@@ -183,14 +214,54 @@ def test_scripts_that_serve_can_be_imported(script):
 def test_two_processes_evaluate_what_one_does(model_file, tiny_llms, tmp_path):
     pytest.importorskip('bert_score')
     bert = {'bertscore': tiny_llms.bart, 'bertscore_layer': 1}
-    words = ['--distributed-world-size', '2', '-t', SAMPLE, '-mf', str(model_file), '-dt', 'valid', '-bs', '4',
-             '--report-filename', str(tmp_path / 'two.json'), '--bertscore', tiny_llms.bart, '--bertscore-layer', '1']
-    done = subprocess.run([sys.executable, '-m', 'parlai', 'multiprocessing_eval', *words], capture_output=True, text=True, timeout=240)
+    words = [
+        '--distributed-world-size',
+        '2',
+        '-t',
+        SAMPLE,
+        '-mf',
+        str(model_file),
+        '-dt',
+        'valid',
+        '-bs',
+        '4',
+        '--report-filename',
+        str(tmp_path / 'two.json'),
+        '--bertscore',
+        tiny_llms.bart,
+        '--bertscore-layer',
+        '1',
+    ]
+    done = subprocess.run(
+        [sys.executable, '-m', 'parlai', 'multiprocessing_eval', *words], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     two, one = json.loads((tmp_path / 'two.json').read_text())['report'], evaluate(model_file, **bert)
-    for name in ('exs', 'ppl', 'nll', 'selection', 'fusion', 'token_acc', 'prompt_usage_0', 'prompt_usage_entropy', 'ppl_word', 'ppl_byte',
-                 'f1', 'unigram_f1', 'sacrebleu', 'sacrebleu_1', 'rouge1', 'rougeL', 'dist1', 'dist2', 'dist', 'persona_bleu_1',
-                 'bertscore_p', 'bertscore_r', 'bertscore_f1'):
+    for name in (
+        'exs',
+        'ppl',
+        'nll',
+        'selection',
+        'fusion',
+        'token_acc',
+        'prompt_usage_0',
+        'prompt_usage_entropy',
+        'ppl_word',
+        'ppl_byte',
+        'f1',
+        'unigram_f1',
+        'sacrebleu',
+        'sacrebleu_1',
+        'rouge1',
+        'rougeL',
+        'dist1',
+        'dist2',
+        'dist',
+        'persona_bleu_1',
+        'bertscore_p',
+        'bertscore_r',
+        'bertscore_f1',
+    ):
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
     assert 0 < two['dist1'] and 0 < two['bertscore_f1'] < 100
 

@@ -5,9 +5,19 @@ import torch
 from runs import agent_of, train
 
 SETTINGS = {
-    'adafactor': {'adafactor_eps': '1e-20,1e-2'}, 'adadelta': {}, 'adagrad': {}, 'adam': {'betas': '0.5,0.9', 'adam_eps': 1e-6},
-    'adamax': {'betas': '0.5,0.9'}, 'adamw': {}, 'asgd': {}, 'mem_eff_adam': {}, 'nadam': {}, 'radam': {},
-    'rmsprop': {'momentum': 0.5}, 'rprop': {}, 'sgd': {'momentum': 0.5, 'nesterov': True},
+    'adafactor': {'adafactor_eps': '1e-20,1e-2'},
+    'adadelta': {},
+    'adagrad': {},
+    'adam': {'betas': '0.5,0.9', 'adam_eps': 1e-6},
+    'adamax': {'betas': '0.5,0.9'},
+    'adamw': {},
+    'asgd': {},
+    'mem_eff_adam': {},
+    'nadam': {},
+    'radam': {},
+    'rmsprop': {'momentum': 0.5},
+    'rprop': {},
+    'sgd': {'momentum': 0.5, 'nesterov': True},
 }
 
 
@@ -37,12 +47,17 @@ def test_trains_and_continues_exactly(tiny_llms, tmp_path, optimizer):
         torch.testing.assert_close(continued[name], tensor, rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize('optimizer, options, wanted', [
-    ('sgd', {'momentum': 0.5, 'nesterov': False}, {'momentum': 0.5, 'nesterov': False}),
-    ('sgd', {'momentum': 0.5}, {'momentum': 0.5, 'nesterov': True}), ('adam', {'betas': '0.5,0.9'}, {'betas': (0.5, 0.9)}),
-    ('adam', {'adam_eps': 1e-5, 'weight_decay': 0.2}, {'eps': 1e-5, 'weight_decay': 0.2}),
-    ('adafactor', {'adafactor_eps': '1e-20,1e-2'}, {'eps': (1e-20, 1e-2)}), ('rmsprop', {'momentum': 0.3}, {'momentum': 0.3}),
-])
+@pytest.mark.parametrize(
+    'optimizer, options, wanted',
+    [
+        ('sgd', {'momentum': 0.5, 'nesterov': False}, {'momentum': 0.5, 'nesterov': False}),
+        ('sgd', {'momentum': 0.5}, {'momentum': 0.5, 'nesterov': True}),
+        ('adam', {'betas': '0.5,0.9'}, {'betas': (0.5, 0.9)}),
+        ('adam', {'adam_eps': 1e-5, 'weight_decay': 0.2}, {'eps': 1e-5, 'weight_decay': 0.2}),
+        ('adafactor', {'adafactor_eps': '1e-20,1e-2'}, {'eps': (1e-20, 1e-2)}),
+        ('rmsprop', {'momentum': 0.3}, {'momentum': 0.3}),
+    ],
+)
 def test_its_settings_reach_it(tiny_llms, tmp_path, optimizer, options, wanted):
     agent = agent_of(tiny_llms.opt, model_file=tmp_path / 'm', optimizer=optimizer, **options)
     group = agent.optimizer.param_groups[0]

@@ -8,10 +8,19 @@ from runs import evaluate, train, turns
 from spt_parlai.agents import SptAgent
 
 SEARCHES = {
-    'greedy': {}, 'beam': {'beam_size': 3}, 'topk': {'topk': 5}, 'nucleus': {'topp': 0.3}, 'factual_nucleus': {'topp': 0.9},
-    'delayedbeam': {'beam_size': 2, 'topk': 5, 'beam_delay': 2}, 'delayednucleusbeam': {'beam_size': 2, 'topp': 0.5, 'beam_delay': 2},
+    'greedy': {},
+    'beam': {'beam_size': 3},
+    'topk': {'topk': 5},
+    'nucleus': {'topp': 0.3},
+    'factual_nucleus': {'topp': 0.9},
+    'delayedbeam': {'beam_size': 2, 'topk': 5, 'beam_delay': 2},
+    'delayednucleusbeam': {'beam_size': 2, 'topp': 0.5, 'beam_delay': 2},
 }
-TEXTS = ('your persona: i like tea .\nhello ! how are you ?', 'what do you do ?', 'do you have any pets ? yes , a dog and two cats .')
+TEXTS = (
+    'your persona: i like tea .\nhello ! how are you ?',
+    'what do you do ?',
+    'do you have any pets ? yes , a dog and two cats .',
+)
 
 
 @pytest.fixture(scope='module')
@@ -24,6 +33,7 @@ def model_file(tiny_llms, tmp_path_factory):
 @pytest.fixture
 def agent(model_file):
     """agent(**options): the trained agent with some of its options changed, and a method to see whole batches."""
+
     def make(kind=SptAgent, **options):
         made = create_agent_from_model_file(str(model_file), {'datatype': 'valid', 'max_new_tokens': 8, **options})
         made.__class__ = kind
@@ -56,13 +66,13 @@ def test_token_losses_and_logits_are_those_of_the_selected_prompt(agent):
         target = [*made.dict.txt2vec('i am fine .'), made.END_IDX]
         prompt = made.model.soft_prompts.tokens[act['selected_prompt']]
         row = torch.cat([prompt, llm.embed(torch.tensor([*context, *target[:-1]]))])[None]
-        logits = llm.lm(inputs_embeds=row).logits[0, -len(target):]
+        logits = llm.lm(inputs_embeds=row).logits[0, -len(target) :]
         nll = torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction='none')
         assert [token for token, _ in act['token_losses']] == [made.dict[t] for t in target]
         assert [loss for _, loss in act['token_losses']] == pytest.approx(nll.tolist(), rel=1e-4)
         best = logits.topk(5)
-        assert torch.tensor(act['logit_inds'])[:len(target)].tolist() == best.indices.tolist()
-        torch.testing.assert_close(torch.tensor(act['logits'])[:len(target)], best.values, rtol=1e-4, atol=1e-4)
+        assert torch.tensor(act['logit_inds'])[: len(target)].tolist() == best.indices.tolist()
+        torch.testing.assert_close(torch.tensor(act['logits'])[: len(target)], best.values, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_are_computed_only_when_asked_for(agent):
@@ -75,7 +85,10 @@ def test_token_details_spell_the_reply(agent, inference):
     made = agent(verbose=True, inference=inference, **SEARCHES[inference])
     for act in replies(made):
         assert made.dict.vec2txt(made.dict.tokenizer.convert_tokens_to_ids(tokens(act, made))) == act['text']
-        assert all(details[1]['token_logprob'] <= 1e-6 and details[1]['token_rank'] >= 0 for details in act['text_token_info'][1:])
+        assert all(
+            details[1]['token_logprob'] <= 1e-6 and details[1]['token_rank'] >= 0
+            for details in act['text_token_info'][1:]
+        )
 
 
 # ---- searches -------------------------------------------------------------------------------------------
@@ -84,8 +97,12 @@ def test_token_details_spell_the_reply(agent, inference):
 @pytest.mark.parametrize('inference', SEARCHES)
 def test_a_batch_replies_as_one_by_one(agent, inference):
     """Searches that sample are asked with a k or p that leaves one token."""
-    certain = {'topk': {'topk': 1}, 'nucleus': {'topp': 1e-9}, 'factual_nucleus': {'topp': 1e-9, 'omega_bound': 1e-9},
-               'delayedbeam': {'beam_size': 2, 'topk': 1, 'beam_delay': 2}}
+    certain = {
+        'topk': {'topk': 1},
+        'nucleus': {'topp': 1e-9},
+        'factual_nucleus': {'topp': 1e-9, 'omega_bound': 1e-9},
+        'delayedbeam': {'beam_size': 2, 'topk': 1, 'beam_delay': 2},
+    }
     certain['delayednucleusbeam'] = {'beam_size': 2, 'topp': 1e-9, 'beam_delay': 2}
     made = agent(inference=inference, **certain.get(inference, SEARCHES[inference]))
     assert [a['text'] for a in replies(made)] == [replies(made, [text])[0]['text'] for text in TEXTS]
@@ -93,15 +110,24 @@ def test_a_batch_replies_as_one_by_one(agent, inference):
 
 def test_certain_sampling_is_greedy(agent):
     greedy = [a['text'] for a in replies(agent())]
-    for options in ({'inference': 'topk', 'topk': 1}, {'inference': 'nucleus', 'topp': 1e-9}, {'inference': 'beam', 'beam_size': 1},
-                    {'inference': 'topk', 'topk': 300, 'temperature': 1e-4}):
+    for options in (
+        {'inference': 'topk', 'topk': 1},
+        {'inference': 'nucleus', 'topp': 1e-9},
+        {'inference': 'beam', 'beam_size': 1},
+        {'inference': 'topk', 'topk': 300, 'temperature': 1e-4},
+    ):
         assert [a['text'] for a in replies(agent(**options))] == greedy
 
 
 def test_sampling_follows_its_options(agent):
     def ranks(**options):
         made = agent(verbose=True, **options)
-        return [d[1]['token_rank'] for seed in range(5) for act in replies(made, seed=seed) for d in act['text_token_info'][1:]]
+        return [
+            d[1]['token_rank']
+            for seed in range(5)
+            for act in replies(made, seed=seed)
+            for d in act['text_token_info'][1:]
+        ]
 
     assert max(ranks(inference='topk', topk=3)) < 3 <= max(ranks(inference='topk', topk=50))
     narrow, wide = ranks(inference='nucleus', topp=0.01), ranks(inference='nucleus', topp=0.9)
@@ -125,6 +151,7 @@ def test_a_beam_finds_what_is_likelier_than_greedy(agent):
 
 def favour_end(amount):
     """An agent whose LLM is eager to end its reply."""
+
     class Eager(SptAgent):
         def _generation_activation(self, score):
             score[..., self.END_IDX] += amount
@@ -141,6 +168,7 @@ def test_min_length_holds_off_the_end(agent):
 
 def test_length_penalty_ranks_the_hypotheses(agent):
     """A hypothesis of t steps has its log-probability divided by ((1 + t) / 6) ** penalty."""
+
     def scores(penalty):
         made = agent(favour_end(4.0), inference='beam', beam_size=6, beam_length_penalty=penalty, max_new_tokens=12)
         return [act['beam_texts'] for act in replies(made)]
@@ -157,7 +185,7 @@ def test_length_penalty_ranks_the_hypotheses(agent):
 
 
 def ngrams(items, n):
-    return [tuple(items[i:i + n]) for i in range(len(items) - n + 1)]
+    return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
 
 
 @pytest.mark.parametrize('inference', SEARCHES)
@@ -169,6 +197,7 @@ def test_blocked_ngrams_do_not_repeat(agent, inference):
 
 def prefer(text_of_context):
     """An agent whose LLM wants to copy its context."""
+
     class Parrot(SptAgent):
         def _generate(self, batch, *args, **kwargs):
             self.parroted = batch.text_vec
@@ -187,7 +216,9 @@ def test_ngrams_of_the_context_are_blocked(agent, inference):
     options = {'inference': inference, 'verbose': True, **SEARCHES[inference]}
     free, blocked = agent(prefer(TEXTS), **options), agent(prefer(TEXTS), beam_context_block_ngram=1, **options)
     for text, said, held in zip(TEXTS, replies(free), replies(blocked)):
-        context = {free.dict[i] for i in free.clone().observe({'text': text, 'episode_done': True})['text_vec'].tolist()}
+        context = {
+            free.dict[i] for i in free.clone().observe({'text': text, 'episode_done': True})['text_vec'].tolist()
+        }
         assert set(tokens(said, free)) <= context and not set(tokens(held, blocked)) & context
 
 
@@ -203,7 +234,9 @@ def test_context_blocking_reaches_what_was_truncated_away(agent):
 def test_a_block_list_is_never_said(agent, tmp_path):
     said = {word for act in replies(agent(max_new_tokens=12)) for word in act['text'].split()}
     free = agent(verbose=True, max_new_tokens=12)
-    phrases = [free.dict.tokenizer.convert_tokens_to_string([t]).strip() for act in replies(free) for t in tokens(act, free)]
+    phrases = [
+        free.dict.tokenizer.convert_tokens_to_string([t]).strip() for act in replies(free) for t in tokens(act, free)
+    ]
     phrases = [p for p in phrases if p.isascii() and p.isprintable() and len(free.dict.txt2vec(p)) == 1]
     (tmp_path / 'list.txt').write_text('\n'.join(phrases or sorted(said)) + '\n')
     blocked = agent(verbose=True, max_new_tokens=12, beam_block_list_filename=str(tmp_path / 'list.txt'))
@@ -223,7 +256,9 @@ PREFIXES = ('i am', 'no', 'yes , a dog')
 class Prefixed(SptAgent):
     def get_prefix_tokens(self, batch):
         own = {text.split('\n')[-1].split()[0]: prefix for text, prefix in zip(TEXTS, PREFIXES)}
-        wanted = [next(p for word, p in own.items() if f'Q: {word}' in self.dict.vec2txt(vec)) for vec in batch.text_vec]
+        wanted = [
+            next(p for word, p in own.items() if f'Q: {word}' in self.dict.vec2txt(vec)) for vec in batch.text_vec
+        ]
         return self._pad_tensor([self.dict.txt2vec(p) for p in wanted])[0]
 
 
@@ -232,7 +267,7 @@ def test_every_reply_begins_with_its_own_prefix(agent, inference):
     made = agent(Prefixed, inference=inference, verbose=True, max_new_tokens=12, **SEARCHES[inference])
     for act, prefix in zip(replies(made), PREFIXES):
         forced = [made.dict[i] for i in made.dict.txt2vec(prefix)]
-        assert tokens(act, made)[:len(forced)] == forced and len(tokens(act, made)) > len(forced)
+        assert tokens(act, made)[: len(forced)] == forced and len(tokens(act, made)) > len(forced)
 
 
 def test_a_prefix_of_one_reply_leaves_the_other_searches_alone(agent):
@@ -253,7 +288,9 @@ def test_clones_share_the_model_and_keep_their_dialogues(agent):
     first.observe({'text': 'hello', 'episode_done': False})
     second.observe({'text': 'what do you do ?', 'episode_done': False})
     first_reply, second_reply = first.act(), second.act()
-    assert [t.text for t in first.history.dialogue.turns][0] == 'hello' and [t.text for t in second.history.dialogue.turns][0] == 'what do you do ?'
+    assert [t.text for t in first.history.dialogue.turns][0] == 'hello' and [
+        t.text for t in second.history.dialogue.turns
+    ][0] == 'what do you do ?'
     assert first_reply['selected_prompt'] in (0, 1) and len(second_reply['prompt_scores']) == 2
 
 

@@ -35,7 +35,9 @@ def rates(monkeypatch):
 
 def run(llm, model_file, steps, **options):
     """`steps` updates of a run that is set to make STEPS of them."""
-    loop = train_model.TrainLoop(training(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **options))
+    loop = train_model.TrainLoop(
+        training(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **options)
+    )
     if steps == STEPS:
         return loop.train()
     for _ in loop.train_steps():
@@ -62,9 +64,13 @@ def test_a_stop_does_not_change_the_learning_rates(tiny_llms, tmp_path, rates, s
         assert rates == pytest.approx(whole, rel=1e-6)
 
 
-@pytest.mark.parametrize('schedule, shape', [
-    ('cosine', lambda p: 0.5 * math.cos(0.5 * math.pi * p)), ('linear', lambda p: 0.5 * (1 - p)),
-])
+@pytest.mark.parametrize(
+    'schedule, shape',
+    [
+        ('cosine', lambda p: 0.5 * math.cos(0.5 * math.pi * p)),
+        ('linear', lambda p: 0.5 * (1 - p)),
+    ],
+)
 def test_a_schedule_has_its_shape(tiny_llms, tmp_path, rates, schedule, shape):
     run(tiny_llms.opt, tmp_path / 'm', STEPS, lr_scheduler=schedule, learningrate=0.5, optimizer='sgd')
     assert rates == pytest.approx([shape(step / STEPS) for step in range(STEPS)])

@@ -23,7 +23,9 @@ def test_the_demo_lm_is_small_and_in_half_precision():
 def test_the_demo_lm_knows_english_better_than_chance():
     """Its loss on a plain sentence is far below ln V = 9.0 nats, so the weights and the tokenizer belong together."""
     lm, tokenizer = load_causal_lm('demo', dtype=torch.float32), load_tokenizer('demo')
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode('i like to play the guitar . what do you like to do ?')]])
+    ids = torch.tensor(
+        [[tokenizer.bos_token_id, *tokenizer.encode('i like to play the guitar . what do you like to do ?')]]
+    )
     with torch.no_grad():
         assert lm(input_ids=ids, labels=ids).loss < 5
 

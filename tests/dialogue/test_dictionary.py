@@ -25,10 +25,24 @@ def test_text_comes_back(dictionaries, text):
         assert not {NULL_ID, START_ID, *dictionary.tokenizer.all_special_ids} & set(ids)
 
 
-@pytest.mark.parametrize('text', [
-    'hello there', "do n't you ?", 'a . b , c !', 'привет мир', '你好 世界', 'مرحبا', '👍🏽 ok 👩‍👩‍👧', 'a\u200bb', 'tab\x07bell', '</s>', '<pad> <s>',
-    'Q: R: context:', 'w' * 3000,
-])
+@pytest.mark.parametrize(
+    'text',
+    [
+        'hello there',
+        "do n't you ?",
+        'a . b , c !',
+        'привет мир',
+        '你好 世界',
+        'مرحبا',
+        '👍🏽 ok 👩‍👩‍👧',
+        'a\u200bb',
+        'tab\x07bell',
+        '</s>',
+        '<pad> <s>',
+        'Q: R: context:',
+        'w' * 3000,
+    ],
+)
 def test_odd_text_comes_back(dictionary, text):
     assert dictionary.vec2txt(dictionary.txt2vec(text)) == text
 
@@ -71,7 +85,11 @@ def test_looks_up_both_ways(dictionary):
     assert (dictionary['__null__'], dictionary['__start__']) == (NULL_ID, START_ID)
     assert (dictionary[NULL_ID], dictionary[START_ID]) == ('__null__', '__start__')
     for token_id in (0, 5, len(dictionary) - 1):
-        assert dictionary[dictionary[token_id]] == token_id and token_id in dictionary and dictionary[token_id] in dictionary
+        assert (
+            dictionary[dictionary[token_id]] == token_id
+            and token_id in dictionary
+            and dictionary[token_id] in dictionary
+        )
     assert dictionary[dictionary.end_token] == dictionary.eos
     assert len(dictionary) not in dictionary and -1 not in dictionary and 'no such token' not in dictionary
     assert None not in dictionary

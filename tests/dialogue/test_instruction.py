@@ -5,7 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spt_parlai.dialogue.instruction import (
-    BEGIN, Instruction, chat_messages, cut_to_fit, ever_shorter, first_turn_of, instructed_context, without_system,
+    BEGIN,
+    Instruction,
+    chat_messages,
+    cut_to_fit,
+    ever_shorter,
+    first_turn_of,
+    instructed_context,
+    without_system,
 )
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import build_context, render
@@ -14,7 +21,10 @@ THEIRS, OWN = (lambda text: Turn(text, False)), (lambda text: Turn(text, True))
 DIALOGUE = Dialogue(['i ski.', 'i like tea.'], [THEIRS('hello'), OWN('hi'), THEIRS('how are you ?')])
 EXAMPLES = [Dialogue(['i run.'], [THEIRS('bye'), OWN('bye bye')]), Dialogue([], [OWN('yes ?'), THEIRS('no')])]
 TELL = Instruction('reply .', EXAMPLES)
-TURNS = st.lists(st.builds(Turn, st.sampled_from(['hello', 'i am fine , thanks .', 'what do you do ?', 'w' * 40]), st.booleans()), max_size=6)
+TURNS = st.lists(
+    st.builds(Turn, st.sampled_from(['hello', 'i am fine , thanks .', 'what do you do ?', 'w' * 40]), st.booleans()),
+    max_size=6,
+)
 DIALOGUES = st.builds(Dialogue, st.lists(st.just('i have a dog.'), max_size=3), TURNS)
 
 
@@ -40,7 +50,10 @@ def test_examples_give_way_before_any_turn_and_turns_before_the_instruction(dict
         assert cut.ids == left.ids and cut.length == len(full.ids)
     shorter = told(dictionary, DIALOGUE, limit=len(bare.ids) - 1)
     text = dictionary.tokenizer.decode(shorter.ids[1:])
-    assert text == 'reply . given persona: i ski. i like tea.; context: R: hi Q: how are you ? R:' and shorter.length == len(full.ids)
+    assert (
+        text == 'reply . given persona: i ski. i like tea.; context: R: hi Q: how are you ? R:'
+        and shorter.length == len(full.ids)
+    )
 
 
 @pytest.mark.parametrize('most, turns, sentences', [(99, 4, 2), (6, 4, 2), (5, 2, 2), (4, 2, 2), (3, 2, 1), (2, 2, 0)])
@@ -67,20 +80,35 @@ def test_a_text_is_never_above_the_limit_and_grows_by_its_end(dictionaries, dial
         assert more.ids[: len(full.ids)] == full.ids
 
 
-@pytest.mark.parametrize('text, first', [
-    ('hi there Q: who ? R: me', 'hi there'), ('hi\nthere', 'hi'), ('hi R: there', 'hi'), (' hi . ', 'hi .'), ('', ''), ('Q: hi', ''),
-])
+@pytest.mark.parametrize(
+    'text, first',
+    [
+        ('hi there Q: who ? R: me', 'hi there'),
+        ('hi\nthere', 'hi'),
+        ('hi R: there', 'hi'),
+        (' hi . ', 'hi .'),
+        ('', ''),
+        ('Q: hi', ''),
+    ],
+)
 def test_a_reply_ends_where_another_turn_begins(text, first):
     assert first_turn_of(text) == first
 
 
 def test_as_messages():
     system, *turns = chat_messages(DIALOGUE, TELL)
-    assert system == {'role': 'system', 'content': (
-        'reply .\n\nExample of a conversation:\nYour persona: i run.\nPartner: bye\nYou: bye bye\n\n'
-        'Example of a conversation:\nYou: yes ?\nPartner: no\n\nYour persona: i ski. i like tea.'
-    )}
-    assert [(m['role'], m['content']) for m in turns] == [('user', 'hello'), ('assistant', 'hi'), ('user', 'how are you ?')]
+    assert system == {
+        'role': 'system',
+        'content': (
+            'reply .\n\nExample of a conversation:\nYour persona: i run.\nPartner: bye\nYou: bye bye\n\n'
+            'Example of a conversation:\nYou: yes ?\nPartner: no\n\nYour persona: i ski. i like tea.'
+        ),
+    }
+    assert [(m['role'], m['content']) for m in turns] == [
+        ('user', 'hello'),
+        ('assistant', 'hi'),
+        ('user', 'how are you ?'),
+    ]
 
 
 @settings(max_examples=60, deadline=None)

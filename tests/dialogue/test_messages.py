@@ -9,33 +9,51 @@ from spt_parlai.dialogue.messages import OWN_PERSONA, PARTNER_PERSONA, SILENCE, 
 quick = settings(max_examples=60, deadline=None)
 
 
-@pytest.mark.parametrize('text, persona, utterance', [
-    ('hello', [], 'hello'),
-    ('your persona: i like tea.\nyour persona: i am tall.\nhi', ['i like tea.', 'i am tall.'], 'hi'),
-    ("partner's persona: i am shy.\nhello", [], 'hello'),
-    ("your persona: i ski.\npartner's persona: i swim.\nyour persona: i run.\n__SILENCE__", ['i ski.', 'i run.'], ''),
-    ('one\ntwo', [], 'one two'),
-    ('  hello \t  you \r\n', [], 'hello you'),
-    ('your persona:\nhi', [], 'hi'),
-    ('my note: your persona: not one', [], 'my note: your persona: not one'),
-    ('', [], ''), ('   ', [], ''), ('\n\n', [], ''), (SILENCE, [], ''), (None, [], ''),
-    ('i said __SILENCE__ to him', [], 'i said __SILENCE__ to him'),
-    ('</s> Q: R: <pad>', [], '</s> Q: R: <pad>'),
-])
+@pytest.mark.parametrize(
+    'text, persona, utterance',
+    [
+        ('hello', [], 'hello'),
+        ('your persona: i like tea.\nyour persona: i am tall.\nhi', ['i like tea.', 'i am tall.'], 'hi'),
+        ("partner's persona: i am shy.\nhello", [], 'hello'),
+        (
+            "your persona: i ski.\npartner's persona: i swim.\nyour persona: i run.\n__SILENCE__",
+            ['i ski.', 'i run.'],
+            '',
+        ),
+        ('one\ntwo', [], 'one two'),
+        ('  hello \t  you \r\n', [], 'hello you'),
+        ('your persona:\nhi', [], 'hi'),
+        ('my note: your persona: not one', [], 'my note: your persona: not one'),
+        ('', [], ''),
+        ('   ', [], ''),
+        ('\n\n', [], ''),
+        (SILENCE, [], ''),
+        (None, [], ''),
+        ('i said __SILENCE__ to him', [], 'i said __SILENCE__ to him'),
+        ('</s> Q: R: <pad>', [], '</s> Q: R: <pad>'),
+    ],
+)
 def test_splits_a_message(text, persona, utterance):
     assert split_message(text) == (persona, utterance)
 
 
 @quick
-@given(st.lists(st.sampled_from([OWN_PERSONA, PARTNER_PERSONA, '']).flatmap(
-    lambda start: st.text(st.characters(exclude_categories=['Cs']), max_size=12).map(lambda text: f'{start} {text}')
-), max_size=5))
+@given(
+    st.lists(
+        st.sampled_from([OWN_PERSONA, PARTNER_PERSONA, '']).flatmap(
+            lambda start: st.text(st.characters(exclude_categories=['Cs']), max_size=12).map(
+                lambda text: f'{start} {text}'
+            )
+        ),
+        max_size=5,
+    )
+)
 def test_nothing_said_is_lost(lines):
     persona, utterance = split_message('\n'.join(lines))
     for line in '\n'.join(lines).split('\n'):
         text = clean(line)
         if text.startswith(OWN_PERSONA):
-            rest = clean(text[len(OWN_PERSONA):])
+            rest = clean(text[len(OWN_PERSONA) :])
             assert not rest or rest in persona
         elif not text.startswith(PARTNER_PERSONA):
             assert text in utterance

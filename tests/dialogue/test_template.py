@@ -10,10 +10,32 @@ from spt_parlai.dialogue.template import REPLY, build_context, render
 quick = settings(max_examples=60, deadline=None)
 
 # words of the corpus, odd scripts, and what looks like a marker or a special token
-WORDS = st.sampled_from([
-    'hello', 'how', 'are', 'you', '?', 'Q:', 'R:', 'context:', 'given persona:', '</s>', '<s>', '<pad>', '<unk>', '▁', 'Ġ',
-    'привет', '你好', 'مرحبا', '😀', '\u200b', '\x07', 'w' * 60,
-]) | st.text(st.characters(exclude_categories=['Cs', 'Zs', 'Zl', 'Zp', 'Cc']), min_size=1, max_size=6)
+WORDS = st.sampled_from(
+    [
+        'hello',
+        'how',
+        'are',
+        'you',
+        '?',
+        'Q:',
+        'R:',
+        'context:',
+        'given persona:',
+        '</s>',
+        '<s>',
+        '<pad>',
+        '<unk>',
+        '▁',
+        'Ġ',
+        'привет',
+        '你好',
+        'مرحبا',
+        '😀',
+        '\u200b',
+        '\x07',
+        'w' * 60,
+    ]
+) | st.text(st.characters(exclude_categories=['Cs', 'Zs', 'Zl', 'Zp', 'Cc']), min_size=1, max_size=6)
 SENTENCES = st.lists(WORDS, min_size=1, max_size=6).map(' '.join)
 PERSONAS = st.lists(SENTENCES, max_size=4)
 TURNS = st.lists(st.builds(Turn, SENTENCES, st.booleans()), max_size=7)
@@ -25,11 +47,13 @@ def context(dictionary, dialogue, limit=None):
 
 
 def ends_with(ids, end):
-    return ids[len(ids) - len(end):] == tuple(end)
+    return ids[len(ids) - len(end) :] == tuple(end)
 
 
 def test_is_the_template_of_section_4_1(dictionary):
-    dialogue = Dialogue(['i like tea.', 'i have a dog.'], [Turn('hello', False), Turn('hi', True), Turn('how are you ?', False)])
+    dialogue = Dialogue(
+        ['i like tea.', 'i have a dog.'], [Turn('hello', False), Turn('hi', True), Turn('how are you ?', False)]
+    )
     built = context(dictionary, dialogue)
     assert built.text == 'given persona: i like tea. i have a dog.; context: Q: hello R: hi Q: how are you ? R:'
     assert dictionary.tokenizer.decode(built.ids[1:]) == built.text
@@ -78,7 +102,7 @@ def test_a_context_and_its_reply_are_a_prefix_of_the_next_context(dictionaries, 
             else:
                 dialogue.observe(text)
             now = context(dictionary, dialogue).ids
-            assert now[:len(seen)] == seen
+            assert now[: len(seen)] == seen
 
 
 @quick
@@ -97,7 +121,7 @@ def test_what_is_kept_is_the_newest(dictionaries, dialogue, limit):
         if len(kept.turns) > 1:  # more than one kept: all of them and the persona are whole
             assert cut.ids == whole.ids
         if len(kept.turns) < len(dialogue.turns):  # and one more would not have fitted
-            more = Dialogue(dialogue.persona, dialogue.turns[-len(kept.turns) - 1:])
+            more = Dialogue(dialogue.persona, dialogue.turns[-len(kept.turns) - 1 :])
             assert len(context(dictionary, more).ids) > limit
         assert cut.length == full.length
 
@@ -107,7 +131,9 @@ def test_an_utterance_above_the_limit_keeps_its_end(dictionary):
     cut = context(dictionary, Dialogue(['i ski.'], [Turn('hello', False), Turn(words, False)]), 60)
     text = dictionary.tokenizer.decode(cut.ids[1:])
     assert len(cut.ids) == 60 and cut.length > 400
-    assert text.startswith('given persona: i ski.; context: Q:') and text.endswith('w198 w199 R:') and 'hello' not in text
+    assert (
+        text.startswith('given persona: i ski.; context: Q:') and text.endswith('w198 w199 R:') and 'hello' not in text
+    )
 
 
 def test_a_persona_above_the_limit_keeps_its_beginning(dictionary):

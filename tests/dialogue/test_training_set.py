@@ -43,5 +43,8 @@ def test_a_chat_has_no_training_set_of_its_own(task):
 
 def test_in_order():
     dialogue = Dialogue(['p'], [Turn('a', False), Turn('b', True), Turn('a', False), Turn('c', True)])
-    assert all(has_in_order(dialogue, texts) for texts in ([], ['a'], ['a', 'b'], ['b', 'c'], ['a', 'a', 'c'], ['a', 'b', 'a', 'c']))
+    assert all(
+        has_in_order(dialogue, texts)
+        for texts in ([], ['a'], ['a', 'b'], ['b', 'c'], ['a', 'a', 'c'], ['a', 'b', 'a', 'c'])
+    )
     assert not any(has_in_order(dialogue, texts) for texts in (['d'], ['b', 'b'], ['c', 'a'], ['a', 'a', 'a'], ['p']))

@@ -49,12 +49,19 @@ def test_a_cut_context_begins_a_row():
 def episode():
     return [
         Message(text='your persona: i ski.\nhello', labels=['hi'], label_candidates=['hi', 'no']),
-        Message(text='how are you ?', labels=['fine', 'well']), Message(text='bye', labels=None),
+        Message(text='how are you ?', labels=['fine', 'well']),
+        Message(text='bye', labels=None),
     ]
 
 
 def mutate(messages, **options):
-    opt = {'training_loop': True, 'datatype': 'train', 'dialogue_packing': True, 'mutators': 'whole_dialogue', **options}
+    opt = {
+        'training_loop': True,
+        'datatype': 'train',
+        'dialogue_packing': True,
+        'mutators': 'whole_dialogue',
+        **options,
+    }
     return list(WholeDialogue(opt)([Message({**m, 'episode_done': m is messages[-1]}) for m in messages]))
 
 
@@ -62,15 +69,25 @@ def test_an_episode_becomes_one_message():
     (message,) = mutate(episode())
     assert message['episode_done'] is True and message['labels'] == ['hi'] and 'label_candidates' not in message
     assert message[FIELD] == [
-        {'text': 'your persona: i ski.\nhello', 'labels': ['hi']}, {'text': 'how are you ?', 'labels': ['fine', 'well']},
+        {'text': 'your persona: i ski.\nhello', 'labels': ['hi']},
+        {'text': 'how are you ?', 'labels': ['fine', 'well']},
         {'text': 'bye', 'labels': None},
     ]
 
 
-@pytest.mark.parametrize('options', [
-    {'training_loop': False}, {'datatype': 'valid'}, {'datatype': 'test'}, {'datatype': 'train:evalmode'}, {'dialogue_packing': False},
-    {'use_reply': 'model'}, {'mutators': None},
-], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'training_loop': False},
+        {'datatype': 'valid'},
+        {'datatype': 'test'},
+        {'datatype': 'train:evalmode'},
+        {'dialogue_packing': False},
+        {'use_reply': 'model'},
+        {'mutators': None},
+    ],
+    ids=str,
+)
 def test_other_episodes_stay(options):
     messages = mutate(episode(), **options)
     assert [m['text'] for m in messages] == [m['text'] for m in episode()]

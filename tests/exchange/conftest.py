@@ -8,6 +8,7 @@ import pytest
 import torch
 from checkpoints import make_tensors
 
+
 @pytest.fixture
 def tensors():
     return make_tensors()
@@ -16,6 +17,7 @@ def tensors():
 @pytest.fixture
 def save_deepspeed(monkeypatch):
     """save(folder, tensors) → folder, laid out as `save_checkpoint(folder, tag='best')` does."""
+
     def save(folder, tensors, **more):
         with monkeypatch.context() as patch:
             module = ModuleType('deepspeed.runtime.fp16.loss_scaler')
@@ -25,8 +27,12 @@ def save_deepspeed(monkeypatch):
             scaler = module.LossScaler()
             scaler.cur_scale = 65536.0
             states = {
-                'module': {'model.lm_head.weight': torch.zeros(50, 4), **tensors}, 'optimizer': {'loss_scaler': scaler},
-                'args': argparse.Namespace(lr=0.01), 'ds_version': '0.10.0', 'param_shapes': [{'a': torch.Size([2])}], **more,
+                'module': {'model.lm_head.weight': torch.zeros(50, 4), **tensors},
+                'optimizer': {'loss_scaler': scaler},
+                'args': argparse.Namespace(lr=0.01),
+                'ds_version': '0.10.0',
+                'param_shapes': [{'a': torch.Size([2])}],
+                **more,
             }
             (folder / 'best').mkdir(parents=True)
             (folder / 'latest').write_text('best')

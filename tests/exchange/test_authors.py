@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import D, K, L, PROMPT, make_tensors
+from checkpoints import PROMPT, D, K, L, make_tensors
 from integration.helpers import SAMPLE, evaluate, train
 from parlai.core.agents import create_agent_from_model_file
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from spt_parlai.training.checkpoint import load_states
 from spt_parlai.cli import app
 from spt_parlai.errors import UsageError
 from spt_parlai.exchange.authors import import_authors, read_authors
+from spt_parlai.training.checkpoint import load_states
 
 SHARED = os.environ.get('SPT_SHARED_DATA')
 
@@ -39,6 +39,7 @@ def refusal(source):
 
 
 # ---- reading ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('below', ['', 'ds_ckpt', 'ds_ckpt/best', 'ds_ckpt/best/mp_rank_00_model_states.pt'])
@@ -62,7 +63,9 @@ def test_latest_decides_between_folders(tmp_path, save_deepspeed, tensors):
 @pytest.mark.parametrize('name', ['x.pt', 'x.bin', 'x.safetensors'])
 def test_single_files_and_prefixes(tmp_path, tensors, name, prefix):
     prefixed = {prefix + key: value for key, value in tensors.items()}
-    save_file(prefixed, tmp_path / name) if name.endswith('s') else torch.save({'state_dict': prefixed}, tmp_path / name)
+    save_file(prefixed, tmp_path / name) if name.endswith('s') else torch.save(
+        {'state_dict': prefixed}, tmp_path / name
+    )
     same(read_authors(tmp_path / name), tensors)
 
 
@@ -72,19 +75,31 @@ def test_more_than_ten_prompts_keep_their_order(tmp_path):
     same(read_authors(tmp_path / 'x.pt'), tensors)
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda t: t.pop(PROMPT.format(1)), 'holds models.2 but not models.1'),
-    (lambda t: t.pop(PROMPT.format(0)), 'holds models.2 but not models.0'),
-    (lambda t: [t.pop(PROMPT.format(i)) for i in range(3)], 'holds no soft prompts'),
-    (lambda t: t.update({PROMPT.format(1): torch.ones(5, D)}), 'models.1 has a prompt of shape [5, 16] and models.0 one of [2, 16]'),
-    (lambda t: t.update({PROMPT.format(2): torch.ones(D)}), 'models.2 has a prompt of shape [16]'),
-    (lambda t: t.update({PROMPT.format(10**8): torch.ones(L, D)}), 'but not models.3'),
-    (lambda t: t.update({'prompt_normalizer.weight': torch.ones(4, D)}), 'prompt_normalizer.weight is of shape [4, 16], not [16, 16]'),
-    (lambda t: t.update({'prompt_normalizer.bias': torch.ones(4)}), 'prompt_normalizer.bias is of shape [4], not [16]'),
-    (lambda t: t.update({PROMPT.format(1): torch.full((L, D), float('nan'))}), 'no finite numbers'),
-    (lambda t: t.update({'ema.' + PROMPT.format(1): torch.ones(L, D)}), f'holds both {PROMPT.format(1)} and ema.'),
-    (lambda t: t.update({name: torch.ones(0) for name in t}), 'zero_to_fp32.py'),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda t: t.pop(PROMPT.format(1)), 'holds models.2 but not models.1'),
+        (lambda t: t.pop(PROMPT.format(0)), 'holds models.2 but not models.0'),
+        (lambda t: [t.pop(PROMPT.format(i)) for i in range(3)], 'holds no soft prompts'),
+        (
+            lambda t: t.update({PROMPT.format(1): torch.ones(5, D)}),
+            'models.1 has a prompt of shape [5, 16] and models.0 one of [2, 16]',
+        ),
+        (lambda t: t.update({PROMPT.format(2): torch.ones(D)}), 'models.2 has a prompt of shape [16]'),
+        (lambda t: t.update({PROMPT.format(10**8): torch.ones(L, D)}), 'but not models.3'),
+        (
+            lambda t: t.update({'prompt_normalizer.weight': torch.ones(4, D)}),
+            'prompt_normalizer.weight is of shape [4, 16], not [16, 16]',
+        ),
+        (
+            lambda t: t.update({'prompt_normalizer.bias': torch.ones(4)}),
+            'prompt_normalizer.bias is of shape [4], not [16]',
+        ),
+        (lambda t: t.update({PROMPT.format(1): torch.full((L, D), float('nan'))}), 'no finite numbers'),
+        (lambda t: t.update({'ema.' + PROMPT.format(1): torch.ones(L, D)}), f'holds both {PROMPT.format(1)} and ema.'),
+        (lambda t: t.update({name: torch.ones(0) for name in t}), 'zero_to_fp32.py'),
+    ],
+)
 def test_what_does_not_fit_is_one_sentence(tmp_path, tensors, change, words):
     change(tensors)
     torch.save(tensors, tmp_path / 'x.pt')
@@ -104,6 +119,7 @@ def test_folders_without_a_checkpoint_are_refused(tmp_path, save_deepspeed, tens
 
 
 # ---- import ----------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(params=['opt', 'llama'])
 def llm(request, tiny_llms):
@@ -193,7 +209,9 @@ def test_import_computes_what_the_authors_code_computed(tmp_path):
     )
     with torch.no_grad():
         prediction = model(contexts, targets)
-    torch.testing.assert_close(prediction.scores, torch.tensor([e['scores'] for e in golden['examples']]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        prediction.scores, torch.tensor([e['scores'] for e in golden['examples']]), rtol=1e-5, atol=1e-5
+    )
     nll = torch.stack([-prediction.log_probs[:, prediction.example == n].mean(1) for n in range(len(contexts))], 1)
     torch.testing.assert_close(nll, torch.tensor(golden['nll']), rtol=1e-5, atol=1e-5)
     assert evaluate(tmp_path / 'model', num_examples=4, task=SAMPLE)['exs'] == 4

@@ -16,10 +16,10 @@ from peft import PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from spt_parlai.training.checkpoint import describe, load_states, save_states
 from spt_parlai.cli import app
 from spt_parlai.errors import UsageError
 from spt_parlai.exchange.peft_adapter import export_peft, read_adapter
+from spt_parlai.training.checkpoint import describe, load_states, save_states
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 FILES = ['adapter_config.json', 'adapter_model.safetensors']
@@ -30,6 +30,7 @@ HUB_ID = 'nobody/has-this-model'
 @pytest.fixture
 def checkpoint(tmp_path):
     """checkpoint(family, **description) → (model file, its SptModel): K = 3, L = 2, around an LLM found nowhere on disk."""
+
     def make(family, **description):
         model, _ = build(tiny_lm(family))
         states = {'model': model.state_dict(), 'spt': {**describe({'llm': HUB_ID}, model.llm, model), **description}}
@@ -44,19 +45,20 @@ def our_logits(model, prompt, ids):
     """[T, V] after [sp ; ids]."""
     words = model.llm.embed(torch.tensor(ids))
     rows = torch.cat([model.soft_prompts.tokens[prompt], words])[None]
-    return model.llm.logits_at(rows, torch.arange(rows.shape[1]))[-len(ids):]
+    return model.llm.logits_at(rows, torch.arange(rows.shape[1]))[-len(ids) :]
 
 
 # ---- the same model in both ------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('family', [family for family in FAMILIES if family != 'opt-350m'])
 def test_same_logits(checkpoint, tmp_path, family):
     model_file, model = checkpoint(family)
-    folder, = export_peft(model_file, tmp_path / 'adapter', prompt=1)
+    (folder,) = export_peft(model_file, tmp_path / 'adapter', prompt=1)
     theirs = PeftModel.from_pretrained(tiny_lm(family).eval(), folder)
     for ids in draw([9, 3]):
         with torch.no_grad():
-            logits = theirs(input_ids=torch.tensor([ids])).logits[0, -len(ids):]
+            logits = theirs(input_ids=torch.tensor([ids])).logits[0, -len(ids) :]
         torch.testing.assert_close(logits, our_logits(model, 1, ids), **CLOSE)
         assert not torch.allclose(logits, our_logits(model, 0, ids), atol=1e-3)
 
@@ -64,7 +66,7 @@ def test_same_logits(checkpoint, tmp_path, family):
 @pytest.mark.parametrize('family', ['opt', 'llama'])
 def test_same_logits_in_a_padded_batch_and_the_same_reply(checkpoint, tmp_path, family):
     model_file, model = checkpoint(family)
-    folder, = export_peft(model_file, tmp_path / 'adapter', prompt=2)
+    (folder,) = export_peft(model_file, tmp_path / 'adapter', prompt=2)
     theirs = PeftModel.from_pretrained(tiny_lm(family).eval(), folder)
     rows = draw([8, 5])
     ids = torch.tensor([rows[0], rows[1] + [0] * 3])
@@ -72,7 +74,12 @@ def test_same_logits_in_a_padded_batch_and_the_same_reply(checkpoint, tmp_path, 
     with torch.no_grad():
         logits = theirs(input_ids=ids, attention_mask=mask).logits[:, 2:]
         reply = theirs.generate(
-            input_ids=ids[:1], attention_mask=mask[:1], max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=None,
+            input_ids=ids[:1],
+            attention_mask=mask[:1],
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            eos_token_id=None,
         )[0, 8:].tolist()
     for n, row in enumerate(rows):
         torch.testing.assert_close(logits[n, : len(row)], our_logits(model, 2, row), **CLOSE)
@@ -90,22 +97,30 @@ def test_same_logits_around_a_real_llm(tmp_path, name):
     llm = str(Path(SHARED) / 'models' / name)
     train(tmp_path / 'model', llm, max_train_steps=1)
     agent = create_agent_from_model_file(str(tmp_path / 'model'))
-    ids = [*agent.dict.txt2vec('given persona: i like tea.; context: Q: hello ! R:'), *agent.dict.txt2vec('hi , how are you ?')]
+    ids = [
+        *agent.dict.txt2vec('given persona: i like tea.; context: Q: hello ! R:'),
+        *agent.dict.txt2vec('hi , how are you ?'),
+    ]
     for i, folder in enumerate(export_peft(tmp_path / 'model', tmp_path / 'adapters')):
-        base = AutoModelForCausalLM.from_pretrained(json.loads((folder / FILES[0]).read_text())['base_model_name_or_path'])
+        base = AutoModelForCausalLM.from_pretrained(
+            json.loads((folder / FILES[0]).read_text())['base_model_name_or_path']
+        )
         with torch.no_grad():
-            logits = PeftModel.from_pretrained(base, folder)(input_ids=torch.tensor([ids])).logits[0, -len(ids):]
+            logits = PeftModel.from_pretrained(base, folder)(input_ids=torch.tensor([ids])).logits[0, -len(ids) :]
         torch.testing.assert_close(logits, our_logits(agent.bare_model, i, ids), **CLOSE)
 
 
 def test_an_input_projection_is_refused(checkpoint, tmp_path):
     model_file, _ = checkpoint('opt-350m')
-    with pytest.raises(UsageError, match=f'--llm {HUB_ID} projects word embeddings 16 wide to the prompts. 32') as error:
+    with pytest.raises(
+        UsageError, match=f'--llm {HUB_ID} projects word embeddings 16 wide to the prompts. 32'
+    ) as error:
         export_peft(model_file, tmp_path / 'adapter')
     assert '\n' not in str(error.value) and not (tmp_path / 'adapter').exists()
 
 
 # ---- what is written -------------------------------------------------------------------------------------
+
 
 def test_command_writes_every_prompt_of_a_trained_model(tmp_path, tiny_llms):
     train(tmp_path / 'model', tiny_llms.opt, max_train_steps=1)
@@ -118,13 +133,18 @@ def test_command_writes_every_prompt_of_a_trained_model(tmp_path, tiny_llms):
         assert sorted(os.listdir(folder)) == FILES
         config = PromptTuningConfig.from_pretrained(folder)
         assert (config.base_model_name_or_path, config.task_type, config.revision) == (tiny_llms.opt, 'CAUSAL_LM', None)
-        assert (config.num_virtual_tokens, config.token_dim, config.num_layers, config.num_attention_heads) == (2, 16, 2, 2)
+        assert (config.num_virtual_tokens, config.token_dim, config.num_layers, config.num_attention_heads) == (
+            2,
+            16,
+            2,
+            2,
+        )
         assert torch.equal(read_adapter(folder), tokens[i])
 
 
 def test_the_carried_llm_is_named_by_its_folder(checkpoint, tmp_path):
     model_file, _ = checkpoint('opt', llm='demo', llm_revision='abc')
-    folder, = export_peft(model_file, tmp_path / 'adapter', prompt=0)
+    (folder,) = export_peft(model_file, tmp_path / 'adapter', prompt=0)
     config = PromptTuningConfig.from_pretrained(folder)
     assert os.path.isfile(os.path.join(config.base_model_name_or_path, 'config.json')) and config.revision == 'abc'
 
@@ -165,7 +185,12 @@ _attempts = None  # a list while connections are forbidden
 
 
 def _forbid(event, args):
-    if _attempts is not None and event in ('socket.connect', 'socket.getaddrinfo', 'socket.gethostbyname', 'socket.sendto'):
+    if _attempts is not None and event in (
+        'socket.connect',
+        'socket.getaddrinfo',
+        'socket.gethostbyname',
+        'socket.sendto',
+    ):
         _attempts.append((event, args))
         raise OSError(f'no network here: {event}')
 

@@ -7,16 +7,16 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import D, K, L, PROMPT
+from checkpoints import PROMPT, D, K, L
 from integration.helpers import train
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from spt_parlai.training.checkpoint import load_states
 from spt_parlai.errors import UsageError
 from spt_parlai.exchange.peft_adapter import export_peft
 from spt_parlai.exchange.prompts import read_prompts
+from spt_parlai.training.checkpoint import load_states
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,11 @@ def test_a_checkpoint_of_the_authors(tmp_path, save_deepspeed, tensors):
     del tensors['prompt_normalizer.bias']  # a retriever is not asked for
     save_deepspeed(tmp_path / 'theirs', tensors)
     save_file(tensors, tmp_path / 'theirs.safetensors')
-    for path in (tmp_path / 'theirs', tmp_path / 'theirs' / 'best' / 'mp_rank_00_model_states.pt', tmp_path / 'theirs.safetensors'):
+    for path in (
+        tmp_path / 'theirs',
+        tmp_path / 'theirs' / 'best' / 'mp_rank_00_model_states.pt',
+        tmp_path / 'theirs.safetensors',
+    ):
         assert torch.equal(read_prompts(path), expected)
 
 
@@ -62,19 +66,24 @@ def test_what_export_wrote_comes_back(trained, adapters):
 @pytest.mark.parametrize('safe', [True, False])
 def test_what_peft_wrote(tmp_path, tiny_llms, safe):
     theirs = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_llms.opt), PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=5)
+        AutoModelForCausalLM.from_pretrained(tiny_llms.opt),
+        PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=5),
     )
     theirs.save_pretrained(tmp_path)
     if not safe:  # as peft wrote it before safetensors
         (tmp_path / 'adapter_model.safetensors').unlink()
-        torch.save({'prompt_embeddings': theirs.prompt_encoder.default.embedding.weight.data}, tmp_path / 'adapter_model.bin')
+        torch.save(
+            {'prompt_embeddings': theirs.prompt_encoder.default.embedding.weight.data}, tmp_path / 'adapter_model.bin'
+        )
     assert torch.equal(read_prompts(tmp_path)[0], theirs.prompt_encoder.default.embedding.weight)
 
 
 def test_ten_adapters_keep_their_order(tmp_path, adapters):
     for i in range(3, 11):
         shutil.copytree(adapters / 'prompt_0', adapters / f'prompt_{i}')
-        save_file({'prompt_embeddings': torch.full((L, D), float(i))}, adapters / f'prompt_{i}' / 'adapter_model.safetensors')
+        save_file(
+            {'prompt_embeddings': torch.full((L, D), float(i))}, adapters / f'prompt_{i}' / 'adapter_model.safetensors'
+        )
     assert read_prompts(adapters)[3:, 0, 0].tolist() == list(range(3, 11))
 
 

@@ -65,9 +65,15 @@ def test_plain_data_in_a_file_without_an_index(tmp_path):
     assert torch.equal(read_tensors(tmp_path / 'old.pt', EVERYTHING)['w'], torch.ones(2))
 
 
-@pytest.mark.parametrize('nest', [
-    lambda s: s, lambda s: {'module': s}, lambda s: {'state_dict': s, 'n': 1}, lambda s: {'state_dict': {'module': s}},
-])
+@pytest.mark.parametrize(
+    'nest',
+    [
+        lambda s: s,
+        lambda s: {'module': s},
+        lambda s: {'state_dict': s, 'n': 1},
+        lambda s: {'state_dict': {'module': s}},
+    ],
+)
 def test_finds_the_state_dict(tmp_path, nest):
     torch.save(nest({'a.w': torch.ones(2), 'b.w': torch.zeros(2), 3: torch.ones(1), 'a.n': 5}), tmp_path / 'file.pt')
     assert list(read_tensors(tmp_path / 'file.pt', re.compile('^a'))) == ['a.w']
@@ -87,11 +93,11 @@ def test_tensors_without_values_are_no_tensors(tmp_path):
 
 def test_outlives_its_file(tmp_path):
     """The file is mapped, not read: what is kept must be a copy."""
-    torch.save({'w': torch.arange(5000.)}, tmp_path / 'file.pt')
+    torch.save({'w': torch.arange(5000.0)}, tmp_path / 'file.pt')
     kept = read_tensors(tmp_path / 'file.pt', EVERYTHING)['w']
     with open(tmp_path / 'file.pt', 'r+b') as file:
         file.write(bytes((tmp_path / 'file.pt').stat().st_size))
-    assert torch.equal(kept, torch.arange(5000.))
+    assert torch.equal(kept, torch.arange(5000.0))
 
 
 def test_safetensors(tmp_path):

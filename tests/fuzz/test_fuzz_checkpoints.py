@@ -16,27 +16,61 @@ from hypothesis import strategies as st
 from parlai.core.message import Message
 from parlai.scripts.train_model import TrainLoop, TrainModel
 
+from spt_parlai.errors import UsageError
 from spt_parlai.training import resume
 from spt_parlai.training.checkpoint import load_states
-from spt_parlai.errors import UsageError
 from spt_parlai.training.seeding import random_state, restore_random_state
 
 OPTIONS = dict(
-    task='spt_parlai.tasks.sample', model='spt_parlai.agents:SptAgent', num_prompts=2, prompt_length=2, text_truncate=40, label_truncate=12,
-    max_new_tokens=4, no_cuda=True, batchsize=2, seed=1, loglevel='error', update_freq=2, warmup_updates=3,
+    task='spt_parlai.tasks.sample',
+    model='spt_parlai.agents:SptAgent',
+    num_prompts=2,
+    prompt_length=2,
+    text_truncate=40,
+    label_truncate=12,
+    max_new_tokens=4,
+    no_cuda=True,
+    batchsize=2,
+    seed=1,
+    loglevel='error',
+    update_freq=2,
+    warmup_updates=3,
 )
-TENSORS = st.sampled_from([
-    lambda: torch.zeros(()), lambda: torch.zeros(3, 0), lambda: torch.full((2, 2, 16), torch.nan), lambda: torch.full((16,), torch.inf),
-    lambda: torch.zeros(2, 2, 16, dtype=torch.int64), lambda: torch.zeros(16, 16, dtype=torch.complex64), lambda: torch.zeros(16, dtype=torch.bool),
-    lambda: torch.zeros(16, 16, dtype=torch.float16), lambda: torch.zeros(16, 16, dtype=torch.float64), lambda: torch.zeros(1).expand(10**6, 10**6),
-    lambda: torch.zeros(1).expand(16, 16), lambda: torch.eye(16).to_sparse(), lambda: torch.zeros(2, 2, 16, device='meta'),
-    lambda: torch.quantize_per_tensor(torch.zeros(16), 1.0, 0, torch.qint8), lambda: torch.zeros(2, 2, 16), lambda: torch.ones(16), lambda: torch.eye(16),
-    lambda: torch.nn.Parameter(torch.zeros(2, 2, 16)),
-]).map(lambda make: make())
-NUMBERS = st.integers(-3, 3) | st.sampled_from([2**31, -2**63, 2**64, 10**4000, -1, True]) | st.floats()
+TENSORS = st.sampled_from(
+    [
+        lambda: torch.zeros(()),
+        lambda: torch.zeros(3, 0),
+        lambda: torch.full((2, 2, 16), torch.nan),
+        lambda: torch.full((16,), torch.inf),
+        lambda: torch.zeros(2, 2, 16, dtype=torch.int64),
+        lambda: torch.zeros(16, 16, dtype=torch.complex64),
+        lambda: torch.zeros(16, dtype=torch.bool),
+        lambda: torch.zeros(16, 16, dtype=torch.float16),
+        lambda: torch.zeros(16, 16, dtype=torch.float64),
+        lambda: torch.zeros(1).expand(10**6, 10**6),
+        lambda: torch.zeros(1).expand(16, 16),
+        lambda: torch.eye(16).to_sparse(),
+        lambda: torch.zeros(2, 2, 16, device='meta'),
+        lambda: torch.quantize_per_tensor(torch.zeros(16), 1.0, 0, torch.qint8),
+        lambda: torch.zeros(2, 2, 16),
+        lambda: torch.ones(16),
+        lambda: torch.eye(16),
+        lambda: torch.nn.Parameter(torch.zeros(2, 2, 16)),
+    ]
+).map(lambda make: make())
+NUMBERS = st.integers(-3, 3) | st.sampled_from([2**31, -(2**63), 2**64, 10**4000, -1, True]) | st.floats()
 VALUES = st.recursive(
-    st.none() | NUMBERS | st.text(max_size=4) | st.binary(max_size=4) | TENSORS | st.sampled_from([torch.float32, torch.Size([2]), {1}, 1j]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(0, 4), inner, max_size=3) | st.lists(inner, max_size=2).map(tuple),
+    st.none()
+    | NUMBERS
+    | st.text(max_size=4)
+    | st.binary(max_size=4)
+    | TENSORS
+    | st.sampled_from([torch.float32, torch.Size([2]), {1}, 1j]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=4) | st.integers(0, 4), inner, max_size=3)
+        | st.lists(inner, max_size=2).map(tuple)
+    ),
     max_leaves=4,
 )
 
@@ -46,7 +80,9 @@ def folder(tiny_llms, tmp_path_factory):
     """A folder with a model file that was saved between two updates of a warm-up."""
     folder = tmp_path_factory.mktemp('fuzz')
     options = dict(OPTIONS, llm=tiny_llms.opt, model_file=str(folder / 'model'))
-    TrainModel.main(**options, max_train_steps=2, validation_every_n_steps=1, validation_max_exs=2, short_final_eval=True)
+    TrainModel.main(
+        **options, max_train_steps=2, validation_every_n_steps=1, validation_max_exs=2, short_final_eval=True
+    )
     loop = TrainLoop(TrainModel.setup_args().parse_kwargs(**options))
     loop.world.parley()
     loop.parleys_done = loop.parleys + 1
@@ -63,7 +99,9 @@ def folder(tiny_llms, tmp_path_factory):
 def resumed(folder, tiny_llms):
     """resumed(bytes): all that a run does with a model file before it trains, and one update."""
     path = folder / 'fuzzed'
-    opt = TrainModel.setup_args().parse_kwargs(**OPTIONS, llm=tiny_llms.opt, model_file=str(folder / 'model'), load_from_checkpoint=False)
+    opt = TrainModel.setup_args().parse_kwargs(
+        **OPTIONS, llm=tiny_llms.opt, model_file=str(folder / 'model'), load_from_checkpoint=False
+    )
     agent = TrainLoop(opt).agent
     heard = agent.observe(Message({'text': 'hi', 'labels': ['hello there'], 'episode_done': True}))
     clean, generators, calls = agent.state_dict(), random_state(), []
@@ -72,7 +110,9 @@ def resumed(folder, tiny_llms):
         for suffix in ('', '.opt', '.dict'):
             shutil.copy(path if not suffix else folder / f'model{suffix}', folder / f'whole{suffix}')
         (folder / 'whole.trainstats').unlink(missing_ok=True)
-        loop = TrainLoop(TrainModel.setup_args().parse_kwargs(**OPTIONS, llm=tiny_llms.opt, model_file=str(folder / 'whole')))
+        loop = TrainLoop(
+            TrainModel.setup_args().parse_kwargs(**OPTIONS, llm=tiny_llms.opt, model_file=str(folder / 'whole'))
+        )
         loop.agent.batch_act([heard])
         loop.agent.batch_act([heard])
 
@@ -122,7 +162,9 @@ def places(value, path=()):
     """Every place in nested dictionaries and lists."""
     if path:
         yield path
-    for key in value if isinstance(value, dict) else range(min(len(value), 3)) if isinstance(value, (list, tuple)) else ():
+    for key in (
+        value if isinstance(value, dict) else range(min(len(value), 3)) if isinstance(value, (list, tuple)) else ()
+    ):
         yield from places(value[key], (*path, key))
 
 
@@ -142,7 +184,11 @@ def test_the_real_one_is_taken(resumed, real):
 
 
 @fuzz
-@given(content=st.binary(max_size=300) | st.binary(max_size=100).map(lambda tail: b'PK\x03\x04' + tail) | st.binary(max_size=100).map(lambda tail: b'\x80\x02' + tail))
+@given(
+    content=st.binary(max_size=300)
+    | st.binary(max_size=100).map(lambda tail: b'PK\x03\x04' + tail)
+    | st.binary(max_size=100).map(lambda tail: b'\x80\x02' + tail)
+)
 def test_any_bytes(resumed, content):
     assert not resumed(content)
 
@@ -154,10 +200,10 @@ def test_a_cut_or_flipped_file(resumed, real, data):
     for _ in range(data.draw(st.integers(0, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     if data.draw(st.booleans()):
-        del content[data.draw(st.integers(0, len(content))):]
+        del content[data.draw(st.integers(0, len(content))) :]
     if data.draw(st.booleans()):
         begin = data.draw(st.integers(0, len(content)))
-        content[begin:begin + data.draw(st.integers(0, 50))] = data.draw(st.binary(max_size=50))
+        content[begin : begin + data.draw(st.integers(0, 50))] = data.draw(st.binary(max_size=50))
     resumed(bytes(content))
 
 
@@ -189,11 +235,21 @@ class Payload:
 
 
 def payloads(mark: str):
-    return st.sampled_from([
-        (os.mkdir, (mark,)), (os.system, (f'mkdir {mark}',)), (eval, (f'__import__("os").mkdir({mark!r})',)), (exec, (f'import os; os.mkdir({mark!r})',)),
-        (getattr, (Path(mark), 'mkdir')), (map, (os.mkdir, [mark])), (torch.load, (mark,)), (torch.hub.load, (mark, 'x')), (open, (mark, 'w')),
-        (__import__, ('antigravity',)), (pickle.loads, (pickle.dumps(Payload((os.mkdir, (mark,)))),)),
-    ]).map(Payload)
+    return st.sampled_from(
+        [
+            (os.mkdir, (mark,)),
+            (os.system, (f'mkdir {mark}',)),
+            (eval, (f'__import__("os").mkdir({mark!r})',)),
+            (exec, (f'import os; os.mkdir({mark!r})',)),
+            (getattr, (Path(mark), 'mkdir')),
+            (map, (os.mkdir, [mark])),
+            (torch.load, (mark,)),
+            (torch.hub.load, (mark, 'x')),
+            (open, (mark, 'w')),
+            (__import__, ('antigravity',)),
+            (pickle.loads, (pickle.dumps(Payload((os.mkdir, (mark,)))),)),
+        ]
+    ).map(Payload)
 
 
 @fuzz

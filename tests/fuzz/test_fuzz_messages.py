@@ -14,32 +14,100 @@ from spt_parlai.errors import UsageError
 CHARACTERS = st.characters() | st.characters(categories=['Cs', 'Cc', 'Cf', 'Zs', 'Zl', 'Zp', 'Mn', 'Co'])
 PARTS = st.one_of(
     st.text(CHARACTERS, max_size=30),
-    st.sampled_from([
-        OWN_PERSONA, PARTNER_PERSONA, OWN_PERSONA.upper(), 'your persona :', SILENCE, '\n', '\r\n', '\\n', '\x85', '\u2028', '\x00', '\t', ' ',
-        '</s>', '<s>', '<pad>', '<unk>', '<0x0A>', '▁', 'Ġ', 'Q:', 'R:', 'given persona:', '; context:', '\ud83d', '\ude00', '\udcff',
-        '\ufeff', '\u202e', '😀', 'a\u0301' * 9, '__null__', '__start__', '[DONE]', 'hello there , how are you ?', '%s {0} {}', '١٢',
-    ]),
+    st.sampled_from(
+        [
+            OWN_PERSONA,
+            PARTNER_PERSONA,
+            OWN_PERSONA.upper(),
+            'your persona :',
+            SILENCE,
+            '\n',
+            '\r\n',
+            '\\n',
+            '\x85',
+            '\u2028',
+            '\x00',
+            '\t',
+            ' ',
+            '</s>',
+            '<s>',
+            '<pad>',
+            '<unk>',
+            '<0x0A>',
+            '▁',
+            'Ġ',
+            'Q:',
+            'R:',
+            'given persona:',
+            '; context:',
+            '\ud83d',
+            '\ude00',
+            '\udcff',
+            '\ufeff',
+            '\u202e',
+            '😀',
+            'a\u0301' * 9,
+            '__null__',
+            '__start__',
+            '[DONE]',
+            'hello there , how are you ?',
+            '%s {0} {}',
+            '١٢',
+        ]
+    ),
     st.builds(lambda text, times: text * times, st.text(CHARACTERS, min_size=1, max_size=4), st.integers(1, 3000)),
 )
-TEXTS = st.lists(PARTS, max_size=6).map(''.join) | st.lists(st.tuples(st.sampled_from([OWN_PERSONA, PARTNER_PERSONA, '']), PARTS), max_size=5).map(
-    lambda lines: '\n'.join(map(''.join, lines))
-)
+TEXTS = st.lists(PARTS, max_size=6).map(''.join) | st.lists(
+    st.tuples(st.sampled_from([OWN_PERSONA, PARTNER_PERSONA, '']), PARTS), max_size=5
+).map(lambda lines: '\n'.join(map(''.join, lines)))
 JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=9), st.lists(TEXTS, max_size=2), st.dictionaries(TEXTS, TEXTS, max_size=1),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.binary(max_size=9),
+    st.lists(TEXTS, max_size=2),
+    st.dictionaries(TEXTS, TEXTS, max_size=1),
 )
-LABELS = st.one_of(st.lists(TEXTS, max_size=3), st.lists(TEXTS, min_size=1, max_size=2).map(tuple), st.lists(JUNK | TEXTS, max_size=2), JUNK, TEXTS)
-MESSAGES = st.fixed_dictionaries({}, optional={
-    'id': st.just('partner') | JUNK, 'text': TEXTS | TEXTS | TEXTS | JUNK, 'labels': LABELS, 'eval_labels': LABELS, 'label_candidates': LABELS,
-    'episode_done': st.booleans(), 'reward': JUNK, 'image': JUNK,
-})
+LABELS = st.one_of(
+    st.lists(TEXTS, max_size=3),
+    st.lists(TEXTS, min_size=1, max_size=2).map(tuple),
+    st.lists(JUNK | TEXTS, max_size=2),
+    JUNK,
+    TEXTS,
+)
+MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={
+        'id': st.just('partner') | JUNK,
+        'text': TEXTS | TEXTS | TEXTS | JUNK,
+        'labels': LABELS,
+        'eval_labels': LABELS,
+        'label_candidates': LABELS,
+        'episode_done': st.booleans(),
+        'reward': JUNK,
+        'image': JUNK,
+    },
+)
 
 
 @pytest.fixture(scope='module', params=['opt', 'llama'])
 def agent(request, tiny_llms):
-    return create_agent(TrainModel.setup_args().parse_kwargs(
-        task='spt_parlai.tasks.sample', model='spt_parlai.agents:SptAgent', llm=getattr(tiny_llms, request.param), num_prompts=2,
-        prompt_length=2, text_truncate=40, label_truncate=12, max_new_tokens=4, no_cuda=True, rank_candidates=True, loglevel='error',
-    ))
+    return create_agent(
+        TrainModel.setup_args().parse_kwargs(
+            task='spt_parlai.tasks.sample',
+            model='spt_parlai.agents:SptAgent',
+            llm=getattr(tiny_llms, request.param),
+            num_prompts=2,
+            prompt_length=2,
+            text_truncate=40,
+            label_truncate=12,
+            max_new_tokens=4,
+            no_cuda=True,
+            rank_candidates=True,
+            loglevel='error',
+        )
+    )
 
 
 @fuzz
@@ -61,7 +129,11 @@ def test_any_message(agent, episode, size, reply):
         kind = next((k for k in ('labels', 'eval_labels') if k in heard), None)
         if kind:
             target = heard[f'{kind}_vec'].tolist()
-            assert 0 < len(target) <= agent.label_truncate and target[-1] == agent.END_IDX and not special & set(target[:-1])
+            assert (
+                0 < len(target) <= agent.label_truncate
+                and target[-1] == agent.END_IDX
+                and not special & set(target[:-1])
+            )
         batch = ear.batchify([heard])
         assert batch.text_vec.tolist() == [context] and batch.is_training == (kind == 'labels')
         agent.dict.vec2txt(context).encode()

@@ -25,6 +25,7 @@ KINDS, TEXTS = ('opt', 'llama'), ('context', 'persona')
 
 # ---- text → tokens -------------------------------------------------------------------------------------------
 
+
 def piece(kind, text, opens=False):
     """Token ids of one piece of the template: byte-pair merging, the earliest rule first."""
     vocabulary = tiny.vocabulary(kind)
@@ -39,7 +40,7 @@ def piece(kind, text, opens=False):
         i = 0
         while i < len(symbols) - 1:
             if (symbols[i], symbols[i + 1]) == pair:
-                symbols[i:i + 2] = [''.join(pair)]
+                symbols[i : i + 2] = [''.join(pair)]
             i += 1
     return [vocabulary[symbol] for symbol in symbols]
 
@@ -60,6 +61,7 @@ def context(kind, persona, utterances):
 
 # ---- the LLMs ------------------------------------------------------------------------------------------------
 
+
 def attention(q, k, v):
     """q [T, D]; k, v [T, D]: causal, head by head."""
     T, size = len(q), D // HEADS
@@ -74,6 +76,7 @@ def attention(q, k, v):
 
 def opt_logits(w, words):
     """OPT: learned positions (from row 2), layer norms before, ReLU. words [T, D] → [T, V]."""
+
     def linear(name, x):
         return x @ w[f'{name}.weight'].T + w[f'{name}.bias']
 
@@ -81,7 +84,7 @@ def opt_logits(w, words):
         centred = x - x.mean(-1, keepdim=True)
         return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w[f'{name}.weight'] + w[f'{name}.bias']
 
-    x = words + w['model.decoder.embed_positions.weight'][2:2 + len(words)]
+    x = words + w['model.decoder.embed_positions.weight'][2 : 2 + len(words)]
     for layer in (f'model.decoder.layers.{i}' for i in range(2)):
         y = norm(f'{layer}.self_attn_layer_norm', x)
         y = attention(*(linear(f'{layer}.self_attn.{name}_proj', y) for name in 'qkv'))
@@ -94,7 +97,9 @@ def opt_logits(w, words):
 def llama_logits(w, words):
     """Llama: rotary positions, RMS norms, gated SiLU, one key-value head for both heads. words [T, D] → [T, V]."""
     size = D // HEADS
-    angle = torch.arange(len(words)).double()[:, None] / 10000 ** (torch.arange(0, size, 2).double() / size)  # [T, size / 2]
+    angle = torch.arange(len(words)).double()[:, None] / 10000 ** (
+        torch.arange(0, size, 2).double() / size
+    )  # [T, size / 2]
 
     def norm(name, x):
         return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w[f'{name}.weight']
@@ -121,11 +126,16 @@ def llama_logits(w, words):
 
 # ---- M of equation 4 -----------------------------------------------------------------------------------------
 
+
 def words_13a(text):
     """Words as NIST's mteval-v13a takes them."""
     text = f' {text} '
-    for pattern, put in ((r'([\{-\~\[-\` -\&\(-\+\:-\@\/])', r' \1 '), (r'([^0-9])([\.,])', r'\1 \2 '),
-                         (r'([\.,])([^0-9])', r' \1 \2'), (r'([0-9])(-)', r'\1 \2 ')):
+    for pattern, put in (
+        (r'([\{-\~\[-\` -\&\(-\+\:-\@\/])', r' \1 '),
+        (r'([^0-9])([\.,])', r'\1 \2 '),
+        (r'([\.,])([^0-9])', r' \1 \2'),
+        (r'([0-9])(-)', r'\1 \2 '),
+    ):
         text = re.sub(pattern, put, text)
     return text.split()
 
@@ -135,17 +145,18 @@ def sentence_bleu(hypothesis, reference):
     h, r = words_13a(hypothesis), words_13a(reference)
     logs, without = [], 0
     for order in range(1, min(4, len(h)) + 1):
-        grams = [Counter(tuple(x[i:i + order]) for i in range(len(x) - order + 1)) for x in (h, r)]
+        grams = [Counter(tuple(x[i : i + order]) for i in range(len(x) - order + 1)) for x in (h, r)]
         matches, total = sum((grams[0] & grams[1]).values()), len(h) - order + 1
         if not matches:
             if order == 1:
                 return 0.0
             without += 1
-        logs.append(math.log(100 * (matches or 0.5 ** without) / total))
+        logs.append(math.log(100 * (matches or 0.5**without) / total))
     return math.exp(sum(logs) / len(logs) + min(0, 1 - len(r) / len(h))) if logs else 0.0
 
 
 # ---- the method ----------------------------------------------------------------------------------------------
+
 
 def cosine(a, b):
     return a @ b / a.norm() / b.norm()
@@ -197,10 +208,20 @@ def compute(kind):
                 break
 
         terms.append((nll.sum(), selection, fusion, scores))
-        examples.append({
-            'context': text, 'context_ids': ids, 'target_ids': target_ids, 'scores': scores.tolist(), 'nll': nll.tolist(),
-            'gold': gold.tolist(), 'selection': selection.item(), 'fusion': fusion.item(), 'selected': selected, 'reply': reply,
-        })
+        examples.append(
+            {
+                'context': text,
+                'context_ids': ids,
+                'target_ids': target_ids,
+                'scores': scores.tolist(),
+                'nll': nll.tolist(),
+                'gold': gold.tolist(),
+                'selection': selection.item(),
+                'fusion': fusion.item(),
+                'selected': selected,
+                'reply': reply,
+            }
+        )
 
     B = len(DIALOGUES)
     mean = [sum(column) / B for column in list(zip(*terms))[:3]]  # NLL, selection, fusion

@@ -17,7 +17,14 @@ import torch
 from real_agents import agent_with, computed, heard, metric
 
 from spt_parlai.objective import SptObjective
-from spt_parlai.objective.losses import contrastive_loss, fusion_nll, gold_distribution, prompt_nll, selection_loss, unordered_pairs
+from spt_parlai.objective.losses import (
+    contrastive_loss,
+    fusion_nll,
+    gold_distribution,
+    prompt_nll,
+    selection_loss,
+    unordered_pairs,
+)
 from spt_parlai.objective.similarity import sentence_bleu, similar_pairs
 
 FOLDER = os.environ.get('SPT_SHARED_DATA')
@@ -26,18 +33,25 @@ AUTHORS = json.loads(Path(__file__).with_name('authors.json').read_text(encoding
 TEXTS = ('persona', 'context')
 THRESHOLD, PAIRS = 20.0, 6  # four examples
 TOTAL = {
-    which: sum(map(sum, AUTHORS['nll'])) / 4 + AUTHORS['contrast'][which] + AUTHORS['selection'] + sum(AUTHORS['fusion']) / 4
+    which: sum(map(sum, AUTHORS['nll'])) / 4
+    + AUTHORS['contrast'][which]
+    + AUTHORS['selection']
+    + sum(AUTHORS['fusion']) / 4
     for which in TEXTS
 }
 
 
 def close(actual, expected):
     torch.testing.assert_close(
-        torch.as_tensor(actual, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5
+        torch.as_tensor(actual, dtype=torch.float64),
+        torch.as_tensor(expected, dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 # ---- without the LLM -----------------------------------------------------------------------------------------
+
 
 def test_gold_and_selection():
     gold = gold_distribution(torch.tensor(AUTHORS['nll']), 1.0)
@@ -50,11 +64,14 @@ def test_contrast_and_total(which):
     similar = torch.tensor([[bleu is not None and bleu > THRESHOLD for bleu in row] for row in AUTHORS['bleu'][which]])
     scores = torch.tensor(AUTHORS['scores'])
     close(contrastive_loss(scores, similar, unordered_pairs(4)).sum() / PAIRS, AUTHORS['contrast'][which])
-    without_fusion = SptObjective(lambda_fusion=0.0)(-torch.tensor(AUTHORS['nll']), scores, torch.arange(4), similar)  # N = B = 4
+    without_fusion = SptObjective(lambda_fusion=0.0)(
+        -torch.tensor(AUTHORS['nll']), scores, torch.arange(4), similar
+    )  # N = B = 4
     close(without_fusion.total, TOTAL[which] - sum(AUTHORS['fusion']) / 4)
 
 
 # ---- through the agent ---------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope='module')
 def golden():
@@ -69,8 +86,13 @@ def agent(golden, request, tmp_path_factory):
     for name in ('lin_context', 'lin_prompt'):
         tensors |= {f'retriever.{name}.weight': weight, f'retriever.{name}.bias': bias}
     return agent_with(
-        tensors, tmp_path_factory.mktemp('authors') / 'model', llm=str(Path(FOLDER) / 'models' / golden['llm']),
-        num_prompts=golden['K'], prompt_length=golden['L'], similarity_threshold=THRESHOLD, contrastive_text=request.param,
+        tensors,
+        tmp_path_factory.mktemp('authors') / 'model',
+        llm=str(Path(FOLDER) / 'models' / golden['llm']),
+        num_prompts=golden['K'],
+        prompt_length=golden['L'],
+        similarity_threshold=THRESHOLD,
+        contrastive_text=request.param,
     )
 
 
@@ -135,7 +157,7 @@ def test_everything(agent, golden, batchsize):
         close(fusion_nll(prediction.log_probs, prediction.example, batchsize), AUTHORS['fusion'][part])
         if batchsize == 4:
             close(total, TOTAL[which])
-    replies = [reply for n in range(0, 4, batchsize) for reply in agent.batch_act(observations[n:n + batchsize])]
+    replies = [reply for n in range(0, 4, batchsize) for reply in agent.batch_act(observations[n : n + batchsize])]
     for n, reply in enumerate(replies):
         close(metric(reply, 'nll'), sum(row[n] for row in AUTHORS['nll']))
         close(metric(reply, 'fusion'), AUTHORS['fusion'][n])

@@ -30,8 +30,14 @@ def agent(kind, request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f'{kind}-{request.param}')
     tiny.write_llm(kind, folder / 'llm')
     return agent_with(
-        tiny.trained_tensors(), folder / 'model', llm=str(folder / 'llm'), num_prompts=tiny.K, prompt_length=tiny.L,
-        text_truncate=tiny.TEXT_TRUNCATE, max_new_tokens=tiny.NEW_TOKENS, similarity_threshold=tiny.THRESHOLD,
+        tiny.trained_tensors(),
+        folder / 'model',
+        llm=str(folder / 'llm'),
+        num_prompts=tiny.K,
+        prompt_length=tiny.L,
+        text_truncate=tiny.TEXT_TRUNCATE,
+        max_new_tokens=tiny.NEW_TOKENS,
+        similarity_threshold=tiny.THRESHOLD,
         contrastive_text=request.param,
     )
 
@@ -47,7 +53,9 @@ def examples(golden):
 
 
 def close(actual, expected):
-    torch.testing.assert_close(torch.as_tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), **CLOSE)
+    torch.testing.assert_close(
+        torch.as_tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), **CLOSE
+    )
 
 
 def test_the_script_reproduces_its_numbers():
@@ -62,7 +70,10 @@ def test_the_script_notices_another_number():
     assert differences(changed, GOLDEN) == []
     changed['opt']['examples'][1]['nll'][2] += 1e-6
     changed['llama']['examples'][0]['context_ids'].pop()
-    assert [d.split(':')[0] for d in differences(changed, GOLDEN)] == ['.opt.examples[1].nll[2]', '.llama.examples[0].context_ids']
+    assert [d.split(':')[0] for d in differences(changed, GOLDEN)] == [
+        '.opt.examples[1].nll[2]',
+        '.llama.examples[0].context_ids',
+    ]
 
 
 def test_tokens(agent, examples):
@@ -78,14 +89,14 @@ def test_each_example(agent, examples, batchsize):
     and the selected prompt."""
     observations = heard(agent, tiny.DIALOGUES)
     for begin in range(0, len(examples), batchsize):
-        batch = agent.batchify(observations[begin:begin + batchsize])
-        expected = examples[begin:begin + batchsize]
+        batch = agent.batchify(observations[begin : begin + batchsize])
+        expected = examples[begin : begin + batchsize]
         prediction = computed(agent, batch)[1]
         close(prediction.scores, [e['scores'] for e in expected])
         nll = prompt_nll(prediction.log_probs, prediction.example, len(expected))
         close(nll.T, [e['nll'] for e in expected])
         close(gold_distribution(nll, 1.0), [e['gold'] for e in expected])
-    replies = [r for n in range(0, len(examples), batchsize) for r in agent.batch_act(observations[n:n + batchsize])]
+    replies = [r for n in range(0, len(examples), batchsize) for r in agent.batch_act(observations[n : n + batchsize])]
     for reply, expected in zip(replies, examples, strict=True):
         assert metric(reply, 'nll') == pytest.approx(sum(expected['nll']), abs=1e-5 * tiny.K)
         for name in ('selection', 'fusion'):
@@ -93,7 +104,9 @@ def test_each_example(agent, examples, batchsize):
         assert metric(reply, 'loss') == pytest.approx(expected['nll'][expected['selected']], rel=1e-5)
         assert reply['selected_prompt'] == expected['selected']
         close(reply['prompt_scores'], [float(f'{s:.4g}') for s in expected['scores']])
-        assert [metric(reply, f'prompt_usage_{k}') for k in range(tiny.K)] == [k == expected['selected'] for k in range(tiny.K)]
+        assert [metric(reply, f'prompt_usage_{k}') for k in range(tiny.K)] == [
+            k == expected['selected'] for k in range(tiny.K)
+        ]
 
 
 def test_the_batch(agent, golden):
@@ -110,7 +123,9 @@ def test_the_batch(agent, golden):
     close(total.detach(), golden['total'][which])
     total.backward()
     norms = {name: p.grad.norm().item() for name, p in agent.model.named_parameters()}
-    assert norms == {name: pytest.approx(norm, rel=1e-5, abs=1e-5) for name, norm in golden['gradient_norms'][which].items()}
+    assert norms == {
+        name: pytest.approx(norm, rel=1e-5, abs=1e-5) for name, norm in golden['gradient_norms'][which].items()
+    }
 
 
 def test_bleu(agent, golden):
@@ -126,10 +141,12 @@ def test_bleu(agent, golden):
 def test_greedy_replies(agent, examples, batchsize):
     observations = heard(agent, tiny.DIALOGUES)
     for begin in range(0, len(examples), batchsize):
-        batch = agent.batchify(observations[begin:begin + batchsize])
+        batch = agent.batchify(observations[begin : begin + batchsize])
         with torch.no_grad():
             found, _ = agent._generate(batch, 1, tiny.NEW_TOKENS)
-        for (tokens, *_), expected in zip(found, examples[begin:begin + batchsize], strict=True):
+        for (tokens, *_), expected in zip(found, examples[begin : begin + batchsize], strict=True):
             assert [i for i in tokens.tolist() if i >= 0] == expected['reply']
-        for reply, expected in zip(agent.batch_act(observations[begin:begin + batchsize]), examples[begin:begin + batchsize], strict=True):
+        for reply, expected in zip(
+            agent.batch_act(observations[begin : begin + batchsize]), examples[begin : begin + batchsize], strict=True
+        ):
             assert reply['text'] == agent.dict.vec2txt(expected['reply'])

@@ -14,19 +14,53 @@ TEXT_TRUNCATE, NEW_TOKENS, THRESHOLD = 190, 8, 20.0
 SPECIAL = {'opt': ['<s>', '<pad>', '</s>', '<unk>'], 'llama': ['<unk>', '<s>', '</s>']}
 BOS, EOS = {'opt': 2, 'llama': 1}, {'opt': 2, 'llama': 2}
 SPACE = {'opt': 'Ġ', 'llama': '▁'}  # how each writes the space before a word
-MERGES = ['_ t', 'h e', '_ a', 'i n', '_t he', 'o u', '_ i', 'e r', '_ s', 'o n', '_ w', '_ y', '_y ou', 'in g', '_ m', '_m y', '_a n']  # _: space
+MERGES = [
+    '_ t',
+    'h e',
+    '_ a',
+    'i n',
+    '_t he',
+    'o u',
+    '_ i',
+    'e r',
+    '_ s',
+    'o n',
+    '_ w',
+    '_ y',
+    '_y ou',
+    'in g',
+    '_ m',
+    '_m y',
+    '_a n',
+]  # _: space
 
 SHARED = ['i bake bread on sundays.', 'my sister lives in oslo.']
 DIALOGUES = [  # (persona, utterances from the partner's first to its last, target)
-    (['i keep three goats.', 'i play the cello badly.'], ['good evening ! any plans tonight ?'], 'only me , my cello and some noise .'),
+    (
+        ['i keep three goats.', 'i play the cello badly.'],
+        ['good evening ! any plans tonight ?'],
+        'only me , my cello and some noise .',
+    ),
     (SHARED, ['hello there , what did you eat today ?'], 'a warm loaf with butter .'),
-    (SHARED, ['hello there , what did you eat today ?', 'a warm loaf with butter .', 'that sounds like the café near my flat !'],
-     'come over , then .'),
+    (
+        SHARED,
+        [
+            'hello there , what did you eat today ?',
+            'a warm loaf with butter .',
+            'that sounds like the café near my flat !',
+        ],
+        'come over , then .',
+    ),
     ([], ['is it true that ships have 2 anchors , not 1 ?', 'mine had four .', 'wow .'], 'yes !'),
-    (['i repair clocks.'], [
-        'do you remember the long winter , when nobody could open a door for all the snow in the street ?',
-        'i stayed in my shop and wound every clock twice a day .', 'and was anybody ever late again ?',
-    ], "nobody who isn't late by nature ."),
+    (
+        ['i repair clocks.'],
+        [
+            'do you remember the long winter , when nobody could open a door for all the snow in the street ?',
+            'i stayed in my shop and wound every clock twice a day .',
+            'and was anybody ever late again ?',
+        ],
+        "nobody who isn't late by nature .",
+    ),
 ]
 
 
@@ -55,11 +89,15 @@ def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
 
 def trained_tensors() -> dict[str, torch.Tensor]:
     """What a checkpoint holds: prompts and retriever."""
-    return filled({
-        'soft_prompts.tokens': (K, L, D),
-        'retriever.lin_context.weight': (D, D), 'retriever.lin_context.bias': (D,),
-        'retriever.lin_prompt.weight': (D, D), 'retriever.lin_prompt.bias': (D,),
-    })
+    return filled(
+        {
+            'soft_prompts.tokens': (K, L, D),
+            'retriever.lin_context.weight': (D, D),
+            'retriever.lin_context.bias': (D,),
+            'retriever.lin_prompt.weight': (D, D),
+            'retriever.lin_prompt.bias': (D,),
+        }
+    )
 
 
 def llm_tensors(kind: str) -> dict[str, torch.Tensor]:
@@ -78,14 +116,23 @@ def llm_tensors(kind: str) -> dict[str, torch.Tensor]:
         return filled(shapes)
     shapes = {'model.embed_tokens.weight': (V, D)}
     for layer in range(2):
-        linears = {'self_attn.q_proj': (D, D), 'self_attn.k_proj': (D // 2, D), 'self_attn.v_proj': (D // 2, D),
-                   'self_attn.o_proj': (D, D), 'mlp.gate_proj': (FFN, D), 'mlp.up_proj': (FFN, D), 'mlp.down_proj': (D, FFN),
-                   'input_layernorm': (D,), 'post_attention_layernorm': (D,)}
+        linears = {
+            'self_attn.q_proj': (D, D),
+            'self_attn.k_proj': (D // 2, D),
+            'self_attn.v_proj': (D // 2, D),
+            'self_attn.o_proj': (D, D),
+            'mlp.gate_proj': (FFN, D),
+            'mlp.up_proj': (FFN, D),
+            'mlp.down_proj': (D, FFN),
+            'input_layernorm': (D,),
+            'post_attention_layernorm': (D,),
+        }
         shapes.update({f'model.layers.{layer}.{name}.weight': shape for name, shape in linears.items()})
     return filled({**shapes, 'model.norm.weight': (D,), 'lm_head.weight': (V, D)})
 
 
 # ---- tokenizers ----------------------------------------------------------------------------------------------
+
 
 def byte_characters() -> list[str]:
     """The character that byte-level BPE writes for each byte."""
@@ -112,8 +159,13 @@ def write_llm(kind: str, folder: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
     sizes = {
-        'vocab_size': len(vocabulary(kind)), 'hidden_size': D, 'num_hidden_layers': 2, 'num_attention_heads': HEADS,
-        'max_position_embeddings': WINDOW, 'bos_token_id': BOS[kind], 'eos_token_id': EOS[kind],
+        'vocab_size': len(vocabulary(kind)),
+        'hidden_size': D,
+        'num_hidden_layers': 2,
+        'num_attention_heads': HEADS,
+        'max_position_embeddings': WINDOW,
+        'bos_token_id': BOS[kind],
+        'eos_token_id': EOS[kind],
     }
     if kind == 'opt':
         tokenizer = Tokenizer(models.BPE(vocabulary(kind), merges(kind)))
@@ -122,11 +174,18 @@ def write_llm(kind: str, folder: str) -> None:
         special = {'bos_token': '</s>', 'eos_token': '</s>', 'unk_token': '</s>', 'pad_token': '<pad>'}
         lm = OPTForCausalLM(OPTConfig(word_embed_proj_dim=D, ffn_dim=FFN, pad_token_id=1, **sizes))
     else:
-        tokenizer = Tokenizer(models.BPE(vocabulary(kind), merges(kind), unk_token='<unk>', byte_fallback=True, fuse_unk=True))
+        tokenizer = Tokenizer(
+            models.BPE(vocabulary(kind), merges(kind), unk_token='<unk>', byte_fallback=True, fuse_unk=True)
+        )
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
-        tokenizer.decoder = decoders.Sequence([
-            decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0),
-        ])
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace('▁', ' '),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(' ', 1, 0),
+            ]
+        )
         special = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'}
         lm = LlamaForCausalLM(LlamaConfig(intermediate_size=FFN, num_key_value_heads=1, **sizes))
     missing, unexpected = lm.load_state_dict(llm_tensors(kind), strict=False)

@@ -9,8 +9,17 @@ from parlai.scripts.train_model import TrainModel
 SAMPLE = 'spt_parlai.tasks.sample'
 AGENT = 'spt_parlai.agents:SptAgent'
 SMALL = {
-    'task': SAMPLE, 'model': AGENT, 'num_prompts': 3, 'prompt_length': 2, 'label_truncate': 24, 'max_new_tokens': 8, 'batchsize': 4,
-    'validation_max_exs': 8, 'short_final_eval': True, 'seed': 7, 'save_every_n_secs': -1,
+    'task': SAMPLE,
+    'model': AGENT,
+    'num_prompts': 3,
+    'prompt_length': 2,
+    'label_truncate': 24,
+    'max_new_tokens': 8,
+    'batchsize': 4,
+    'validation_max_exs': 8,
+    'short_final_eval': True,
+    'seed': 7,
+    'save_every_n_secs': -1,
 }
 
 
@@ -22,7 +31,9 @@ def train(model_file, llm, **options):
 
 def evaluate(model_file, **options):
     """`parlai eval_model` on the sample task's valid fold; returns the report as plain numbers."""
-    report = EvalModel.main(**{'model_file': str(model_file), 'task': SAMPLE, 'datatype': 'valid', 'batchsize': 4, **options})
+    report = EvalModel.main(
+        **{'model_file': str(model_file), 'task': SAMPLE, 'datatype': 'valid', 'batchsize': 4, **options}
+    )
     return {k: float(v) for k, v in report.items()}
 
 

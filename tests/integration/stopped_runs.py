@@ -25,11 +25,38 @@ import torch
 from helpers import train
 from parlai.scripts.train_model import TrainLoop
 
-OPTIONS = {'max_train_steps': 24, 'log_every_n_steps': 1, 'validation_every_n_steps': 8, 'save_every_n_secs': 0.1, 'loglevel': 'error'}
-VARIANTS = [{}, {'update_freq': 2, 'max_train_steps': 14, 'validation_every_n_steps': 5}, {'warmup_updates': 12, 'optimizer': 'sgd', 'lr_scheduler': 'cosine'}]
+OPTIONS = {
+    'max_train_steps': 24,
+    'log_every_n_steps': 1,
+    'validation_every_n_steps': 8,
+    'save_every_n_secs': 0.1,
+    'loglevel': 'error',
+}
+VARIANTS = [
+    {},
+    {'update_freq': 2, 'max_train_steps': 14, 'validation_every_n_steps': 5},
+    {'warmup_updates': 12, 'optimizer': 'sgd', 'lr_scheduler': 'cosine'},
+]
 COMPARED = (
-    'loss', 'ppl', 'token_acc', 'nll', 'selection', 'contrastive', 'fusion', 'spt_loss', 'prompt_usage_0', 'prompt_usage_1',
-    'prompt_usage_2', 'prompt_usage_entropy', 'lr', 'exs', 'train_steps', 'parleys', 'total_exs', 'total_epochs', 'total_train_updates',
+    'loss',
+    'ppl',
+    'token_acc',
+    'nll',
+    'selection',
+    'contrastive',
+    'fusion',
+    'spt_loss',
+    'prompt_usage_0',
+    'prompt_usage_1',
+    'prompt_usage_2',
+    'prompt_usage_entropy',
+    'lr',
+    'exs',
+    'train_steps',
+    'parleys',
+    'total_exs',
+    'total_epochs',
+    'total_train_updates',
     'gnorm',
 )
 DELIBERATE = [  # (what, its n-th call, the moment); a save is .opt, .dict, checkpoint and .trainstats: three renames
@@ -133,9 +160,14 @@ def compare(folder: Path, variant: dict, whole: dict) -> None:
     lines = [json.loads(line) for line in (folder / 'logged').read_text().splitlines() if line.endswith('}')]
     for report in (*lines, *found['logged'].values()):
         expected = whole['logged'][report['train_steps']]
-        if report['exs'] < expected['exs']:  # the first after a stop between two updates is of the batches after the stop alone
+        if (
+            report['exs'] < expected['exs']
+        ):  # the first after a stop between two updates is of the batches after the stop alone
             assert variant.get('update_freq', 1) > 1
-            report, expected = ({name: r[name] for name in ('lr', 'parleys', 'total_exs', 'total_train_updates')} for r in (report, expected))
+            report, expected = (
+                {name: r[name] for name in ('lr', 'parleys', 'total_exs', 'total_train_updates')}
+                for r in (report, expected)
+            )
         assert report == expected, (report, expected)
     assert {report['train_steps'] for report in lines} == set(whole['logged'])
     for name in ('best', 'last'):

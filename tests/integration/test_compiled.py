@@ -7,7 +7,11 @@ import torch
 from helpers import evaluate, loss_curve, train
 
 
-@pytest.mark.parametrize('agent', [{}, {'model': 'spt_parlai.agents:LoraAgent', 'num_prompts': None, 'prompt_length': None}], ids=['spt', 'lora'])
+@pytest.mark.parametrize(
+    'agent',
+    [{}, {'model': 'spt_parlai.agents:LoraAgent', 'num_prompts': None, 'prompt_length': None}],
+    ids=['spt', 'lora'],
+)
 def test_trains_as_without_it_and_in_training_alone(tiny_llms, tmp_path, monkeypatch, agent):
     settings = {'max_train_steps': 4, 'log_every_n_steps': 1, 'batchsize': 2, **agent}
     train(tmp_path / 'plain', tiny_llms.opt, **settings)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from helpers import SMALL, train as train_at
+from helpers import SMALL
+from helpers import train as train_at
 from parlai.scripts.train_model import TrainModel
 from parlai.utils import logging
 

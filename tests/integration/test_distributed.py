@@ -15,17 +15,28 @@ from parlai.scripts.train_model import TrainModel
 from parlai.utils.distributed import find_free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spt_parlai.training.checkpoint import load_states
 from spt_parlai.errors import UsageError
+from spt_parlai.training.checkpoint import load_states
 
 HERE = Path(__file__).parent
 ORDERED = {
-    **helpers.SMALL, 'task': 'two_processes.teachers', 'datatype': 'train:ordered', 'log_every_n_steps': 1, 'batchsize': 3,
-    'validation_max_exs': -1, 'skip_generation': True, 'validation_every_n_epochs': -1,  # the model file is the last step's
+    **helpers.SMALL,
+    'task': 'two_processes.teachers',
+    'datatype': 'train:ordered',
+    'log_every_n_steps': 1,
+    'batchsize': 3,
+    'validation_max_exs': -1,
+    'skip_generation': True,
+    'validation_every_n_epochs': -1,  # the model file is the last step's
 }
 WITHOUT_CONTRAST = {**ORDERED, 'lambda_contrastive': 0.0}
 SGD = {
-    **WITHOUT_CONTRAST, 'optimizer': 'sgd', 'learningrate': 1.0, 'lambda_selection': 100.0, 'gradient_clip': 1.0, 'update_freq': 2,
+    **WITHOUT_CONTRAST,
+    'optimizer': 'sgd',
+    'learningrate': 1.0,
+    'lambda_selection': 100.0,
+    'gradient_clip': 1.0,
+    'update_freq': 2,
     'max_train_steps': 5,
 }
 ADAM = {**WITHOUT_CONTRAST, 'optimizer': 'adam', 'learningrate': 0.01, 'max_train_steps': 8}
@@ -129,11 +140,17 @@ def test_sgd_with_clipping_and_two_batches_an_update(two_with_sgd, one_with_sgd)
 
 def test_lora(tiny_llms, tmp_path):
     """Weights of the LLM train through the wrapper that synchronises them, though the LLM itself stands beside it."""
-    options = {name: value for name, value in SGD.items() if name not in ('num_prompts', 'prompt_length') and 'lambda' not in name}
+    options = {
+        name: value
+        for name, value in SGD.items()
+        if name not in ('num_prompts', 'prompt_length') and 'lambda' not in name
+    }
     options.update(model='spt_parlai.agents:LoraAgent', llm=tiny_llms.opt, max_train_steps=4)
     two, one = train(tmp_path / 'two', 2, **options), train(tmp_path / 'one', 1, **{**options, 'batchsize': 6})
     for of_two, of_one in zip(two.log['train_reports'], one.log['train_reports'], strict=True):
-        assert [of_two[name] for name in ('loss', 'nll', 'gnorm')] == pytest.approx([of_one[name] for name in ('loss', 'nll', 'gnorm')], rel=1e-5)
+        assert [of_two[name] for name in ('loss', 'nll', 'gnorm')] == pytest.approx(
+            [of_one[name] for name in ('loss', 'nll', 'gnorm')], rel=1e-5
+        )
     for of_one, first, second in zip(one.gradients(0), two.gradients(0), two.gradients(1), strict=True):
         for gradients in zip(of_one, first, second, strict=True):
             torch.testing.assert_close(gradients[1], gradients[0], **CLOSE)
@@ -143,9 +160,15 @@ def test_lora(tiny_llms, tmp_path):
 
 
 def test_adam(llm, tmp_path):
-    two, one = train(tmp_path / 'two', 2, **ADAM, llm=llm), train(tmp_path / 'one', 1, **{**ADAM, 'batchsize': 6}, llm=llm)
+    two, one = (
+        train(tmp_path / 'two', 2, **ADAM, llm=llm),
+        train(tmp_path / 'one', 1, **{**ADAM, 'batchsize': 6}, llm=llm),
+    )
     assert_equal(two, one)
-    steps = [{metrics['prompt_usage_1'] for (number, _), metrics in one.seen('train').items() if number // 6 == s} for s in range(8)]
+    steps = [
+        {metrics['prompt_usage_1'] for (number, _), metrics in one.seen('train').items() if number // 6 == s}
+        for s in range(8)
+    ]
     assert {0.0, 1.0} in steps  # within one batch, some contexts selected that prompt and some did not
 
 
@@ -161,13 +184,22 @@ def test_every_example_is_evaluated_once(two_with_sgd, one_with_sgd):
 
 def test_the_contrast_is_within_each_process(llm, tmp_path):
     """The mean of the two halves' losses, each with the pairs of its half: what --update-freq 2 computes in one process."""
-    options = {**ORDERED, 'optimizer': 'sgd', 'learningrate': 0.5, 'lambda_contrastive': 5.0, 'max_train_steps': 5, 'llm': llm}
+    options = {
+        **ORDERED,
+        'optimizer': 'sgd',
+        'learningrate': 0.5,
+        'lambda_contrastive': 5.0,
+        'max_train_steps': 5,
+        'llm': llm,
+    }
     two = train(tmp_path / 'two', 2, **{**options, 'seed': None})
     options['seed'] = two.states['spt']['seed']  # chosen by the first process for both
     assert {metrics['seed'] for metrics in two.seen('train').values()} == {options['seed']}
     assert_equal(two, train(tmp_path / 'halves', 1, **options, update_freq=2), (*LOGGED, 'contrastive', 'spt_loss'))
     whole = train(tmp_path / 'whole', 1, **{**options, 'batchsize': 6})
-    assert not torch.allclose(whole.gradients(0)[0][0], two.gradients(0)[0][0], **CLOSE)  # other pairs, another gradient
+    assert not torch.allclose(
+        whole.gradients(0)[0][0], two.gradients(0)[0][0], **CLOSE
+    )  # other pairs, another gradient
 
 
 def test_stopped_within_an_update_and_continued(one_with_sgd, llm, tmp_path):
@@ -177,7 +209,13 @@ def test_stopped_within_an_update_and_continued(one_with_sgd, llm, tmp_path):
     for processes, batchsize, rank, last in ((2, 3, 1, 17), (1, 6, 0, 17)):  # example 17 ends the third batch of 6
         folder = tmp_path / str(processes)
         with pytest.raises(SystemExit) as status:
-            train(folder, processes, {'SIGNAL': f'{rank} {last} {int(signal.SIGINT)}'}, **{**SGD, 'batchsize': batchsize}, llm=llm)
+            train(
+                folder,
+                processes,
+                {'SIGNAL': f'{rank} {last} {int(signal.SIGINT)}'},
+                **{**SGD, 'batchsize': batchsize},
+                llm=llm,
+            )
         assert status.value.code == 128 + signal.SIGINT
         stopped[processes] = load_states(folder / 'model.checkpoint')
     for states in stopped.values():
@@ -193,7 +231,11 @@ def test_stopped_within_an_update_and_continued(one_with_sgd, llm, tmp_path):
 def torchrun(folder, script, *arguments, **variables):
     return subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', *script, *arguments],
-        env=environment(folder, **variables), capture_output=True, text=True, timeout=120, check=False,
+        env=environment(folder, **variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -207,15 +249,22 @@ def test_torchrun_exchanges_what_is_trained_and_nothing_else(two_with_sgd, llm, 
 
     K, L, D = 3, 2, 16
     values = K * L * D + 2 * (D * D + D)
-    assert f'2 processes synchronise {values:,} trained values: {4 * values / 1e3:.1f} kB per update and process over gloo.' in done.stdout
+    assert (
+        f'2 processes synchronise {values:,} trained values: {4 * values / 1e3:.1f} kB per update and process over gloo.'
+        in done.stdout
+    )
     for rank in range(2):
         counted = json.loads((tmp_path / f'collectives_{rank}.json').read_text())
         assert sum(counted['held'].values()) == values and set(counted['held']) == set(run.states['model'])
         assert sum(counted['reduced']) == 4 * values * SGD['max_train_steps']  # once an update of two batches
-        reduced = [shapes for name, shapes in counted['collectives'] if name == 'gloo:all_reduce' and shapes == [[values]]]
+        reduced = [
+            shapes for name, shapes in counted['collectives'] if name == 'gloo:all_reduce' and shapes == [[values]]
+        ]
         assert len(reduced) == SGD['max_train_steps']
         # Besides: the start (the trained tensors of the first process) and small change. The LLM has 36 tensors and more values.
-        moved = [size(shapes) for name, shapes in counted['collectives'] if name in ('gloo:broadcast', 'gloo:all_reduce')]
+        moved = [
+            size(shapes) for name, shapes in counted['collectives'] if name in ('gloo:broadcast', 'gloo:all_reduce')
+        ]
         assert max(moved) == values
         assert sum(moved) < values * (SGD['max_train_steps'] + 5)
 
@@ -226,7 +275,9 @@ def size(shapes):
 
 def test_torchrun_ends_when_a_process_ends(llm, tmp_path):
     options = command_line({**SGD, 'llm': llm, 'model_file': tmp_path / 'model', 'max_train_steps': 10000})
-    done = torchrun(tmp_path, ['-m', 'spt_parlai.torchrun'], 'train_model', *options, SIGNAL=f'1 11 {int(signal.SIGTERM)}')
+    done = torchrun(
+        tmp_path, ['-m', 'spt_parlai.torchrun'], 'train_model', *options, SIGNAL=f'1 11 {int(signal.SIGTERM)}'
+    )
     assert done.returncode != 0
     assert 'training...' in done.stdout and 'num_epochs completed' not in done.stdout
 
@@ -237,7 +288,13 @@ def test_torchrun_says_what_is_missing(monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     with pytest.raises(UsageError, match='^RANK is not set: start this with torchrun'):
         torchrun.main(['train_model'])
-    for name, value in {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '1'}.items():
+    for name, value in {
+        'RANK': '0',
+        'LOCAL_RANK': '0',
+        'WORLD_SIZE': '2',
+        'MASTER_ADDR': 'localhost',
+        'MASTER_PORT': '1',
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match='^interactive: spt_parlai.torchrun runs train_model or eval_model'):
         torchrun.main(['interactive'])
@@ -257,10 +314,16 @@ def test_slurm(two_with_sgd, llm, tmp_path):
         subprocess.Popen(
             [sys.executable, '-m', 'parlai.scripts.distributed_train', *options],
             env=environment(
-                tmp_path, PATH=f"{scontrol.parent}:{os.environ['PATH']}", SLURM_JOB_NODELIST='local[1]', SLURM_NTASKS='2',
-                SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
+                tmp_path,
+                PATH=f'{scontrol.parent}:{os.environ["PATH"]}',
+                SLURM_JOB_NODELIST='local[1]',
+                SLURM_NTASKS='2',
+                SLURM_PROCID=str(rank),
+                SLURM_LOCALID=str(rank),
             ),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
     ]

@@ -14,7 +14,10 @@ DIALOGUES = [
     ([], ['what do you do for a living ?', 'i am a nurse .', 'that sounds hard . do you like it ?'], 'yes .'),
     (['i like tea.', 'i have a dog.'], ['bye'], 'bye .'),
 ]
-OTHER_TARGETS = [(*dialogue[:2], target) for dialogue, target in zip(DIALOGUES, ['no', 'a much longer answer than the one before it .', ''])]
+OTHER_TARGETS = [
+    (*dialogue[:2], target)
+    for dialogue, target in zip(DIALOGUES, ['no', 'a much longer answer than the one before it .', ''])
+]
 CLOSE = dict(rtol=1e-6, atol=1e-6)
 
 
@@ -71,8 +74,11 @@ def test_gradients_reach_what_trains_and_nothing_else(agent):
     agent.model.zero_grad()
     computed(agent, agent.batchify(heard(agent, DIALOGUES, labels='labels')))[0].backward()
     assert {name: bool(p.grad.abs().sum() > 0) for name, p in agent.model.named_parameters()} == {
-        'soft_prompts.tokens': True, 'retriever.lin_context.weight': True, 'retriever.lin_context.bias': True,
-        'retriever.lin_prompt.weight': True, 'retriever.lin_prompt.bias': True,
+        'soft_prompts.tokens': True,
+        'retriever.lin_context.weight': True,
+        'retriever.lin_context.bias': True,
+        'retriever.lin_prompt.weight': True,
+        'retriever.lin_prompt.bias': True,
     }
     assert (agent.model.soft_prompts.tokens.grad.abs().amax((1, 2)) > 0).all()  # every prompt's
     assert all(p.grad is None and not p.requires_grad for p in agent.model.llm.lm.parameters())

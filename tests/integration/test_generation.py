@@ -18,22 +18,41 @@ from spt_parlai.model import decoding, search
 
 SIZES = (1, 3, 16)
 SEARCHES = {
-    'greedy': {}, 'n-grams': {'beam_block_ngram': 2}, 'words': {'beam_block_ngram': 1},
-    'context': {'beam_context_block_ngram': 1, 'beam_block_ngram': 3}, 'short context': {'beam_context_block_ngram': 2, 'beam_block_full_context': False},
-    'top-k': {'inference': 'topk', 'topk': 7}, 'nucleus': {'inference': 'nucleus', 'topp': 0.95, 'temperature': 1.7},
+    'greedy': {},
+    'n-grams': {'beam_block_ngram': 2},
+    'words': {'beam_block_ngram': 1},
+    'context': {'beam_context_block_ngram': 1, 'beam_block_ngram': 3},
+    'short context': {'beam_context_block_ngram': 2, 'beam_block_full_context': False},
+    'top-k': {'inference': 'topk', 'topk': 7},
+    'nucleus': {'inference': 'nucleus', 'topp': 0.95, 'temperature': 1.7},
     'long': {'inference': 'topk', 'topk': 40, 'beam_min_length': 4, 'beam_block_ngram': 2},
 }
 OWN_LOOP = {
-    'beam': {'inference': 'beam', 'beam_size': 2}, 'beam of one': {'inference': 'beam'}, 'sampled beam': {'inference': 'topk', 'beam_size': 2},
-    'factual': {'inference': 'factual_nucleus'}, 'delayed': {'inference': 'delayedbeam'}, 'verbose': {'verbose': True},
+    'beam': {'inference': 'beam', 'beam_size': 2},
+    'beam of one': {'inference': 'beam'},
+    'sampled beam': {'inference': 'topk', 'beam_size': 2},
+    'factual': {'inference': 'factual_nucleus'},
+    'delayed': {'inference': 'delayedbeam'},
+    'verbose': {'verbose': True},
 }
 
 
 def build(llm, **options):
     """An agent whose LLM's weights are large enough for replies to wander, and whose prompts are all in use."""
-    opt = ParlaiParser(True, True).parse_kwargs(**{
-        'model': AGENT, 'llm': llm, 'num_prompts': 3, 'prompt_length': 2, 'label_truncate': 24, 'seed': 7, 'datatype': 'valid', 'score_noise': 100.0, 'max_new_tokens': 12, **options
-    })
+    opt = ParlaiParser(True, True).parse_kwargs(
+        **{
+            'model': AGENT,
+            'llm': llm,
+            'num_prompts': 3,
+            'prompt_length': 2,
+            'label_truncate': 24,
+            'seed': 7,
+            'datatype': 'valid',
+            'score_noise': 100.0,
+            'max_new_tokens': 12,
+            **options,
+        }
+    )
     agent = create_agent(opt)
     agent.model.eval()
     with torch.no_grad():
@@ -46,7 +65,9 @@ def build(llm, **options):
 @pytest.fixture(scope='module')
 def contexts():
     """Examples of the sample task's valid fold, as its teacher gives them."""
-    teacher = create_task_agent_from_taskname(ParlaiParser(True, True).parse_kwargs(task=SAMPLE, datatype='valid', batchsize=1))[0]
+    teacher = create_task_agent_from_taskname(
+        ParlaiParser(True, True).parse_kwargs(task=SAMPLE, datatype='valid', batchsize=1)
+    )[0]
     return [teacher.act() for _ in range(40)]
 
 
@@ -56,7 +77,7 @@ def batches(agent, contexts, size):
         seen.append(agent.observe(message))
         agent.self_observe({'text': message['eval_labels'][0]})
     agent.reset()
-    return [agent.batchify(seen[i: i + size]) for i in range(0, len(seen), size)]
+    return [agent.batchify(seen[i : i + size]) for i in range(0, len(seen), size)]
 
 
 @torch.no_grad()
@@ -169,18 +190,28 @@ def test_world_logs_are_the_same(tiny_llms, tmp_path, monkeypatch):
     """A whole `parlai eval_model`, logs and report; ParlAI's loop is not entered where the batched search is on."""
     train(tmp_path / 'model', tiny_llms.llama, max_train_steps=4, validation_metric='f1', validation_metric_mode='max')
     entered, loop = [], TorchGeneratorAgent._generate
-    monkeypatch.setattr(TorchGeneratorAgent, '_generate', lambda *given, **named: (entered.append(1), loop(*given, **named))[1])
+    monkeypatch.setattr(
+        TorchGeneratorAgent, '_generate', lambda *given, **named: (entered.append(1), loop(*given, **named))[1]
+    )
     found = []
     for batched in (True, False):
         monkeypatch.setattr(FrozenLMAgent, 'searches_batches', batched)
         log = tmp_path / f'log{batched}'
         report = evaluate(tmp_path / 'model', batchsize=16, world_logs=str(log))
         assert bool(entered) != batched
-        turns = [turn for line in (tmp_path / f'log{batched}.jsonl').read_text().splitlines() for turn in json.loads(line)['dialog']]
-        found.append(([{k: v for k, v in turn[1].items() if k not in ('beam_texts', 'metrics')} for turn in turns],
-                      [text for turn in turns for text, _ in turn[1]['beam_texts']],
-                      [score for turn in turns for _, score in turn[1]['beam_texts']],
-                      {k: v for k, v in report.items() if k in ('f1', 'bleu-4', 'gen_n_toks', 'ppl')}))
+        turns = [
+            turn
+            for line in (tmp_path / f'log{batched}.jsonl').read_text().splitlines()
+            for turn in json.loads(line)['dialog']
+        ]
+        found.append(
+            (
+                [{k: v for k, v in turn[1].items() if k not in ('beam_texts', 'metrics')} for turn in turns],
+                [text for turn in turns for text, _ in turn[1]['beam_texts']],
+                [score for turn in turns for _, score in turn[1]['beam_texts']],
+                {k: v for k, v in report.items() if k in ('f1', 'bleu-4', 'gen_n_toks', 'ppl')},
+            )
+        )
     (acts, texts, scores, report), (acts_, texts_, scores_, report_) = found
     assert len(acts) == 108 and acts == acts_ and texts == texts_
     assert scores == pytest.approx(scores_, rel=1e-5, abs=1e-5) and report == pytest.approx(report_, rel=1e-6)

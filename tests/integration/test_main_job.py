@@ -21,8 +21,14 @@ USAGE = ('prompt_usage_0', 'prompt_usage_1', 'prompt_usage_2', 'prompt_usage_ent
 def trained(request, tiny_llms, tmp_path_factory):
     """(model file, validation report) after 12 steps around a tiny OPT or Llama."""
     model_file = tmp_path_factory.mktemp(request.param) / 'model'
-    valid, _ = train(model_file, getattr(tiny_llms, request.param), max_train_steps=12, log_every_n_steps=2,
-                     validation_every_n_steps=6, prompt_init='embedding-scale')
+    valid, _ = train(
+        model_file,
+        getattr(tiny_llms, request.param),
+        max_train_steps=12,
+        log_every_n_steps=2,
+        validation_every_n_steps=6,
+        prompt_init='embedding-scale',
+    )
     return model_file, valid
 
 
@@ -38,8 +44,15 @@ def test_every_loss_and_every_prompt_is_in_the_logs(trained):
 
 def test_training_lowers_perplexity(tmp_path):
     """Of unseen dialogues, around an LM that knows English; a random one has nothing to be steered to."""
-    train(tmp_path / 'model', 'demo', max_train_steps=10, batchsize=2, prompt_init='embedding-scale',
-          learningrate=0.03, load_from_checkpoint=False)
+    train(
+        tmp_path / 'model',
+        'demo',
+        max_train_steps=10,
+        batchsize=2,
+        prompt_init='embedding-scale',
+        learningrate=0.03,
+        load_from_checkpoint=False,
+    )
     train(tmp_path / 'start', 'demo', max_train_steps=1, learningrate=0.0, prompt_init='embedding-scale', batchsize=2)
     trained, start = (evaluate(tmp_path / name, skip_generation=True, num_examples=24) for name in ('model', 'start'))
     assert trained['ppl'] < 0.95 * start['ppl']
@@ -48,8 +61,11 @@ def test_training_lowers_perplexity(tmp_path):
 def test_checkpoint_holds_what_trains_and_nothing_of_the_llm(trained):
     states = torch.load(trained[0], weights_only=True)
     assert set(states['model']) == {
-        'soft_prompts.tokens', 'retriever.lin_context.weight', 'retriever.lin_context.bias',
-        'retriever.lin_prompt.weight', 'retriever.lin_prompt.bias',
+        'soft_prompts.tokens',
+        'retriever.lin_context.weight',
+        'retriever.lin_context.bias',
+        'retriever.lin_prompt.weight',
+        'retriever.lin_prompt.bias',
     }
     assert all(t.dtype == torch.float32 for t in states['model'].values())
     assert states['spt']['seed'] == 7 and states['spt']['fingerprint']['hidden_size'] == 16
@@ -74,7 +90,9 @@ def test_eval_generates_with_f1_and_bleu(trained):
     assert {'f1', 'bleu-4', 'gen_n_toks'} <= set(report)
 
 
-@pytest.mark.parametrize('inference', [{}, {'inference': 'beam', 'beam_size': 3, 'beam_block_ngram': 2, 'beam_context_block_ngram': 2}])
+@pytest.mark.parametrize(
+    'inference', [{}, {'inference': 'beam', 'beam_size': 3, 'beam_block_ngram': 2, 'beam_context_block_ngram': 2}]
+)
 def test_batch_size_changes_neither_ppl_nor_replies(trained, tmp_path, inference):
     """The same ppl and the same text for every example at -bs 1 and -bs 16."""
     replies, ppl = [], []
@@ -89,12 +107,19 @@ def test_batch_size_changes_neither_ppl_nor_replies(trained, tmp_path, inference
     assert ppl[0] == pytest.approx(ppl[1], rel=1e-5)
 
 
-@pytest.mark.parametrize('inference', [
-    {'inference': 'greedy'}, {'inference': 'beam', 'beam_size': 2}, {'inference': 'topk', 'beam_size': 2, 'topk': 5},
-    {'inference': 'nucleus', 'beam_size': 2, 'topp': 0.8}, {'inference': 'factual_nucleus', 'beam_size': 2},
-    {'inference': 'delayedbeam', 'beam_size': 2, 'topk': 5, 'beam_delay': 3},
-    {'inference': 'delayednucleusbeam', 'beam_size': 2, 'topp': 0.8, 'beam_delay': 3},
-], ids=lambda options: options['inference'])
+@pytest.mark.parametrize(
+    'inference',
+    [
+        {'inference': 'greedy'},
+        {'inference': 'beam', 'beam_size': 2},
+        {'inference': 'topk', 'beam_size': 2, 'topk': 5},
+        {'inference': 'nucleus', 'beam_size': 2, 'topp': 0.8},
+        {'inference': 'factual_nucleus', 'beam_size': 2},
+        {'inference': 'delayedbeam', 'beam_size': 2, 'topk': 5, 'beam_delay': 3},
+        {'inference': 'delayednucleusbeam', 'beam_size': 2, 'topp': 0.8, 'beam_delay': 3},
+    ],
+    ids=lambda options: options['inference'],
+)
 def test_every_search_of_parlai_generates(trained, inference):
     agent = create_agent_from_model_file(str(trained[0]), {**inference, 'interactive_mode': True, 'persona': ''})
     agent.observe({'text': 'hello there', 'episode_done': False})
@@ -104,8 +129,15 @@ def test_every_search_of_parlai_generates(trained, inference):
 def test_the_bare_command_ends_validates_and_has_pairs_to_contrast():
     opt = TrainModel.setup_args().parse_args(['-t', SAMPLE, '-m', AGENT, '-mf', 'nowhere/model'])
     wanted = {
-        'num_epochs': 15, 'validation_every_n_epochs': 1, 'batchsize': 4, 'optimizer': 'adam', 'learningrate': 0.01,
-        'validation_metric': 'ppl', 'validation_metric_mode': 'min', 'num_prompts': 4, 'prompt_length': 8,
+        'num_epochs': 15,
+        'validation_every_n_epochs': 1,
+        'batchsize': 4,
+        'optimizer': 'adam',
+        'learningrate': 0.01,
+        'validation_metric': 'ppl',
+        'validation_metric_mode': 'min',
+        'num_prompts': 4,
+        'prompt_length': 8,
     }
     assert {name: opt[name] for name in wanted} == wanted
     assert SelfChat.setup_args().parse_args(['-m', AGENT])['batchsize'] == 1
@@ -122,7 +154,8 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tiny_llms, tmp_pa
 def test_sampled_replies_repeat_with_the_seed(trained):
     def replies(seed):
         agent = create_agent_from_model_file(
-            str(trained[0]), {'inference': 'nucleus', 'topp': 0.99, 'interactive_mode': True, 'task': 'interactive', 'seed': seed}
+            str(trained[0]),
+            {'inference': 'nucleus', 'topp': 0.99, 'interactive_mode': True, 'task': 'interactive', 'seed': seed},
         )
         agent.observe({'text': 'hello', 'episode_done': False})
         return agent.history.dialogue.persona, agent.act()['text']
@@ -131,8 +164,15 @@ def test_sampled_replies_repeat_with_the_seed(trained):
 
 
 def test_lambda_zero_takes_its_term_out_of_the_log(tiny_llms, tmp_path):
-    valid, _ = train(tmp_path / 'm', tiny_llms.opt, max_train_steps=2, lambda_selection=0, lambda_contrastive=0, lambda_fusion=0,
-                     num_prompts=1)
+    valid, _ = train(
+        tmp_path / 'm',
+        tiny_llms.opt,
+        max_train_steps=2,
+        lambda_selection=0,
+        lambda_contrastive=0,
+        lambda_fusion=0,
+        num_prompts=1,
+    )
     assert not {'selection', 'contrastive', 'fusion'} & set(valid)
     assert float(valid['spt_loss']) == pytest.approx(float(valid['nll']))
 
@@ -178,7 +218,10 @@ def test_history_grows_over_the_turns_and_reset_forgets_them(trained):
     assert seen[0] == 'given persona: i like tea.; context: Q: hello R:'
     assert seen[1] == f'given persona: i like tea.; context: Q: hello{middle}Q: really ? R:'
     agent.reset()
-    assert agent.observe({'text': 'hi', 'episode_done': False})['full_text'] == 'given persona: i like tea.; context: Q: hi R:'
+    assert (
+        agent.observe({'text': 'hi', 'episode_done': False})['full_text']
+        == 'given persona: i like tea.; context: Q: hi R:'
+    )
 
 
 def reply_of(agent):
@@ -188,13 +231,19 @@ def reply_of(agent):
 
 def test_candidates_are_ranked_by_their_likelihood(trained, tmp_path):
     data = tmp_path / 'data.txt'
-    data.write_text('text:hello\tlabels:i am fine .\tlabel_candidates:i am fine .|no|the sea is blue today .\tepisode_done:True\n')
-    report = evaluate(trained[0], task='fromfile:parlaiformat', fromfile_datapath=str(data), rank_candidates=True, batchsize=1)
+    data.write_text(
+        'text:hello\tlabels:i am fine .\tlabel_candidates:i am fine .|no|the sea is blue today .\tepisode_done:True\n'
+    )
+    report = evaluate(
+        trained[0], task='fromfile:parlaiformat', fromfile_datapath=str(data), rank_candidates=True, batchsize=1
+    )
     assert 0 <= report['hits@1'] <= 1 and report['hits@5'] == 1
 
 
 def test_validation_generates_when_its_metric_needs_replies(tiny_llms, tmp_path):
-    valid, _ = train(tmp_path / 'm', tiny_llms.opt, max_train_steps=2, validation_metric='f1', validation_metric_mode='max')
+    valid, _ = train(
+        tmp_path / 'm', tiny_llms.opt, max_train_steps=2, validation_metric='f1', validation_metric_mode='max'
+    )
     assert 'f1' in valid
 
 

@@ -10,9 +10,7 @@ import time
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason='with CUDA, ParlAI starts the workers itself'
-)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='with CUDA, ParlAI starts the workers itself')
 
 # An agent of ParlAI's whose module applies the patches, as SptAgent's does. The
 # environment variable FAIL makes one of its workers fail, or all of them slow.
@@ -56,10 +54,7 @@ if __name__ == '__main__':
 def workspace(tmp_path_factory):
     """A folder with a task, a dictionary and an agent."""
     folder = tmp_path_factory.mktemp('workspace')
-    lines = [
-        f'text:how are you {i} ?\tlabels:i am fine {i} .\tepisode_done:True'
-        for i in range(8)
-    ]
+    lines = [f'text:how are you {i} ?\tlabels:i am fine {i} .\tepisode_done:True' for i in range(8)]
     (folder / 'chat.txt').write_text('\n'.join(lines) + '\n')
     # ParlAI wants the dictionary to exist before a distributed run.
     words = '__null__ __start__ __end__ __unk__ how are you i am fine ? .'.split()

@@ -22,7 +22,9 @@ def wide_llms(tiny_llms, tmp_path_factory):
         source = getattr(tiny_llms, name)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, max_position_embeddings=900)).save_pretrained(folder / name)
+            AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(source, max_position_embeddings=900)
+            ).save_pretrained(folder / name)
         AutoTokenizer.from_pretrained(source).save_pretrained(folder / name)
     return folder
 
@@ -32,9 +34,17 @@ CLOSE = dict(rtol=1e-5, atol=1e-5)
 
 
 def options(llm, **more):
-    opt = TrainModel.setup_args().parse_kwargs(**{
-        **SMALL, 'model': AGENT, 'task': SAMPLE, 'datatype': 'train:ordered', 'llm': llm, 'batchsize': 1, **more,
-    })
+    opt = TrainModel.setup_args().parse_kwargs(
+        **{
+            **SMALL,
+            'model': AGENT,
+            'task': SAMPLE,
+            'datatype': 'train:ordered',
+            'llm': llm,
+            'batchsize': 1,
+            **more,
+        }
+    )
     opt['training_loop'] = True
     return opt
 
@@ -93,24 +103,40 @@ def _sum(metrics):
     return float(total.value())
 
 
-@pytest.mark.parametrize('more', [
-    {}, {'contrastive_text': 'persona'}, {'label_truncate': 6}, {'prompt_chunk': 1}, {'checkpoint_activations': True},
-    {'text_truncate': 250}, {'history_size': 5},
-], ids=str)
+@pytest.mark.parametrize(
+    'more',
+    [
+        {},
+        {'contrastive_text': 'persona'},
+        {'label_truncate': 6},
+        {'prompt_chunk': 1},
+        {'checkpoint_activations': True},
+        {'text_truncate': 250},
+        {'history_size': 5},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize('llm', ['opt', 'llama'])
 def test_a_packed_batch_is_its_turns(wide_llms, llm, more):
     agent, packed, turns = observations(str(wide_llms / llm), 4, **more)
     assert len(packed) == 4 and len(turns) > 10
     batch = assert_same_step(agent, packed, turns)
-    assert (len(batch.text_vec) > 4) == ('text_truncate' in more or 'history_size' in more)  # whole dialogues, or pieces of them
+    assert (len(batch.text_vec) > 4) == (
+        'text_truncate' in more or 'history_size' in more
+    )  # whole dialogues, or pieces of them
 
 
 @pytest.mark.parametrize('per', ['turn', 'dialogue'])
 def test_a_packed_batch_with_retrieved_dialogues_is_its_turns(wide_llms, tmp_path, per):
     """Retrieved anew for every turn, contexts are no beginnings of each other; retrieved once, a dialogue is one row again."""
     agent, packed, turns = observations(
-        str(wide_llms / 'opt'), 2, model='spt_parlai.agents:SptRagAgent', retrieval_encoder='llm', retrieval_cache=str(tmp_path),
-        retrieve_per=per, retrieved_length=60,
+        str(wide_llms / 'opt'),
+        2,
+        model='spt_parlai.agents:SptRagAgent',
+        retrieval_encoder='llm',
+        retrieval_cache=str(tmp_path),
+        retrieve_per=per,
+        retrieved_length=60,
     )
     batch = assert_same_step(agent, packed, turns, shares=per == 'dialogue')
     assert (len(batch.text_vec) == 2) == (per == 'dialogue')
@@ -129,7 +155,12 @@ def test_turns_that_share_nothing_stay_apart(wide_llms, more):
 def test_real_dialogues(llm, tmp_path):
     (tmp_path / 'ConvAI2').symlink_to(Path(SHARED) / 'parlai_data' / 'ConvAI2')
     agent, packed, turns = observations(
-        str(Path(SHARED) / 'models' / llm), 6, task='convai2:self', datapath=str(tmp_path), label_truncate=40, num_prompts=4,
+        str(Path(SHARED) / 'models' / llm),
+        6,
+        task='convai2:self',
+        datapath=str(tmp_path),
+        label_truncate=40,
+        num_prompts=4,
     )
     batch = assert_same_step(agent, packed, turns)
     assert batch.text_vec.numel() < sum(len(t['text_vec']) for t in turns)
@@ -160,7 +191,15 @@ def test_contrast_of_a_packed_batch(wide_llms, pairs):
 @pytest.fixture(scope='module')
 def epoch(tiny_llms, tmp_path_factory):
     model_file = tmp_path_factory.mktemp('packed') / 'model'
-    train(model_file, tiny_llms.opt, max_train_steps=None, num_epochs=1.0, log_every_n_steps=1, batchsize=8, datatype='train:ordered')
+    train(
+        model_file,
+        tiny_llms.opt,
+        max_train_steps=None,
+        num_epochs=1.0,
+        log_every_n_steps=1,
+        batchsize=8,
+        datatype='train:ordered',
+    )
     return model_file
 
 
@@ -186,7 +225,7 @@ def test_evaluation_sees_every_turn(epoch):
 
 def test_turn_by_turn_on_demand(tiny_llms, tmp_path):
     train(tmp_path / 'model', tiny_llms.opt, dialogue_packing=False, max_train_steps=3, log_every_n_steps=1)
-    reports = json.loads(Path(f"{tmp_path / 'model'}.trainstats").read_text())['train_reports']
+    reports = json.loads(Path(f'{tmp_path / "model"}.trainstats').read_text())['train_reports']
     assert [r['exs'] for r in reports] == [4, 4]
 
 

@@ -119,7 +119,9 @@ def test_counters_lost_or_cut_off_are_taken_from_the_checkpoint(uninterrupted, t
 
 
 def test_a_run_without_seed_continues_with_the_seed_it_chose(tiny_llms, tmp_path):
-    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=2, seed=None, save_after_valid=True, validation_every_n_steps=1)
+    train(
+        tmp_path / 'm', tiny_llms.opt, max_train_steps=2, seed=None, save_after_valid=True, validation_every_n_steps=1
+    )
     first = torch.load(tmp_path / 'm', weights_only=True)['spt']['seed']
     assert isinstance(first, int)
     train(tmp_path / 'm', tiny_llms.opt, max_train_steps=4, seed=None, validation_every_n_steps=1)
@@ -136,13 +138,19 @@ def test_the_model_file_alone_is_enough_to_continue(uninterrupted, tiny_llms, tm
     assert curve[max(curve)] == pytest.approx(uninterrupted[max(uninterrupted)], rel=1e-6)
 
 
-@pytest.mark.parametrize('schedule', [
-    {'lr_scheduler': name, 'warmup_updates': warmup, **({'invsqrt_lr_decay_gamma': 3} if name == 'invsqrt' else {})}
-    for name in ('reduceonplateau', 'fixed', 'invsqrt', 'cosine', 'linear', 'none') for warmup in (-1, 6)
-    if (name, warmup) not in {('none', 6), ('reduceonplateau', -1)}
-], ids=lambda schedule: f"{schedule['lr_scheduler']}-{schedule['warmup_updates']}")
+@pytest.mark.parametrize(
+    'schedule',
+    [
+        {'lr_scheduler': name, 'warmup_updates': warmup, **({'invsqrt_lr_decay_gamma': 3} if name == 'invsqrt' else {})}
+        for name in ('reduceonplateau', 'fixed', 'invsqrt', 'cosine', 'linear', 'none')
+        for warmup in (-1, 6)
+        if (name, warmup) not in {('none', 6), ('reduceonplateau', -1)}
+    ],
+    ids=lambda schedule: f'{schedule["lr_scheduler"]}-{schedule["warmup_updates"]}',
+)
 def test_learning_rates_continue(tiny_llms, tmp_path, interrupt, schedule):
     """With every scheduler, in the middle of its warm-up or without one."""
+
     def run(name):
         train(tmp_path / name, tiny_llms.opt, max_train_steps=8, log_every_n_steps=1, **schedule)
         return json.loads((tmp_path / f'{name}.trainstats').read_text())['train_reports']
@@ -162,13 +170,17 @@ def test_a_resumed_run_ends_with_the_report_of_its_best_model(uninterrupted, tin
 
     def report(name):
         stats = json.loads((tmp_path / f'{name}.trainstats').read_text())
-        return {fold: stats[f'final_{fold}_report']['spt_loss'] for fold in ('valid', 'test')}, stats['final_valid_report']['total_train_updates']
+        return {fold: stats[f'final_{fold}_report']['spt_loss'] for fold in ('valid', 'test')}, stats[
+            'final_valid_report'
+        ]['total_train_updates']
 
     train(tmp_path / 'whole', tiny_llms.opt, **options)
     interrupt(6, lambda: train(tmp_path / 'stopped', tiny_llms.opt, **options))
     train(tmp_path / 'stopped', tiny_llms.opt, **options)
     assert report('stopped') == report('whole') and report('whole')[1] == 4
-    evaluated = [evaluate(tmp_path / name, num_examples=8, skip_generation=True)['spt_loss'] for name in ('whole', 'stopped')]
+    evaluated = [
+        evaluate(tmp_path / name, num_examples=8, skip_generation=True)['spt_loss'] for name in ('whole', 'stopped')
+    ]
     assert evaluated[0] == evaluated[1] == pytest.approx(report('whole')[0]['valid'])
     train(tmp_path / 'began', tiny_llms.opt, **options, init_model=str(tmp_path / 'stopped.checkpoint'))
     best = json.loads((tmp_path / 'began.trainstats').read_text())
@@ -177,6 +189,13 @@ def test_a_resumed_run_ends_with_the_report_of_its_best_model(uninterrupted, tin
 
 def test_a_run_goes_on_with_another_scheduler_or_optimizer(tiny_llms, tmp_path):
     train(tmp_path / 'm', tiny_llms.opt, max_train_steps=4, validation_every_n_steps=2)
-    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=6, validation_every_n_steps=2, lr_scheduler='linear', warmup_updates=2)
+    train(
+        tmp_path / 'm',
+        tiny_llms.opt,
+        max_train_steps=6,
+        validation_every_n_steps=2,
+        lr_scheduler='linear',
+        warmup_updates=2,
+    )
     train(tmp_path / 'm', tiny_llms.opt, max_train_steps=8, validation_every_n_steps=2, optimizer='sgd')
     assert torch.load(tmp_path / 'm.checkpoint', weights_only=True)['optimizer_type'] == 'sgd'

@@ -17,9 +17,12 @@ from spt_parlai.errors import UsageError
 @pytest.fixture
 def make(tiny_llms):
     """A training SptAgent and batches of the sample task for it."""
+
     def make(llm='opt', batches=8, **options):
         parser = TrainModel.setup_args()
-        opt = parser.parse_kwargs(**{**SMALL, 'model': AGENT, 'task': SAMPLE, 'datatype': 'train', 'llm': getattr(tiny_llms, llm), **options})
+        opt = parser.parse_kwargs(
+            **{**SMALL, 'model': AGENT, 'task': SAMPLE, 'datatype': 'train', 'llm': getattr(tiny_llms, llm), **options}
+        )
         agent = create_agent(opt)
         world = create_task(opt, agent)
         seen = []
@@ -50,13 +53,17 @@ def trained_tensors(agent):
 @pytest.mark.parametrize('noise', [0.001, 0.01, 0.1, 1.0])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_500_steps_stay_finite(make, dtype, noise):
-    agent, batches = make(llm_dtype=dtype, gold_noise=noise, num_prompts=2, batchsize=2, text_truncate=24, label_truncate=8)
+    agent, batches = make(
+        llm_dtype=dtype, gold_noise=noise, num_prompts=2, batchsize=2, text_truncate=24, label_truncate=8
+    )
     start = trained_tensors(agent)
     losses = [step(agent, batches[i % len(batches)]) for i in range(500)]
     assert agent._number_training_updates >= 490  # float16 may skip a few while its loss scale settles
     assert None not in losses and torch.isfinite(torch.tensor(losses)).all() and sum(losses[-50:]) < sum(losses[:50])
     for name, tensor in trained_tensors(agent).items():
-        assert tensor.dtype == torch.float32 and torch.isfinite(tensor).all() and not torch.equal(tensor, start[name]), name
+        assert (
+            tensor.dtype == torch.float32 and torch.isfinite(tensor).all() and not torch.equal(tensor, start[name])
+        ), name
     assert agent.model.llm.dtype == getattr(torch, dtype)
 
 
@@ -94,7 +101,9 @@ def test_fp16_switch_leaves_what_trains_in_float32(make):
     agent, batches = make(fp16=True)
     step(agent, batches[0])
     assert {p.dtype for p in agent.model.parameters()} == {torch.float32}
-    assert {v.dtype for s in agent.optimizer.state.values() for v in s.values() if torch.is_tensor(v)} == {torch.float32}
+    assert {v.dtype for s in agent.optimizer.state.values() for v in s.values() if torch.is_tensor(v)} == {
+        torch.float32
+    }
 
 
 # ---- what is not finite -------------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ def poison(agent):
 @pytest.mark.parametrize('update_freq', [1, 2])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(make, update_freq):
     agent, batches = make(update_freq=update_freq)
-    for batch in batches[:2 * update_freq]:
+    for batch in batches[: 2 * update_freq]:
         step(agent, batch)
     before, updates = trained_tensors(agent), agent._number_training_updates
     assert updates == 2
@@ -152,7 +161,7 @@ def test_too_many_in_a_row_end_the_run(make, tmp_path, limit):
         step(agent, batches[0])
     with pytest.raises(UsageError, match=f'not finite {limit} times in a row .* --learningrate') as error:
         step(agent, batches[0])
-    assert f"The last good state is in {tmp_path / 'model'}." in str(error.value)
+    assert f'The last good state is in {tmp_path / "model"}.' in str(error.value)
 
 
 def test_no_limit(make):
@@ -171,7 +180,11 @@ def test_a_checkpoint_is_never_written_with_it(make, tmp_path, where, value):
     step(agent, batches[0])
     agent.save()
     good = path.read_bytes()
-    tensor = agent.model.soft_prompts.tokens.data if where == 'prompts' else next(iter(agent.optimizer.state.values()))['exp_avg']
+    tensor = (
+        agent.model.soft_prompts.tokens.data
+        if where == 'prompts'
+        else next(iter(agent.optimizer.state.values()))['exp_avg']
+    )
     tensor.view(-1)[0] = value
     with pytest.raises(UsageError, match='no longer finite') as error:
         agent.save()
@@ -180,8 +193,17 @@ def test_a_checkpoint_is_never_written_with_it(make, tmp_path, where, value):
 
 def test_a_diverging_run_ends_in_a_sentence_and_leaves_a_finite_file(tiny_llms, tmp_path):
     with pytest.raises(UsageError, match='lower --learningrate'):
-        train(tmp_path / 'model', tiny_llms.opt, learningrate=1e38, optimizer='sgd', gradient_clip=-1, max_train_steps=20,
-              max_skipped_steps=2, validation_every_n_steps=1, load_from_checkpoint=True)
+        train(
+            tmp_path / 'model',
+            tiny_llms.opt,
+            learningrate=1e38,
+            optimizer='sgd',
+            gradient_clip=-1,
+            max_train_steps=20,
+            max_skipped_steps=2,
+            validation_every_n_steps=1,
+            load_from_checkpoint=True,
+        )
     for path in tmp_path.glob('model*'):
         if path.suffix in ('', '.checkpoint'):
             states = torch.load(path, weights_only=True)['model']
@@ -192,7 +214,9 @@ def test_evaluation_of_an_llm_that_overflows_is_refused(make):
     agent, batches = make()
     poison(agent)
     batches[0].is_training = False
-    with pytest.raises(UsageError, match='gives a loss that is not finite .* run it in --llm-dtype bfloat16 or float32'):
+    with pytest.raises(
+        UsageError, match='gives a loss that is not finite .* run it in --llm-dtype bfloat16 or float32'
+    ):
         agent.compute_loss(batches[0])
 
 
@@ -228,7 +252,9 @@ def test_force_prompt_gives_that_prompts_perplexity(trained):
     """Selected perplexity under each forced prompt: their logs sum to the prompt NLL of the retriever's run, token-weighted."""
     forced = [evaluate(trained, force_prompt=k, skip_generation=True) for k in range(3)]
     assert len({round(r['ppl'], 4) for r in forced}) == 3
-    assert len({round(r['nll'], 5) for r in forced}) == 1  # the sum over the prompts does not depend on the selected one
+    assert (
+        len({round(r['nll'], 5) for r in forced}) == 1
+    )  # the sum over the prompts does not depend on the selected one
 
 
 def test_score_noise_is_one_draw_for_loss_reply_and_log(trained, tmp_path):
@@ -243,7 +269,9 @@ def test_score_noise_is_one_draw_for_loss_reply_and_log(trained, tmp_path):
     for k in range(3):
         path = tmp_path / f'{k}.jsonl'
         evaluate(trained, force_prompt=k, world_logs=str(path), batchsize=1)
-        forced.append([turn[1]['text'] for line in path.read_text().splitlines() for turn in json.loads(line)['dialog']])
+        forced.append(
+            [turn[1]['text'] for line in path.read_text().splitlines() for turn in json.loads(line)['dialog']]
+        )
     for i, turn in enumerate(turns):
         assert turn['text'] == forced[turn['selected_prompt']][i]
 
@@ -251,8 +279,13 @@ def test_score_noise_is_one_draw_for_loss_reply_and_log(trained, tmp_path):
 def test_activation_beta_stays_with_the_model(tiny_llms, tmp_path):
     train(tmp_path / 'model', tiny_llms.opt, max_train_steps=2, activation_beta=1.0)
     assert json.loads((tmp_path / 'model.opt').read_text())['activation_beta'] == 1.0
-    plain, other = evaluate(tmp_path / 'model', skip_generation=True), evaluate(tmp_path / 'model', activation_beta=10.0, skip_generation=True)
-    assert plain['ppl'] == other['ppl'] and plain['contrastive'] > other['contrastive']  # scores near 1 point the same way
+    plain, other = (
+        evaluate(tmp_path / 'model', skip_generation=True),
+        evaluate(tmp_path / 'model', activation_beta=10.0, skip_generation=True),
+    )
+    assert (
+        plain['ppl'] == other['ppl'] and plain['contrastive'] > other['contrastive']
+    )  # scores near 1 point the same way
 
 
 def test_prompts_from_texts(tiny_llms, tmp_path):
@@ -298,7 +331,9 @@ TrainModel.main(task='spt_parlai.tasks.sample', model='spt_parlai.agents:SptAgen
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='limits its own memory the way Linux does')
 def test_out_of_memory_names_what_helps(tmp_path):
-    ended = subprocess.run([sys.executable, '-c', HUNGRY, str(tmp_path / 'model')], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, '-c', HUNGRY, str(tmp_path / 'model')], capture_output=True, text=True, timeout=120
+    )
     last = ended.stderr.strip().splitlines()[-1]
     assert ended.returncode == 1 and last.startswith('out of memory while training')
     for option in ('--prompt-chunk', '--checkpoint-activations', '--batchsize', '--llm-dtype', '--llm-device-map'):

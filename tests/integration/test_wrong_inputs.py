@@ -32,7 +32,13 @@ from spt_parlai.model import loading
 AGENT = 'spt_parlai.agents:SptAgent'
 EPISODE = 'text:your persona: i like tea.\\nhello {i} ?\tlabels:i am fine {i} .\ntext:bye ?\tlabels:bye .\tepisode_done:True\n'
 SMALL = {
-    'model': AGENT, 'num_prompts': 2, 'prompt_length': 2, 'max_new_tokens': 4, 'batchsize': 2, 'seed': 1, 'no_cuda': True,
+    'model': AGENT,
+    'num_prompts': 2,
+    'prompt_length': 2,
+    'max_new_tokens': 4,
+    'batchsize': 2,
+    'seed': 1,
+    'no_cuda': True,
     'loglevel': 'warn',
 }
 WINDOW = 160  # of the tiny LLMs
@@ -48,7 +54,9 @@ def data(tmp_path_factory):
 
 def task(path):
     return {
-        'task': 'fromfile:parlaiformat', 'fromfile_datapath': str(path), 'fromfile_datatype_extension': False,
+        'task': 'fromfile:parlaiformat',
+        'fromfile_datapath': str(path),
+        'fromfile_datatype_extension': False,
         'datapath': str(path.parent),
     }
 
@@ -56,10 +64,18 @@ def task(path):
 @pytest.fixture
 def train(tiny_llms, data, tmp_path):
     """Train for two steps with some options changed."""
+
     def run(**options):
-        return TrainModel.main(**{
-            **SMALL, **data, 'llm': tiny_llms.opt, 'model_file': str(tmp_path / 'model'), 'max_train_steps': 2, **options,
-        })
+        return TrainModel.main(
+            **{
+                **SMALL,
+                **data,
+                'llm': tiny_llms.opt,
+                'model_file': str(tmp_path / 'model'),
+                'max_train_steps': 2,
+                **options,
+            }
+        )
 
     return run
 
@@ -107,23 +123,30 @@ def refused(*named, run, **options):
 
 # ---- --llm -----------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def llm_copy(tiny_llms, tmp_path):
     return shutil.copytree(tiny_llms.opt, tmp_path / 'llm')
 
 
 def test_missing_llm_folder(train, tmp_path, weights_unread):
-    refused(f"--llm {tmp_path / 'no'}", 'no such folder', '"demo"', run=train, llm=str(tmp_path / 'no'))
+    refused(f'--llm {tmp_path / "no"}', 'no such folder', '"demo"', run=train, llm=str(tmp_path / 'no'))
 
 
 def test_llm_folder_without_config(train, tmp_path, weights_unread):
     (tmp_path / 'llm').mkdir()
-    refused(f"--llm {tmp_path / 'llm'}", 'no config.json', 'give one', run=train, llm=str(tmp_path / 'llm'))
+    refused(f'--llm {tmp_path / "llm"}', 'no config.json', 'give one', run=train, llm=str(tmp_path / 'llm'))
 
 
-@pytest.mark.parametrize('content, reason', [
-    ('{', 'not a valid JSON'), ('{}', 'model_type'), ('{"model_type": "zzz"}', 'zzz'), ('\udcff', 'not a valid JSON'),
-])
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        ('{', 'not a valid JSON'),
+        ('{}', 'model_type'),
+        ('{"model_type": "zzz"}', 'zzz'),
+        ('\udcff', 'not a valid JSON'),
+    ],
+)
 def test_llm_folder_with_damaged_config(train, llm_copy, weights_unread, content, reason):
     (llm_copy / 'config.json').write_bytes(content.encode('utf-8', 'surrogateescape'))
     refused(f'--llm {llm_copy}', reason, 'restore it', run=train, llm=str(llm_copy))
@@ -134,7 +157,7 @@ def test_llm_folder_without_weights(train, llm_copy):
     refused(f'--llm {llm_copy}', 'no file named model.safetensors', 'restore it', run=train, llm=str(llm_copy))
 
 
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b'\xff' * 500, lambda b: b''])
+@pytest.mark.parametrize('damage', [lambda b: b[: len(b) // 2], lambda b: b'\xff' * 500, lambda b: b''])
 def test_llm_folder_with_damaged_weights(train, llm_copy, damage):
     file = llm_copy / 'model.safetensors'
     file.write_bytes(damage(file.read_bytes()))
@@ -143,7 +166,9 @@ def test_llm_folder_with_damaged_weights(train, llm_copy, damage):
 
 def test_llm_folder_with_another_models_weights(train, llm_copy, tiny_llms):
     shutil.copy(os.path.join(tiny_llms.llama, 'model.safetensors'), llm_copy / 'model.safetensors')
-    refused(f'--llm {llm_copy}', 'do not belong to its config.json', 'from the same model', run=train, llm=str(llm_copy))
+    refused(
+        f'--llm {llm_copy}', 'do not belong to its config.json', 'from the same model', run=train, llm=str(llm_copy)
+    )
 
 
 @pytest.mark.parametrize('key, value', [('num_hidden_layers', 3), ('ffn_dim', 64)])
@@ -248,18 +273,38 @@ def test_gated_llm_is_told_how_to_get_in(monkeypatch):
         raise OSError('You are trying to access a gated repo.')
 
     monkeypatch.setattr(hub, 'hub_answers', lambda: True)
-    with pytest.raises(UsageError, match='--llm meta/llama is gated: accept its licence at https://huggingface.co/meta/llama.*hf auth login'):
+    with pytest.raises(
+        UsageError,
+        match='--llm meta/llama is gated: accept its licence at https://huggingface.co/meta/llama.*hf auth login',
+    ):
         hub._load(gated, 'meta/llama', None)
 
 
 # ---- options, through a command --------------------------------------------------------------------------
 
-@pytest.mark.parametrize('option, value', [
-    ('num_prompts', 0), ('num_prompts', -1), ('prompt_length', 0), ('lambda_fusion', -1.0), ('lambda_selection', float('nan')),
-    ('tau_gold', 0.0), ('similarity_threshold', 101.0), ('max_new_tokens', 0), ('text_truncate', 0), ('text_truncate', 100_000),
-    ('text_truncate', 3), ('label_truncate', 1), ('prompt_length', 150), ('person_tokens', True), ('special_tok_lst', 'A,B'),
-    ('learningrate', -1.0), ('batchsize', 0),
-])
+
+@pytest.mark.parametrize(
+    'option, value',
+    [
+        ('num_prompts', 0),
+        ('num_prompts', -1),
+        ('prompt_length', 0),
+        ('lambda_fusion', -1.0),
+        ('lambda_selection', float('nan')),
+        ('tau_gold', 0.0),
+        ('similarity_threshold', 101.0),
+        ('max_new_tokens', 0),
+        ('text_truncate', 0),
+        ('text_truncate', 100_000),
+        ('text_truncate', 3),
+        ('label_truncate', 1),
+        ('prompt_length', 150),
+        ('person_tokens', True),
+        ('special_tok_lst', 'A,B'),
+        ('learningrate', -1.0),
+        ('batchsize', 0),
+    ],
+)
 def test_impossible_option(train, weights_unread, tmp_path, option, value):
     refused('--' + option.replace('_', '-'), value, run=train, **{option: value})
     assert not os.path.exists(tmp_path / 'model')
@@ -267,7 +312,12 @@ def test_impossible_option(train, weights_unread, tmp_path, option, value):
 
 @pytest.mark.parametrize('option, value', [('model_parallel', True), ('data_parallel', True), ('ddp_backend', 'zero2')])
 def test_impossible_option_of_other_agents(train, agent_options, weights_unread, option, value):
-    refused('--' + option.replace('_', '-'), value, run=lambda **kw: create_agent(agent_options('opt', **kw)), **{option: value})
+    refused(
+        '--' + option.replace('_', '-'),
+        value,
+        run=lambda **kw: create_agent(agent_options('opt', **kw)),
+        **{option: value},
+    )
 
 
 def test_unknown_choice_by_command_line_and_by_api(agent_options, capsys):
@@ -282,7 +332,9 @@ def test_unknown_choice_by_command_line_and_by_api(agent_options, capsys):
     refused("--prompt-init 'zeros'", 'vocab', run=lambda: create_agent(opt))
 
 
-@pytest.mark.parametrize('content, reason', [(None, 'no such file'), ('cpu', 'not valid JSON'), ('[]', 'object of module names')])
+@pytest.mark.parametrize(
+    'content, reason', [(None, 'no such file'), ('cpu', 'not valid JSON'), ('[]', 'object of module names')]
+)
 def test_wrong_device_map(train, weights_unread, tmp_path, content, reason):
     path = tmp_path / 'map.json'
     if content is not None:
@@ -294,7 +346,9 @@ def test_quantization_without_bitsandbytes(train, weights_unread, monkeypatch):
     import importlib.util
 
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name == 'bitsandbytes' else find(name, *a))
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name, *a: None if name == 'bitsandbytes' else find(name, *a)
+    )
     refused('--llm-quantization 4bit', 'pip install', run=train, llm_quantization='4bit')
 
 
@@ -308,17 +362,24 @@ def test_missing_init_model(train, weights_unread, tmp_path):
 
 # ---- data ------------------------------------------------------------------------------------------------
 
+
 def test_missing_data_file(train, evaluate, trained, tmp_path):
     named = ('-t fromfile:parlaiformat', tmp_path / 'no.txt', 'no such file', 'check the path')
     refused(*named, run=train, **task(tmp_path / 'no.txt'))
     refused(*named, run=evaluate, model_file=str(trained), **task(tmp_path / 'no.txt'))
 
 
-@pytest.mark.parametrize('content, named', [
-    (b'', ['holds no example', 'check']), (b'\n\n', ['holds no example', 'check']), (b'text:\xff\xfe', ['not UTF-8', 'chat.txt']),
-    (b'hello there\n', ['"text" field', 'Line 1', 'chat.txt', 'labels:']), (b'text:hi\n', ['"labels" field', 'Line 1']),
-    (b'labels:hi\tepisode_done:True\n', ['"text" field', 'Line 1']),
-])
+@pytest.mark.parametrize(
+    'content, named',
+    [
+        (b'', ['holds no example', 'check']),
+        (b'\n\n', ['holds no example', 'check']),
+        (b'text:\xff\xfe', ['not UTF-8', 'chat.txt']),
+        (b'hello there\n', ['"text" field', 'Line 1', 'chat.txt', 'labels:']),
+        (b'text:hi\n', ['"labels" field', 'Line 1']),
+        (b'labels:hi\tepisode_done:True\n', ['"text" field', 'Line 1']),
+    ],
+)
 def test_data_file_without_data(train, tmp_path, content, named):
     (tmp_path / 'chat.txt').write_bytes(content)
     refused('-t fromfile:parlaiformat', *named, run=train, **task(tmp_path / 'chat.txt'))
@@ -335,15 +396,26 @@ def test_another_error_of_a_teacher_keeps_its_traceback(monkeypatch, data):
 
 
 def test_convai2_without_data_and_network(tiny_llms, no_network, tmp_path):
-    refused('ConvAI2', 'could not be downloaded', tmp_path / 'data', 'spt data convai2 --from FOLDER', '-dp DATAPATH',
-            run=TrainModel.main, **SMALL, llm=tiny_llms.opt, model_file=str(tmp_path / 'model'), task='convai2:self',
-            datapath=str(tmp_path / 'data'))
+    refused(
+        'ConvAI2',
+        'could not be downloaded',
+        tmp_path / 'data',
+        'spt data convai2 --from FOLDER',
+        '-dp DATAPATH',
+        run=TrainModel.main,
+        **SMALL,
+        llm=tiny_llms.opt,
+        model_file=str(tmp_path / 'model'),
+        task='convai2:self',
+        datapath=str(tmp_path / 'data'),
+    )
 
 
 # ---- model files -----------------------------------------------------------------------------------------
 
+
 def test_missing_model_file(evaluate, weights_unread, tmp_path):
-    with pytest.raises((UsageError, RuntimeError), match=f"does not exist.*{tmp_path / 'no'}"):  # ParlAI's own sentence
+    with pytest.raises((UsageError, RuntimeError), match=f'does not exist.*{tmp_path / "no"}'):  # ParlAI's own sentence
         evaluate(model_file=str(tmp_path / 'no'), model=AGENT)
 
 
@@ -377,19 +449,36 @@ def test_model_file_without_its_options(evaluate, copied, tiny_llms):
     """The checkpoint alone is enough where K, L and the LLM are given."""
     for suffix in ('.opt', '.dict'):
         os.remove(f'{copied}{suffix}')
-    report = evaluate(model_file=str(copied), llm=tiny_llms.opt, **{k: SMALL[k] for k in ('model', 'num_prompts', 'prompt_length')})
+    report = evaluate(
+        model_file=str(copied), llm=tiny_llms.opt, **{k: SMALL[k] for k in ('model', 'num_prompts', 'prompt_length')}
+    )
     assert report['exs'] == 6
 
 
 def test_model_file_of_another_llm(evaluate, trained, tiny_llms):
-    refused(trained, f'--llm {tiny_llms.opt}', f'--llm {tiny_llms.llama}', 'vocab_size', f'use --llm {tiny_llms.opt}',
-            run=evaluate, model_file=str(trained), llm=tiny_llms.llama)
+    refused(
+        trained,
+        f'--llm {tiny_llms.opt}',
+        f'--llm {tiny_llms.llama}',
+        'vocab_size',
+        f'use --llm {tiny_llms.opt}',
+        run=evaluate,
+        model_file=str(trained),
+        llm=tiny_llms.llama,
+    )
 
 
 @pytest.mark.parametrize('option, other', [('num_prompts', 3), ('prompt_length', 3), ('prompt_length', 1)])
 def test_model_file_with_other_prompts(evaluate, trained, option, other):
     flag = '--' + option.replace('_', '-')
-    refused(trained, f'holds {flag} 2, not {other}', f'leave {flag} out', run=evaluate, model_file=str(trained), **{option: other})
+    refused(
+        trained,
+        f'holds {flag} 2, not {other}',
+        f'leave {flag} out',
+        run=evaluate,
+        model_file=str(trained),
+        **{option: other},
+    )
 
 
 def test_model_file_with_longer_replies_than_it_was_trained_with(evaluate, trained):
@@ -407,16 +496,22 @@ def test_info_on_a_wrong_file(tmp_path, content):
 
 
 def test_info_as_a_command_prints_the_sentence_alone(tmp_path):
-    ended = subprocess.run([os.path.join(os.path.dirname(sys.executable), 'spt'), 'info', str(tmp_path / 'no')], capture_output=True, text=True)
+    ended = subprocess.run(
+        [os.path.join(os.path.dirname(sys.executable), 'spt'), 'info', str(tmp_path / 'no')],
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == 1 and ended.stdout == ''
-    assert ended.stderr == f"{tmp_path / 'no'}: no such file; give the model file of an SptAgent.\n"
+    assert ended.stderr == f'{tmp_path / "no"}: no such file; give the model file of an SptAgent.\n'
 
 
 # ---- chat ------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def chat(trained, monkeypatch, capsys):
     """Talk; the input ends after `lines`. Returns what was printed."""
+
     def run(*lines, **options):
         waiting = iter(lines)
 
@@ -443,7 +538,9 @@ def test_chat_with_odd_lines(chat):
     assert printed.count('[Spt]:') == 6  # every line is answered, the last one of its episode too
 
 
-@pytest.mark.parametrize('content, reason', [(None, 'No such file'), (b'', 'is empty'), (b'\x89PNG\xff\x00', 'not UTF-8 text')])
+@pytest.mark.parametrize(
+    'content, reason', [(None, 'No such file'), (b'', 'is empty'), (b'\x89PNG\xff\x00', 'not UTF-8 text')]
+)
 def test_chat_with_a_wrong_persona_file(chat, weights_unread, tmp_path, content, reason):
     path = tmp_path / 'persona.txt'
     if content is not None:
@@ -456,6 +553,7 @@ def test_chat_with_two_personas(chat, weights_unread):
 
 
 # ---- odd dialogues ---------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope='module')
 def agent_options(tiny_llms):
@@ -480,7 +578,12 @@ def agent(agents, request):
 
 def hear(agent, text, labels=None):
     """Observe and act; returns (the observation, the context as text, the reply)."""
-    message = {'id': 'partner', 'text': text, 'episode_done': False, **({} if labels is None else {'eval_labels': labels})}
+    message = {
+        'id': 'partner',
+        'text': text,
+        'episode_done': False,
+        **({} if labels is None else {'eval_labels': labels}),
+    }
     observation = agent.observe(Message({k: v for k, v in message.items() if v is not None}))
     ids = observation['text_vec'].tolist()
     special = set(agent.dict.tokenizer.all_special_ids)
@@ -495,14 +598,24 @@ def metrics(reply):
     return {name: float(metric.value()) for name, metric in reply['metrics'].items()}
 
 
-@pytest.mark.parametrize('text, context', [
-    ('', 'context: R:'), (' \t\n ', 'context: R:'), ('__SILENCE__', 'context: R:'), (None, 'context: R:'),
-    ('your persona: i ski.', 'given persona: i ski.; context: R:'),
-    ("your persona: i ski.\npartner's persona: i swim.\nhi", 'given persona: i ski.; context: Q: hi R:'),
-    ('😀👍🏽', 'context: Q: 😀👍🏽 R:'), ('Привет, мир', 'context: Q: Привет, мир R:'), ('你好 世界', 'context: Q: 你好 世界 R:'),
-    ('مرحبا', 'context: Q: مرحبا R:'), ('a\u200bb\u200d\x07\x1b', 'context: Q: a\u200bb\u200d\x07\x1b R:'),
-    ('</s><pad> Q: <s> R:', 'context: Q: </s><pad> Q: <s> R: R:'), ('hi \ud83d .', 'context: Q: hi � . R:'),
-])
+@pytest.mark.parametrize(
+    'text, context',
+    [
+        ('', 'context: R:'),
+        (' \t\n ', 'context: R:'),
+        ('__SILENCE__', 'context: R:'),
+        (None, 'context: R:'),
+        ('your persona: i ski.', 'given persona: i ski.; context: R:'),
+        ("your persona: i ski.\npartner's persona: i swim.\nhi", 'given persona: i ski.; context: Q: hi R:'),
+        ('😀👍🏽', 'context: Q: 😀👍🏽 R:'),
+        ('Привет, мир', 'context: Q: Привет, мир R:'),
+        ('你好 世界', 'context: Q: 你好 世界 R:'),
+        ('مرحبا', 'context: Q: مرحبا R:'),
+        ('a\u200bb\u200d\x07\x1b', 'context: Q: a\u200bb\u200d\x07\x1b R:'),
+        ('</s><pad> Q: <s> R:', 'context: Q: </s><pad> Q: <s> R: R:'),
+        ('hi \ud83d .', 'context: Q: hi � . R:'),
+    ],
+)
 def test_odd_text(agent, text, context):
     observation, heard, reply = hear(agent, text)
     assert heard == context
@@ -513,7 +626,9 @@ def test_dialogue_longer_than_the_window(agent):
     hear(agent, 'your persona: i like tea.\nzebra')
     for i in range(30):
         observation, heard, reply = hear(agent, f'number {i} : how are you ?')
-        assert heard.startswith('given persona: i like tea.; context:') and heard.endswith(f'Q: number {i} : how are you ? R:')
+        assert heard.startswith('given persona: i like tea.; context:') and heard.endswith(
+            f'Q: number {i} : how are you ? R:'
+        )
     assert metrics(reply)['ctrunc'] == 1 and 'zebra' not in heard
     assert metrics(reply)['clen'] == len(observation['text_vec']) + metrics(reply)['ctrunclen'] > WINDOW
 
@@ -582,7 +697,13 @@ def test_a_beam_with_greedy_search(trained, evaluate, weights_unread):
 
 def test_evaluating_an_empty_file(trained, evaluate, tmp_path):
     (tmp_path / 'empty.txt').write_text('')
-    refused('-t fromfile:parlaiformat', 'holds no example', run=evaluate, model_file=str(trained), **task(tmp_path / 'empty.txt'))
+    refused(
+        '-t fromfile:parlaiformat',
+        'holds no example',
+        run=evaluate,
+        model_file=str(trained),
+        **task(tmp_path / 'empty.txt'),
+    )
 
 
 def test_a_model_file_below_a_file(train, tmp_path, weights_unread):

@@ -21,7 +21,9 @@ def paired(said: list[str], count: int) -> list[tuple[str, str]]:
     """Replies against other replies: any other one, the next of a dialogue, and the likeliest kind of a good reply, one that
     begins as its reference does."""
     draw = random.Random(5)
-    pairs = [(draw.choice(said), draw.choice(said)) for _ in range(count // 2)] + list(zip(said, said[1:]))[: count // 4]
+    pairs = [(draw.choice(said), draw.choice(said)) for _ in range(count // 2)] + list(zip(said, said[1:]))[
+        : count // 4
+    ]
     for _ in range(count - len(pairs)):
         reply, reference = draw.choice(said).split(' '), draw.choice(said).split(' ')
         cut = draw.randrange(1, 6)
@@ -29,16 +31,27 @@ def paired(said: list[str], count: int) -> list[tuple[str, str]]:
     return pairs
 
 
-@pytest.fixture(scope='session', params=['sample', pytest.param('ConvAI2', marks=pytest.mark.skipif(
-    not FOLDER, reason='SPT_SHARED_DATA names no folder of data'
-))])
+@pytest.fixture(
+    scope='session',
+    params=[
+        'sample',
+        pytest.param('ConvAI2', marks=pytest.mark.skipif(not FOLDER, reason='SPT_SHARED_DATA names no folder of data')),
+    ],
+)
 def pairs(request) -> list[tuple[str, str]]:
     """At least 200 (reply, reference): of the sample task, and of ConvAI2 where it is at hand; and what may be odd in one."""
     if request.param == 'sample':
         path, count = Path(sample.__file__).with_name('train.txt'), 240
     else:
         path, count = next(Path(FOLDER).rglob('valid_self_original_no_cands.txt')), 2000
-    odd = [('', 'yes .'), ('.', 'yes .'), ('no', 'No !'), ("i'm  20 , you &amp; me", "I'm 20, you & me"), ('é 😀 ok', '😀 ok'), ('yes', 'yes')]
+    odd = [
+        ('', 'yes .'),
+        ('.', 'yes .'),
+        ('no', 'No !'),
+        ("i'm  20 , you &amp; me", "I'm 20, you & me"),
+        ('é 😀 ok', '😀 ok'),
+        ('yes', 'yes'),
+    ]
     return paired(replies(path), count) + odd
 
 
@@ -47,7 +60,14 @@ def encoders(tiny_llms, tmp_path_factory):
     """Folders of tiny random encoders, without a longest text in their tokenizers: name → folder."""
     import torch
     from transformers import (
-        BertConfig, BertModel, BertTokenizer, DebertaConfig, DebertaModel, DebertaTokenizer, RobertaConfig, RobertaModel,
+        BertConfig,
+        BertModel,
+        BertTokenizer,
+        DebertaConfig,
+        DebertaModel,
+        DebertaTokenizer,
+        RobertaConfig,
+        RobertaModel,
         RobertaTokenizer,
     )
 
@@ -58,21 +78,42 @@ def encoders(tiny_llms, tmp_path_factory):
     merges = [tuple(merge) for merge in bpe['merges']]
 
     def vocabulary(*special):
-        return {token: i for i, token in enumerate([*special, *(t for t in bpe['vocab'] if t not in ('<pad>', '</s>', '<unk>'))])}
+        return {
+            token: i
+            for i, token in enumerate([*special, *(t for t in bpe['vocab'] if t not in ('<pad>', '</s>', '<unk>'))])
+        }
 
     tokenizers = {
         'bert': BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}),
         'roberta': RobertaTokenizer(vocab=vocabulary('<s>', '<pad>', '</s>', '<unk>', '<mask>'), merges=merges),
         'deberta': DebertaTokenizer(vocab=vocabulary('[PAD]', '[CLS]', '[SEP]', '[UNK]', '[MASK]'), merges=merges),
     }
-    size = {'hidden_size': 32, 'num_hidden_layers': 3, 'num_attention_heads': 2, 'intermediate_size': 48, 'initializer_range': 0.2}
+    size = {
+        'hidden_size': 32,
+        'num_hidden_layers': 3,
+        'num_attention_heads': 2,
+        'intermediate_size': 48,
+        'initializer_range': 0.2,
+    }
     models = {
         'bert': (BertModel, BertConfig(vocab_size=len(tokenizers['bert']), max_position_embeddings=40, **size)),
-        'roberta': (RobertaModel, RobertaConfig(vocab_size=len(tokenizers['roberta']), max_position_embeddings=42, pad_token_id=1, **size)),
-        'deberta': (DebertaModel, DebertaConfig(
-            vocab_size=len(tokenizers['deberta']), max_position_embeddings=40, pad_token_id=0, type_vocab_size=0, relative_attention=True,
-            pos_att_type=['c2p', 'p2c'], position_biased_input=False, **size,
-        )),
+        'roberta': (
+            RobertaModel,
+            RobertaConfig(vocab_size=len(tokenizers['roberta']), max_position_embeddings=42, pad_token_id=1, **size),
+        ),
+        'deberta': (
+            DebertaModel,
+            DebertaConfig(
+                vocab_size=len(tokenizers['deberta']),
+                max_position_embeddings=40,
+                pad_token_id=0,
+                type_vocab_size=0,
+                relative_attention=True,
+                pos_att_type=['c2p', 'p2c'],
+                position_biased_input=False,
+                **size,
+            ),
+        ),
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)

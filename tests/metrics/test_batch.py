@@ -28,14 +28,21 @@ def test_prediction_metrics_are_those_of_the_selected_prompt():
 
 
 def test_contrastive_is_the_mean_over_pairs_and_nothing_for_a_batch_of_one():
-    losses, pairs = torch.tensor([[0.0, 0.5, 0.25], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), torch.ones(3, 3, dtype=torch.bool).triu(1)
+    losses, pairs = (
+        torch.tensor([[0.0, 0.5, 0.25], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+        torch.ones(3, 3, dtype=torch.bool).triu(1),
+    )
     got = dict(loss_metrics(torch.tensor(1.0), torch.ones(2, 3), torch.ones(3), losses, pairs, None))
     assert mean(got['contrastive']) == pytest.approx((0.5 + 0.25 + 1.0) / 3)
     pairs[0, 1] = False
     some = dict(loss_metrics(torch.tensor(1.0), torch.ones(2, 3), torch.ones(3), losses * pairs, pairs, None))
     assert mean(some['contrastive']) == pytest.approx((0.25 + 1.0) / 2)
     assert mean(got['nll']) == 2 and 'fusion' not in got
-    alone = dict(loss_metrics(torch.tensor(1.0), torch.ones(2, 1), None, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool), None))
+    alone = dict(
+        loss_metrics(
+            torch.tensor(1.0), torch.ones(2, 1), None, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool), None
+        )
+    )
     assert 'contrastive' not in alone and 'selection' not in alone
 
 

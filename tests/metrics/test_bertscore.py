@@ -61,7 +61,12 @@ def test_of_several_references_the_best_counts(encoders, limited):
 
 def test_what_is_empty_scores_nothing(encoders):
     model = bert_model(encoders['bert'], 1)
-    assert scored([('', ['yes'])], model) == scored([(' ', ['yes'])], model) == scored([('yes', [''])], model) == dict.fromkeys(NAMES, 0.0)
+    assert (
+        scored([('', ['yes'])], model)
+        == scored([(' ', ['yes'])], model)
+        == scored([('yes', [''])], model)
+        == dict.fromkeys(NAMES, 0.0)
+    )
     half = scored([('', ['yes']), ('yes', ['yes'])], model)
     assert half == pytest.approx(dict.fromkeys(NAMES, 50.0), abs=1e-3)
 
@@ -75,7 +80,9 @@ def test_pairs_are_scored_once_and_late(encoders, monkeypatch):
     asked = []
     library = scorer(model)._scorer
     score = library.score
-    monkeypatch.setattr(library, 'score', lambda replies, *rest, **named: asked.append(len(replies)) or score(replies, *rest, **named))
+    monkeypatch.setattr(
+        library, 'score', lambda replies, *rest, **named: asked.append(len(replies)) or score(replies, *rest, **named)
+    )
     before = total.value()
     assert total.value() == before and asked == [5]
     more = total + BertScore([('reply 3', ('yes',)), ('another', ('yes',))], model, 2)
@@ -91,19 +98,26 @@ def test_layers_are_those_of_bert_score(encoders, tmp_path):
     with pytest.raises(UsageError, match='--bertscore-layer 4: .* has layers 1 to 3'):
         chosen_bert({'bertscore': encoders['bert'], 'bertscore_layer': 4})
     folder = shutil.copytree(encoders['deberta'], tmp_path / 'deberta-xlarge-mnli')
-    with pytest.raises(UsageError, match='--bertscore-layer 40: .* has layers 1 to 3'):  # the paper's, found by the folder's name
+    with pytest.raises(
+        UsageError, match='--bertscore-layer 40: .* has layers 1 to 3'
+    ):  # the paper's, found by the folder's name
         chosen_bert({'bertscore': str(folder)})
     assert chosen_bert({'bertscore': 'none'}) is chosen_bert({}) is None
     assert chosen_bert({'bertscore': encoders['bert'], 'bertscore_layer': 2, 'no_cuda': True}).device == 'cpu'
-    assert torch.cuda.is_available() or chosen_bert({'bertscore': encoders['bert'], 'bertscore_layer': 2}).device == 'cpu'
+    assert (
+        torch.cuda.is_available() or chosen_bert({'bertscore': encoders['bert'], 'bertscore_layer': 2}).device == 'cpu'
+    )
 
 
 def test_what_cannot_work_is_told(encoders, tmp_path, monkeypatch):
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'broken' / 'config.json').write_text('{')
-    for name, reason in ((tmp_path / 'empty', 'no config.json'), (tmp_path / 'broken', 'no model that can be loaded'),
-                         ('no/such', 'no such folder')):
+    for name, reason in (
+        (tmp_path / 'empty', 'no config.json'),
+        (tmp_path / 'broken', 'no model that can be loaded'),
+        ('no/such', 'no such folder'),
+    ):
         with pytest.raises(UsageError, match=f'^--bertscore {name}: .*{reason}') as error:
             chosen_bert({'bertscore': str(name), 'bertscore_layer': 1})
         assert '\n' not in str(error.value)

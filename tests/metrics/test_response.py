@@ -90,7 +90,10 @@ def test_dist_counts_ngrams_over_all_replies(pairs, report):
 
 
 def test_with_several_references_each_library_decides(pairs):
-    replies, references = [reply for reply, _ in pairs], [[b, c] for (_, b), (_, c) in zip(pairs, pairs[1:] + pairs[:1])]
+    replies, references = (
+        [reply for reply, _ in pairs],
+        [[b, c] for (_, b), (_, c) in zip(pairs, pairs[1:] + pairs[:1])],
+    )
     references[0] = references[0][:1]
     got = [dict(response_metrics(reply, texts)) for reply, texts in zip(replies, references)]
     value = {name: added(metrics[name] for metrics in got).value() for name in got[0]}
@@ -99,7 +102,10 @@ def test_with_several_references_each_library_decides(pairs):
     rouge = RougeScorer(['rougeL'])
     best = [rouge.score_multi(texts, reply)['rougeL'].fmeasure for reply, texts in zip(replies, references)]
     assert value['rougeL'] == pytest.approx(100 * sum(best) / len(best))
-    f1 = [max(F1Metric._prec_recall_f1_score(r.split(), t.split())[2] for t in texts) for r, texts in zip(replies, references)]
+    f1 = [
+        max(F1Metric._prec_recall_f1_score(r.split(), t.split())[2] for t in texts)
+        for r, texts in zip(replies, references)
+    ]
     assert value['unigram_f1'] == pytest.approx(100 * sum(f1) / len(f1))
 
 
@@ -116,7 +122,9 @@ def test_sums_are_the_same_in_any_order_split_and_process(each, report, seed):
             seen = [part.value() for part in group[:2]]
             total = added(group)
             assert [part.value() for part in group[:2]] == seen, name
-            parts.insert(draw.randrange(len(parts) + 1), pickle.loads(pickle.dumps(total)) if draw.random() < 0.3 else total)
+            parts.insert(
+                draw.randrange(len(parts) + 1), pickle.loads(pickle.dumps(total)) if draw.random() < 0.3 else total
+            )
         assert parts[0].value() == pytest.approx(value, rel=1e-9), name
 
 
@@ -140,10 +148,21 @@ def test_adding_up_takes_linear_time():
 # ---- trimming, perplexity -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('reply, kept', [
-    ('i am fine . Q: and you ? R: ok', 'i am fine .'), ('yes R: no', 'yes'), ('ok . Summary: they talk', 'ok .'), ('one\ntwo', 'one'),
-    ('note : this', 'note'), ('at 5:30', 'at 5'), (' no cut ', 'no cut'), ('R: at once', ''), ('', ''), ('NASA R&R', 'NASA R&R'),
-])
+@pytest.mark.parametrize(
+    'reply, kept',
+    [
+        ('i am fine . Q: and you ? R: ok', 'i am fine .'),
+        ('yes R: no', 'yes'),
+        ('ok . Summary: they talk', 'ok .'),
+        ('one\ntwo', 'one'),
+        ('note : this', 'note'),
+        ('at 5:30', 'at 5'),
+        (' no cut ', 'no cut'),
+        ('R: at once', ''),
+        ('', ''),
+        ('NASA R&R', 'NASA R&R'),
+    ],
+)
 def test_trimmed_at_the_first_mark(reply, kept):
     assert trim(reply) == kept
 
@@ -154,10 +173,14 @@ def test_perplexities_per_word_and_byte_count_the_end_in_the_loss_alone():
     text = 'i like  café .'  # 4 words, 15 bytes
     metrics = {'loss': AverageMetric(12.0, 7), 'ltrunc': AverageMetric(0.0)}
     named = dict(perplexities(nll_of(metrics, [text]), text))
-    assert named['ppl_word'].value() == pytest.approx(math.exp(12 / 4)) and named['ppl_byte'].value() == pytest.approx(math.exp(12 / 15))
+    assert named['ppl_word'].value() == pytest.approx(math.exp(12 / 4)) and named['ppl_byte'].value() == pytest.approx(
+        math.exp(12 / 15)
+    )
     both = named['ppl_word'] + dict(perplexities(6.0, 'two words'))['ppl_word']
     assert both.value() == pytest.approx(math.exp(18 / 6))
-    assert nll_of(metrics, [text, 'another']) is None and nll_of({**metrics, 'ltrunc': AverageMetric(1.0)}, [text]) is None
+    assert (
+        nll_of(metrics, [text, 'another']) is None and nll_of({**metrics, 'ltrunc': AverageMetric(1.0)}, [text]) is None
+    )
     assert nll_of({}, [text]) is None and Perplexity(2000.0, 1).value() == math.inf
 
 
@@ -182,7 +205,9 @@ def wordnet(nltk_data):
     folder.mkdir(parents=True)
     for part in ('noun', 'verb', 'adj', 'adv'):
         index = ''.join(f'{word} n 1 0 1 0 00000000  \n' for word in ('dog', 'hound'))
-        (folder / f'data.{part}').write_text('00000000 00 n 02 dog 0 hound 0 000 | an animal  \n' if part == 'noun' else '')
+        (folder / f'data.{part}').write_text(
+            '00000000 00 n 02 dog 0 hound 0 000 | an animal  \n' if part == 'noun' else ''
+        )
         (folder / f'index.{part}').write_text(index if part == 'noun' else '')
         (folder / f'{part}.exc').write_text('')
     (folder / 'index.sense').write_text(''.join(f'{word}%1:00:00:: 00000000 1 0\n' for word in ('dog', 'hound')))
@@ -198,8 +223,13 @@ def test_meteor_is_left_out_without_wordnet(nltk_data):
 def test_meteor_is_nltks_with_wordnet(wordnet, pairs):
     from nltk.translate.meteor_score import meteor_score
 
-    got = added(dict(response_metrics(reply, [reference, 'a dog']))['meteor'] for reply, reference in pairs[:200]).value()
-    wanted = [meteor_score([reference.split(), ['a', 'dog']], reply.split(), wordnet=wordnet) for reply, reference in pairs[:200]]
+    got = added(
+        dict(response_metrics(reply, [reference, 'a dog']))['meteor'] for reply, reference in pairs[:200]
+    ).value()
+    wanted = [
+        meteor_score([reference.split(), ['a', 'dog']], reply.split(), wordnet=wordnet)
+        for reply, reference in pairs[:200]
+    ]
     assert got == pytest.approx(100 * sum(wanted) / len(wanted)) and got > 1
     synonym, other = (dict(response_metrics(reply, ['a dog']))['meteor'].value() for reply in ('a hound', 'a cat'))
     assert synonym > other

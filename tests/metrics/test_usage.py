@@ -10,12 +10,15 @@ def total(selected, num_prompts):
     return sum(metrics[1:], metrics[0])
 
 
-@pytest.mark.parametrize('selected, num_prompts, expected', [
-    ([0, 1, 2, 3], 4, 1.0),
-    ([2, 2, 2], 4, 0.0),
-    ([0, 0, 1], 2, -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) / math.log(2)),
-    ([0, 0], 1, 0.0),
-])
+@pytest.mark.parametrize(
+    'selected, num_prompts, expected',
+    [
+        ([0, 1, 2, 3], 4, 1.0),
+        ([2, 2, 2], 4, 0.0),
+        ([0, 0, 1], 2, -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) / math.log(2)),
+        ([0, 0], 1, 0.0),
+    ],
+)
 def test_entropy_is_a_share_of_its_maximum(selected, num_prompts, expected):
     assert total(selected, num_prompts).value() == pytest.approx(expected)
     assert math.copysign(1, total(selected, num_prompts).value()) == 1  # never shown as -0

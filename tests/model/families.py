@@ -15,36 +15,81 @@ from spt_parlai.model.spt_model import SptModel
 
 VOCAB = 60
 _LLAMA_LIKE = dict(
-    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, pad_token_id=None, bos_token_id=1, eos_token_id=2,
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    pad_token_id=None,
+    bos_token_id=1,
+    eos_token_id=2,
 )
 _OPT = dict(
-    vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=64, pad_token_id=1, bos_token_id=2, eos_token_id=2,
+    vocab_size=VOCAB,
+    hidden_size=32,
+    ffn_dim=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    pad_token_id=1,
+    bos_token_id=2,
+    eos_token_id=2,
 )
 _GPT = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=2)
-_SMALL = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=2)
+_SMALL = dict(
+    vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=2
+)
 
 FAMILIES = {
     'opt': ('OPT', {**_OPT, 'word_embed_proj_dim': 32}),
     'opt-350m': ('OPT', {**_OPT, 'word_embed_proj_dim': 16, 'do_layer_norm_before': False}),
     'llama': ('Llama', _LLAMA_LIKE),
     'gpt2': ('GPT2', _GPT),
-    'gpt-neo': ('GPTNeo', dict(
-        vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64, window_size=4,
-        attention_types=[[['global', 'local'], 1]], bos_token_id=2, eos_token_id=2)),
+    'gpt-neo': (
+        'GPTNeo',
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            max_position_embeddings=64,
+            window_size=4,
+            attention_types=[[['global', 'local'], 1]],
+            bos_token_id=2,
+            eos_token_id=2,
+        ),
+    ),
     'gpt-neox': ('GPTNeoX', {**_SMALL, 'intermediate_size': 48, 'max_position_embeddings': 64}),
     'gpt-j': ('GPTJ', {**_GPT, 'rotary_dim': 4}),
     'mistral': ('Mistral', {**_LLAMA_LIKE, 'sliding_window': 4}),
     'mixtral': ('Mixtral', {**_LLAMA_LIKE, 'num_local_experts': 3, 'num_experts_per_tok': 2}),
     'qwen2': ('Qwen2', _LLAMA_LIKE),
     'qwen3': ('Qwen3', {**_LLAMA_LIKE, 'head_dim': 8}),
-    'gemma2': ('Gemma2', {
-        **_LLAMA_LIKE, 'head_dim': 8, 'pad_token_id': 0, 'query_pre_attn_scalar': 8, 'sliding_window': 4,
-        'attn_logit_softcapping': 2.0, 'final_logit_softcapping': 3.0}),
-    'gemma3': ('Gemma3Text', {
-        **_LLAMA_LIKE, 'head_dim': 8, 'pad_token_id': 0, 'query_pre_attn_scalar': 8, 'sliding_window': 4,
-        'layer_types': ['sliding_attention', 'full_attention']}),
+    'gemma2': (
+        'Gemma2',
+        {
+            **_LLAMA_LIKE,
+            'head_dim': 8,
+            'pad_token_id': 0,
+            'query_pre_attn_scalar': 8,
+            'sliding_window': 4,
+            'attn_logit_softcapping': 2.0,
+            'final_logit_softcapping': 3.0,
+        },
+    ),
+    'gemma3': (
+        'Gemma3Text',
+        {
+            **_LLAMA_LIKE,
+            'head_dim': 8,
+            'pad_token_id': 0,
+            'query_pre_attn_scalar': 8,
+            'sliding_window': 4,
+            'layer_types': ['sliding_attention', 'full_attention'],
+        },
+    ),
     'bloom': ('Bloom', dict(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)),
     'mpt': ('Mpt', dict(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=64, expansion_ratio=2)),
     'phi': ('Phi', {**_LLAMA_LIKE, 'num_key_value_heads': 4}),
@@ -101,10 +146,10 @@ class Naive:
         """float64 [T, V]: what follows each of the T ids, after a prompt."""
         words = self.lm.get_input_embeddings()(torch.tensor(ids))
         rows = torch.cat([self.prompt_words[prompt], words])[None]
-        return self.lm(inputs_embeds=rows, use_cache=False).logits[0, -len(ids):].double()
+        return self.lm(inputs_embeds=rows, use_cache=False).logits[0, -len(ids) :].double()
 
     def log_probs(self, prompt: int, context: list[int], target: list[int]) -> list[float]:
-        logits = self.logits(prompt, context + target[:-1])[len(context) - 1:]
+        logits = self.logits(prompt, context + target[:-1])[len(context) - 1 :]
         return [float(torch.log_softmax(row, -1)[t]) for row, t in zip(logits, target)]
 
     def greedy(self, prompt: int, context: list[int], steps: int) -> tuple[list[int], Tensor]:

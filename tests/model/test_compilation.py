@@ -23,7 +23,9 @@ def gradients(model, contexts, targets):
     model.zero_grad()
     objective = SptObjective(lambda_contrastive=0.0)
     prediction = model(pad(contexts), pad(targets), token_loss=objective.token_loss)
-    loss = objective(prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss).total
+    loss = objective(
+        prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss
+    ).total
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
 
@@ -50,12 +52,19 @@ def test_the_same_numbers(monkeypatch):
     assert_same(model, plain, [BATCHES[0], BATCHES[2]])
     with torch.no_grad():
         assert torch.equal(model.encoder(pad(BATCHES[0][0])).logits, plain.encoder(pad(BATCHES[0][0])).logits)
-    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == graphs  # neither other lengths nor decoding compile anew
+    assert (
+        torch._dynamo.utils.counters['stats']['unique_graphs'] == graphs
+    )  # neither other lengths nor decoding compile anew
 
 
-@pytest.mark.parametrize('prepare', [
-    lambda model: setattr(model, 'prompt_chunk', 1), lambda model: recompute_activations('tiny', model.llm),
-], ids=['prompt-chunk', 'checkpoint-activations'])
+@pytest.mark.parametrize(
+    'prepare',
+    [
+        lambda model: setattr(model, 'prompt_chunk', 1),
+        lambda model: recompute_activations('tiny', model.llm),
+    ],
+    ids=['prompt-chunk', 'checkpoint-activations'],
+)
 @pytest.mark.parametrize('family', ['llama'])
 def test_with_prompts_in_chunks_and_layers_run_again(family, prepare, monkeypatch):
     """Traced and differentiated as ever, without the C++ compiler."""
@@ -68,12 +77,17 @@ def test_with_prompts_in_chunks_and_layers_run_again(family, prepare, monkeypatc
 
 def test_a_compiler_that_fails_is_told(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda forward, dynamic: lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(UsageError, match=r'--llm-compile true: --llm tiny \(LlamaForCausalLM\) does not compile here \(ZeroDivisionError'):
+    with pytest.raises(
+        UsageError,
+        match=r'--llm-compile true: --llm tiny \(LlamaForCausalLM\) does not compile here \(ZeroDivisionError',
+    ):
         compile_layers('tiny', FrozenLM(tiny_lm('llama')))
 
 
 def test_what_computes_something_else_is_refused(monkeypatch):
-    monkeypatch.setattr(torch, 'compile', lambda forward, dynamic: lambda words, **kwargs: 1.01 * forward(words, **kwargs))
+    monkeypatch.setattr(
+        torch, 'compile', lambda forward, dynamic: lambda words, **kwargs: 1.01 * forward(words, **kwargs)
+    )
     with pytest.raises(UsageError, match='computes something else when compiled; leave the option out'):
         compile_layers('tiny', FrozenLM(tiny_lm('llama')))
 

@@ -43,7 +43,7 @@ def test_log_probs(pair):
     likeliest = [
         int(row.argmax())
         for c, y, k in zip(CONTEXTS, TARGETS, selected)
-        for row in naive.logits(k, c + y[:-1])[len(c) - 1:]
+        for row in naive.logits(k, c + y[:-1])[len(c) - 1 :]
     ]
     assert prediction.greedy.tolist() == likeliest
 
@@ -93,7 +93,7 @@ def test_decode_forced(pair):
         again, _ = model.decode_forced(encoded, pad(TARGETS))
         first, _ = model.decoder(start(len(CONTEXTS)), encoded)
     for n, (context, target) in enumerate(zip(CONTEXTS, TARGETS)):
-        expected = naive.logits(selected[n], context + target[:-1])[len(context) - 1:]
+        expected = naive.logits(selected[n], context + target[:-1])[len(context) - 1 :]
         torch.testing.assert_close(logits[n, : len(target)].double(), expected, **CLOSE)
         assert likeliest[n, : len(target)].tolist() == expected.argmax(-1).tolist()
         torch.testing.assert_close(first[n, 0].double(), expected[0], **CLOSE)

@@ -12,8 +12,11 @@ from spt_parlai.objective import SptObjective
 CONTEXTS, TARGETS = draw([6, 2, 4], seed=1), draw([3, 1, 2], seed=2)
 SIMILAR = torch.tensor([[False, True, False], [False, False, False], [False, False, False]])
 TRAINED = {
-    'soft_prompts.tokens', 'retriever.lin_context.weight', 'retriever.lin_context.bias',
-    'retriever.lin_prompt.weight', 'retriever.lin_prompt.bias',
+    'soft_prompts.tokens',
+    'retriever.lin_context.weight',
+    'retriever.lin_context.bias',
+    'retriever.lin_prompt.weight',
+    'retriever.lin_prompt.bias',
 }
 
 
@@ -69,10 +72,17 @@ def test_training_changes_no_bit_of_the_lm(model):
     assert not any(torch.equal(v, trained[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize('cast', [
-    lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.to(torch.float16),
-    lambda m: m.to('cpu', torch.bfloat16),
-], ids=['half', 'bfloat16', 'double', 'to(float16)', 'to(cpu, bfloat16)'])
+@pytest.mark.parametrize(
+    'cast',
+    [
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.double(),
+        lambda m: m.to(torch.float16),
+        lambda m: m.to('cpu', torch.bfloat16),
+    ],
+    ids=['half', 'bfloat16', 'double', 'to(float16)', 'to(cpu, bfloat16)'],
+)
 def test_no_cast_touches_what_trains(model, cast):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert cast(model) is model

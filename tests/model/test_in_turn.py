@@ -14,12 +14,15 @@ from spt_parlai.model.tuning import Lora, add_lora, tune_all
 from spt_parlai.objective import SptObjective
 
 CONTEXTS, TARGETS = draw([7, 3, 11, 5, 2], seed=1), draw([3, 1, 5, 2, 4], seed=2)
-SHARED = dict(row=torch.tensor([0, 0, 1, 2, 2]), context_length=torch.tensor([2, 5, 4, 3, 6]))  # three rows of five turns
+SHARED = dict(
+    row=torch.tensor([0, 0, 1, 2, 2]), context_length=torch.tensor([2, 5, 4, 3, 6])
+)  # three rows of five turns
 CLOSE = dict(rtol=1e-5, atol=1e-6)
 
 
 def shared_rows():
     """(contexts, targets) of `SHARED`: a row of several turns is its last turn's context, which holds what came before."""
+
     def follow(context, target, more):
         return [*context, *target[:-1], *more]
 
@@ -45,7 +48,11 @@ def test_rows_of_like_length(lengths, at_once):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=1, max_size=8), st.integers(0, 3), st.integers(1, 60))
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=1, max_size=8),
+    st.integers(0, 3),
+    st.integers(1, 60),
+)
 def test_groups_hold_every_row_and_token_once(sizes, L, at_once):
     contexts, targets = draw([c for c, _ in sizes], seed=1), draw([y for _, y in sizes], seed=2)
     rows = token_rows(pad(contexts), pad(targets))
@@ -54,7 +61,11 @@ def test_groups_hold_every_row_and_token_once(sizes, L, at_once):
     for number, token, part in groups:
         assert part.mask[0].all() and len(part.ids) * (L + part.ids.shape[1]) <= max(at_once, L + part.ids.shape[1])
         for place, n in enumerate(number.tolist()):
-            assert part.ids[place][part.mask[place]].tolist() == rows.ids[n][rows.mask[n]].tolist() == contexts[n] + targets[n][:-1]
+            assert (
+                part.ids[place][part.mask[place]].tolist()
+                == rows.ids[n][rows.mask[n]].tolist()
+                == contexts[n] + targets[n][:-1]
+            )
             assert part.row[n] == place
         for name in ('targets', 'example', 'column'):
             assert torch.equal(getattr(part, name), getattr(rows, name)[token])
@@ -67,7 +78,11 @@ def gradients(model, inputs, objective=None, **more):
     terms = objective or SptObjective(lambda_contrastive=0.0)
     losses = terms(prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss)
     losses.total.backward()
-    return prediction, losses.total.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return (
+        prediction,
+        losses.total.detach(),
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 def assert_same(found, expected):
@@ -100,6 +115,7 @@ def test_in_turn_as_together(family, at_once, chunk):
 
 def test_nothing_is_kept_of_a_group_that_has_run():
     """What autograd holds when the forward pass is over: of all rows together their graph, in turn the prompts' gradient."""
+
     def held(**more):
         model = build(tiny_lm('llama'))[0]
         model.tokens_at_once = 1
@@ -121,7 +137,9 @@ def test_nothing_is_kept_of_a_group_that_has_run():
 
 
 @pytest.mark.parametrize('family', ['opt', 'gemma2', 'llama'])
-@pytest.mark.parametrize('tune', [tune_all, lambda llm: add_lora(llm, 'tiny', Lora(rank=2, alpha=4.0))[0]], ids=['all', 'lora'])
+@pytest.mark.parametrize(
+    'tune', [tune_all, lambda llm: add_lora(llm, 'tiny', Lora(rank=2, alpha=4.0))[0]], ids=['all', 'lora']
+)
 def test_weights_of_the_lm_that_train(family, tune):
     """Their gradients are made in turn too: word embeddings that stand at both ends, matrices in between."""
     objective, found = SptObjective(0.0, 0.0, 0.0), []

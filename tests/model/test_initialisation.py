@@ -87,11 +87,17 @@ def test_values_text_file(tmp_path):
     assert torch.equal(begin(f'file:{path}', 2, 3), begin('text:abc|de', 2, 3))
 
 
-@pytest.mark.parametrize('init, reason', [
-    ('text:abc', '1 texts for --num-prompts 2'), ('text:', '0 texts for --num-prompts 2'), ('text:a|b|c', '3 texts'),
-    ('text:abcd|abce', 'prompts 0 and 1 begin with the same 3 tokens'), ('file:/no/such.txt', 'No such file'),
-    ('file:/tmp.txt', 'cannot be read'),
-])
+@pytest.mark.parametrize(
+    'init, reason',
+    [
+        ('text:abc', '1 texts for --num-prompts 2'),
+        ('text:', '0 texts for --num-prompts 2'),
+        ('text:a|b|c', '3 texts'),
+        ('text:abcd|abce', 'prompts 0 and 1 begin with the same 3 tokens'),
+        ('file:/no/such.txt', 'No such file'),
+        ('file:/tmp.txt', 'cannot be read'),
+    ],
+)
 def test_texts_that_do_not_fit(init, reason):
     with pytest.raises(UsageError, match=reason) as error:
         begin(init, 2, 3)

@@ -52,7 +52,9 @@ def test_device_map(tiny_llms, tmp_path, name, body, places):
 
 @pytest.mark.parametrize('placement', ['auto', 'balanced'])
 def test_accelerates_own_placement(tiny_llms, placement):
-    assert_close(outcome(load_frozen_lm(tiny_llms.llama, device_map=placement)), outcome(load_frozen_lm(tiny_llms.llama)))
+    assert_close(
+        outcome(load_frozen_lm(tiny_llms.llama, device_map=placement)), outcome(load_frozen_lm(tiny_llms.llama))
+    )
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('bfloat16', 0.1), ('float16', 0.01)])

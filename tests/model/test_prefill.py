@@ -57,22 +57,32 @@ def test_in_parts_as_together(family, monkeypatch):
 
 def test_a_growing_layer_is_the_librarys_layer():
     """The same keys and values after updates, re-sorting, cropping and repeating; nothing is copied while there is room."""
+
     def block(seed, length, rows=3):
         return torch.randn(2, rows, 2, length, 4, generator=torch.Generator().manual_seed(seed))
 
     library = DynamicLayer()
     library.update(*block(0, 5))
     growing = GrowingLayer(*block(0, 5))
-    for seed, (length, change) in enumerate([
-        (1, None), (1, lambda layer: layer.reorder_cache(torch.tensor([2, 0, 2]))), (3, lambda layer: layer.crop(-2)),
-        (90, lambda layer: layer.batch_select_indices(torch.tensor([1, 2, 0]))), (1, lambda layer: layer.batch_repeat_interleave(1)), (2, None),
-    ], start=1):
+    for seed, (length, change) in enumerate(
+        [
+            (1, None),
+            (1, lambda layer: layer.reorder_cache(torch.tensor([2, 0, 2]))),
+            (3, lambda layer: layer.crop(-2)),
+            (90, lambda layer: layer.batch_select_indices(torch.tensor([1, 2, 0]))),
+            (1, lambda layer: layer.batch_repeat_interleave(1)),
+            (2, None),
+        ],
+        start=1,
+    ):
         for mine, theirs in zip(growing.update(*block(seed, length)), library.update(*block(seed, length))):
             assert torch.equal(mine, theirs)
         if change:
             change(growing), change(library)
         assert torch.equal(growing.keys, library.keys) and torch.equal(growing.values, library.values)
-        assert growing.get_seq_length() == library.get_seq_length() and growing.get_mask_sizes(1) == library.get_mask_sizes(1)
+        assert growing.get_seq_length() == library.get_seq_length() and growing.get_mask_sizes(
+            1
+        ) == library.get_mask_sizes(1)
     place = growing.keys.data_ptr()
     growing.update(*block(9, 1))
     assert growing.keys.data_ptr() == place

@@ -22,7 +22,13 @@ def drawn(N, D, V, with_bias, seed, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((N, D), (V, D), (V,)))
     targets = torch.randint(V, (N,), generator=generator)
-    return hidden.requires_grad_(), weight, bias if with_bias else None, targets, torch.rand(N, generator=generator) < 0.5
+    return (
+        hidden.requires_grad_(),
+        weight,
+        bias if with_bias else None,
+        targets,
+        torch.rand(N, generator=generator) < 0.5,
+    )
 
 
 def naive(hidden, weight, bias, targets, wanted):
@@ -77,7 +83,9 @@ def test_half_precision(dtype, tolerance):
     torch.testing.assert_close(log_probs, expected, rtol=1e-5, atol=1e-5)
     (gradient,), (wanted,) = (torch.autograd.grad(value.sum(), inputs[0]) for value in (log_probs, expected))
     assert gradient.dtype == dtype
-    torch.testing.assert_close(gradient.float(), wanted.float(), rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        gradient.float(), wanted.float(), rtol=tolerance, atol=tolerance * float(wanted.abs().max())
+    )
 
 
 def test_nothing_is_kept_where_no_gradient_is_wanted():
@@ -117,4 +125,6 @@ def test_the_models_two_ways_agree(family, chunked):
 def test_torchs_own_function_agrees():
     hidden, weight, targets = torch.randn(9, 8), torch.randn(50, 8), torch.randint(50, (9,))
     found, _ = token_log_probs(hidden, weight, None, targets, torch.zeros(9, dtype=torch.bool))
-    torch.testing.assert_close(found, -F.linear_cross_entropy(hidden, weight, targets, reduction='none'), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found, -F.linear_cross_entropy(hidden, weight, targets, reduction='none'), rtol=1e-5, atol=1e-5
+    )

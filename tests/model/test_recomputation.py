@@ -73,6 +73,7 @@ def test_decoding_still_caches(recwarn):
 
 def test_recomputing_keeps_less():
     """What autograd holds between forward and backward, counted with its own hooks."""
+
     def held(prepare):
         model = build(tiny_lm('llama'))[0]
         prepare(model)
@@ -95,7 +96,9 @@ def test_recomputing_keeps_less():
 def test_an_lm_that_cannot_is_refused():
     lm = tiny_lm('llama')
     lm.supports_gradient_checkpointing = False
-    with pytest.raises(UsageError, match='--checkpoint-activations true: --llm tiny .* has no activation checkpointing'):
+    with pytest.raises(
+        UsageError, match='--checkpoint-activations true: --llm tiny .* has no activation checkpointing'
+    ):
         recompute_activations('tiny', FrozenLM(lm))
 
 
@@ -105,7 +108,9 @@ def test_memory_estimate_foretells_longer_rows(family):
     estimate = estimate_memory(llm, 60)
     assert estimate.row == pytest.approx(_kept_by_a_row(llm, 60), rel=0.02)
     assert estimate.weights == sum(p.numel() * 4 for p in llm.lm.parameters())
-    assert estimate.total(2, 3) == estimate.weights + 2 * estimate.row + 3 * 60 * 4 * 4  # V = 60: logits and three copies
+    assert (
+        estimate.total(2, 3) == estimate.weights + 2 * estimate.row + 3 * 60 * 4 * 4
+    )  # V = 60: logits and three copies
     assert estimate.total(0, 10**9) == estimate.weights + 3 * 64 * 2**20  # never all of them at once
 
 

@@ -14,6 +14,7 @@ from spt_parlai.model.retriever import Retriever, context_mean, select
 
 def naive_score(retriever, words, prompt):
     """softplus(cos(lin_C(mean emb_C), lin_sp(mean sp_i))) in float64, for one context [T, D] and one prompt [L, D]."""
+
     def projected(tokens, linear):
         mean = [sum(column) / len(tokens) for column in zip(*tokens.tolist())]
         return [
@@ -74,6 +75,10 @@ def test_context_mean_sums_in_float32():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 6).flatmap(lambda K: st.lists(st.lists(st.sampled_from([0.0, 0.3, 0.9]), min_size=K, max_size=K), min_size=1)))
+@given(
+    st.integers(1, 6).flatmap(
+        lambda K: st.lists(st.lists(st.sampled_from([0.0, 0.3, 0.9]), min_size=K, max_size=K), min_size=1)
+    )
+)
 def test_of_equal_scores_the_lowest_index_is_selected(scores):
     assert select(torch.tensor(scores)).tolist() == [row.index(max(row)) for row in scores]

@@ -14,7 +14,8 @@ ROWS = st.lists(
         st.lists(st.integers(0, 9), min_size=1, max_size=7),
         st.lists(st.integers(0, 9), min_size=1, max_size=5),
     ),
-    min_size=1, max_size=5,
+    min_size=1,
+    max_size=5,
 )
 PROMPTS = st.tuples(st.integers(1, 4), st.integers(1, 3))  # K, L
 quick = settings(max_examples=60, deadline=None)
@@ -74,7 +75,9 @@ def test_token_rows_shared_by_examples(dialogues, group):
     positions = target_positions(rows, K, L)
     assert positions.shape == (K * n,)
     grid = torch.arange(K * R * (L + M)).view(K, R, L + M)
-    expected = [grid[k, rows.row[e], L + c] for k in range(K) for e, c in zip(rows.example.tolist(), rows.column.tolist())]
+    expected = [
+        grid[k, rows.row[e], L + c] for k in range(K) for e, c in zip(rows.example.tolist(), rows.column.tolist())
+    ]
     assert positions.tolist() == [int(p) for p in expected]
 
 
@@ -102,7 +105,9 @@ def test_join_all_and_target_positions(examples, group):
             assert joined[k * B + n].tolist() == prompts[k].tolist() + words[n].tolist()
     expected = [
         (k * B + n) * (L + M) + L + len(c) + i - 1
-        for k in range(K) for n, (c, y) in enumerate(examples) for i in range(len(y))
+        for k in range(K)
+        for n, (c, y) in enumerate(examples)
+        for i in range(len(y))
     ]
     positions = target_positions(rows, K, L)
     assert positions.tolist() == expected

@@ -17,7 +17,9 @@ STEPS, START = 9, -2
 
 def searched(model, contexts, end, **options):
     with torch.no_grad():
-        return Search(options.pop('choose', greedy), START, end, **{'max_length': STEPS, **options})(model, model.encoder(pad(contexts)))
+        return Search(options.pop('choose', greedy), START, end, **{'max_length': STEPS, **options})(
+            model, model.encoder(pad(contexts))
+        )
 
 
 def naive_replies(model, naive, contexts):

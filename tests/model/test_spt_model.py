@@ -51,7 +51,9 @@ def test_alone_as_in_a_batch(model):
 def test_more_padding_changes_nothing(model):
     expected = predict(model, pad(CONTEXTS), pad(TARGETS))
     wider = predict(
-        model, torch.nn.functional.pad(pad(CONTEXTS), (0, 6), value=-1), torch.nn.functional.pad(pad(TARGETS), (0, 3), value=-1)
+        model,
+        torch.nn.functional.pad(pad(CONTEXTS), (0, 6), value=-1),
+        torch.nn.functional.pad(pad(TARGETS), (0, 3), value=-1),
     )
     torch.testing.assert_close(wider.log_probs, expected.log_probs, **CLOSE)
     torch.testing.assert_close(wider.scores, expected.scores, **CLOSE)

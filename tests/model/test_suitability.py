@@ -15,7 +15,12 @@ SIZES = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2)
 HEADS = dict(SIZES, num_attention_heads=4, intermediate_size=48)
 MOE = dict(num_local_experts=2, num_experts_per_tok=1)
 PER_LAYER = dict(
-    HEADS, num_key_value_heads=2, head_dim=8, pad_token_id=0, hidden_size_per_layer_input=8, vocab_size_per_layer_input=60
+    HEADS,
+    num_key_value_heads=2,
+    head_dim=8,
+    pad_token_id=0,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=60,
 )
 UNSUITABLE = {
     'Mamba': (dict(SIZES, state_size=4), 'recurrent'),
@@ -23,16 +28,31 @@ UNSUITABLE = {
     'RecurrentGemma': (dict(HEADS, num_hidden_layers=3, lru_width=32), 'recurrent'),
     'Lfm2': (dict(HEADS, num_key_value_heads=2, layer_types=['conv', 'full_attention']), 'key-value cache'),
     'MiniMax': (
-        dict(HEADS, num_key_value_heads=2, layer_types=['linear_attention', 'full_attention'], **MOE), 'key-value cache'),
-    'XLNet': (dict(vocab_size=60, d_model=32, n_layer=2, n_head=4, d_inner=48), 'takes no past_key_values, position_ids'),
+        dict(HEADS, num_key_value_heads=2, layer_types=['linear_attention', 'full_attention'], **MOE),
+        'key-value cache',
+    ),
+    'XLNet': (
+        dict(vocab_size=60, d_model=32, n_layer=2, n_head=4, d_inner=48),
+        'takes no past_key_values, position_ids',
+    ),
     'OpenAIGPT': (dict(vocab_size=60, n_embd=32, n_layer=2, n_head=4), 'takes no past_key_values'),
-    'CpmAnt': (dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dim_head=8), 'inputs_embeds'),
+    'CpmAnt': (
+        dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dim_head=8),
+        'inputs_embeds',
+    ),
     'RoFormer': (dict(HEADS, is_decoder=True), 'takes no position_ids'),
     'Bert': (HEADS, 'looks ahead'),
     'Gemma3nText': (
-        dict(PER_LAYER, num_kv_shared_layers=0, laurel_rank=4, intermediate_size=[48, 48],
-             activation_sparsity_pattern=[0.0, 0.0], layer_types=['full_attention'] * 2),
-        'something else from word embeddings'),
+        dict(
+            PER_LAYER,
+            num_kv_shared_layers=0,
+            laurel_rank=4,
+            intermediate_size=[48, 48],
+            activation_sparsity_pattern=[0.0, 0.0],
+            layer_types=['full_attention'] * 2,
+        ),
+        'something else from word embeddings',
+    ),
     'Gemma4Text': (PER_LAYER, 'does not run from input embeddings'),
 }
 

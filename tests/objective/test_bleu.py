@@ -38,18 +38,73 @@ def all_pairs(texts) -> np.ndarray:
 
 
 # what 13a treats apart: blanks of all kinds, what it deletes or unescapes, and periods, commas and dashes beside digits
-PIECES = st.sampled_from([
-    ' ', '  ', '\t', '\n', '-\n', '\r\n', '\x0b', '\x1c', '\x85', '\xa0', '\u2028', '\u3000', '\u200b',
-    '<skipped>', '<ski', 'pped>', '&quot;', '&amp;', 'quot;', '&lt;', '&',
-    '-', '.', ',', '..', ',.', '!', '?', "'", '/', '(', '[', '{', '~', '`', '\\', '0', '3', '17',
-    '٣', 'a', 'i', 'tea', 'like', 'é', 'ß', '世', '🙂', '’', 'Q:', 'R:', 'given persona:',
-])
+PIECES = st.sampled_from(
+    [
+        ' ',
+        '  ',
+        '\t',
+        '\n',
+        '-\n',
+        '\r\n',
+        '\x0b',
+        '\x1c',
+        '\x85',
+        '\xa0',
+        '\u2028',
+        '\u3000',
+        '\u200b',
+        '<skipped>',
+        '<ski',
+        'pped>',
+        '&quot;',
+        '&amp;',
+        'quot;',
+        '&lt;',
+        '&',
+        '-',
+        '.',
+        ',',
+        '..',
+        ',.',
+        '!',
+        '?',
+        "'",
+        '/',
+        '(',
+        '[',
+        '{',
+        '~',
+        '`',
+        '\\',
+        '0',
+        '3',
+        '17',
+        '٣',
+        'a',
+        'i',
+        'tea',
+        'like',
+        'é',
+        'ß',
+        '世',
+        '🙂',
+        '’',
+        'Q:',
+        'R:',
+        'given persona:',
+    ]
+)
 tricky = st.lists(PIECES, max_size=14).map(''.join)
 plain = st.lists(st.sampled_from('i you like like tea dogs . , !'.split()), max_size=12).map(' '.join)
 anything = st.one_of(tricky, plain, st.text(max_size=20))
-batches = st.lists(anything, max_size=6).flatmap(  # with some of the texts again, whole and cut
-    lambda texts: st.lists(st.sampled_from(texts), max_size=2).map(lambda m: texts + m + [t[: len(t) // 2] for t in m])
-    if texts else st.just(texts)
+batches = st.lists(
+    anything, max_size=6
+).flatmap(  # with some of the texts again, whole and cut
+    lambda texts: (
+        st.lists(st.sampled_from(texts), max_size=2).map(lambda m: texts + m + [t[: len(t) // 2] for t in m])
+        if texts
+        else st.just(texts)
+    )
 )
 
 
@@ -127,7 +182,9 @@ def test_no_tie_turns(texts):
                 assert similar_pairs(texts, math.nextafter(score, -1))[m, n]
 
 
-@pytest.mark.parametrize('text', ['tea', 'i like', 'i like tea', 'i like tea .', benchmark.contexts(benchmark.SAMPLE, 5)[-1]])
+@pytest.mark.parametrize(
+    'text', ['tea', 'i like', 'i like tea', 'i like tea .', benchmark.contexts(benchmark.SAMPLE, 5)[-1]]
+)
 def test_identical_texts_at_the_top_of_the_scale(text):
     """sacrebleu gives identical texts of different lengths 100 or a hair more: its float decides."""
     assert similar_pairs([text, text], 100.0)[0, 1].item() is (referee(text, text) > 100)
@@ -137,7 +194,9 @@ def test_identical_texts_at_the_top_of_the_scale(text):
 def test_where_last_digits_differ_sacrebleu_decides():
     texts = benchmark.contexts(benchmark.SAMPLE, 60)
     scores = pairwise_bleu(texts)
-    differ = [(m, n) for m, n in product(range(60), repeat=2) if m < n and 0 < scores[m, n] != referee(texts[m], texts[n])]
+    differ = [
+        (m, n) for m, n in product(range(60), repeat=2) if m < n and 0 < scores[m, n] != referee(texts[m], texts[n])
+    ]
     assert len(differ) > 50  # or this tests nothing
     for m, n in differ[:150]:
         pair, score = [texts[m], texts[n]], referee(texts[m], texts[n])

@@ -33,7 +33,7 @@ def naive_nll(log_probs, lengths):
     for row in log_probs.tolist():
         start, means = 0, []
         for length in lengths:
-            means.append(-sum(row[start:start + length]) / length)
+            means.append(-sum(row[start : start + length]) / length)
             start += length
         table.append(means)
     return table
@@ -77,7 +77,7 @@ def naive_fusion(log_probs, lengths):
     start, means = 0, []
     for length in lengths:
         total = 0.0
-        for column in columns[start:start + length]:
+        for column in columns[start : start + length]:
             top = max(column)
             total -= top + math.log(sum(math.exp(p - top) for p in column) / len(column))
         means.append(total / length)
@@ -107,7 +107,7 @@ def batches(draw):
         scores[:] = scores[0, 0]  # equal scores
     if draw(st.booleans()):
         scores = scores * 2 - 1  # dissimilar pairs below zero too
-    similar = (torch.rand(B, B, generator=generator) < 0.5)
+    similar = torch.rand(B, B, generator=generator) < 0.5
     return log_probs, scores, lengths, similar
 
 
@@ -174,7 +174,9 @@ def test_pairs_across_dialogues(batch, dialogues):
     B = len(lengths)
     apart = torch.arange(B) % dialogues
     losses = SptObjective(lambda_selection=0, lambda_fusion=0)(log_probs, scores, owners(lengths), similar, apart=apart)
-    pairs = {pair: value for pair, value in naive_pairs(scores, similar.tolist()).items() if apart[pair[0]] != apart[pair[1]]}
+    pairs = {
+        pair: value for pair, value in naive_pairs(scores, similar.tolist()).items() if apart[pair[0]] != apart[pair[1]]
+    }
     assert losses.pairs.nonzero().tolist() == sorted(map(list, pairs))
     expected = mean(sum(column) for column in zip(*naive_nll(log_probs, lengths))) + mean(pairs.values())
     assert float(losses.total) == pytest.approx(expected, rel=1e-9)
@@ -186,7 +188,9 @@ def test_contrastive_loss_reads_similarity_of_earlier_to_later():
     for m, n, expected in ((0, 1, 1 - cosine), (1, 0, cosine)):
         similar = torch.zeros(2, 2, dtype=torch.bool)
         similar[m, n] = True
-        assert contrastive_loss(scores, similar, unordered_pairs(len(scores)))[0, 1].item() == pytest.approx(expected, abs=1e-6)
+        assert contrastive_loss(scores, similar, unordered_pairs(len(scores)))[0, 1].item() == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 @quick
@@ -229,7 +233,9 @@ def test_total(batch, contrastive, selection, fusion, tau_gold, tau_score):
     expected += fusion * mean(naive_fusion(log_probs, lengths))
     close(losses.total, expected)
     assert (losses.contrastive is None, losses.selection is None, losses.fusion is None) == (
-        contrastive == 0, selection == 0, fusion == 0
+        contrastive == 0,
+        selection == 0,
+        fusion == 0,
     )
 
 
@@ -256,7 +262,9 @@ def test_gradients_of_the_terms(K, lengths, lambdas):
 
     def total(log_probs, scores):
         value = prompt_nll(log_probs, example, B).sum(0).mean() + selection * selection_loss(gold, scores, 1.0).mean()
-        value = value + contrastive * contrastive_loss(scores, similar, unordered_pairs(len(scores))).sum() / max(B * (B - 1) / 2, 1)
+        value = value + contrastive * contrastive_loss(scores, similar, unordered_pairs(len(scores))).sum() / max(
+            B * (B - 1) / 2, 1
+        )
         return value + fusion * fusion_nll(log_probs, example, B).mean()
 
     assert torch.autograd.gradcheck(total, (log_probs, scores))
@@ -316,9 +324,7 @@ def test_equal_scores():
 @pytest.mark.parametrize('worst', [-1e4, -1e30])
 def test_hopeless_targets_stay_finite(worst):
     """One target token of next to no probability under any prompt, in float32; and one under a single prompt."""
-    log_probs, scores, example, similar = (
-        t.detach().float() if t.is_floating_point() else t for t in example_batch()
-    )
+    log_probs, scores, example, similar = (t.detach().float() if t.is_floating_point() else t for t in example_batch())
     log_probs[:, 0] = worst
     log_probs[1, 3] = worst
     log_probs.requires_grad_()
@@ -335,6 +341,11 @@ def test_the_contrast_is_a_mean_whatever_the_batch_size():
     """A batch of identical, dissimilar contexts costs 1 at every size."""
     for B in (2, 3, 6):
         scores = torch.ones(B, 4, dtype=torch.float64)
-        batch = torch.full((4, B), -1.0, dtype=torch.float64), scores, torch.arange(B), torch.zeros(B, B, dtype=torch.bool)
+        batch = (
+            torch.full((4, B), -1.0, dtype=torch.float64),
+            scores,
+            torch.arange(B),
+            torch.zeros(B, B, dtype=torch.bool),
+        )
         total = SptObjective(0, 1, 0)(*batch).total - SptObjective(0, 0, 0)(*batch).total
         assert total.item() == pytest.approx(1.0, abs=1e-12)

@@ -17,7 +17,11 @@ FOLDER = ROOT / 'projects' / 'benchmark'
 def run(script, *arguments):
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}
     done = subprocess.run(
-        [sys.executable, FOLDER / script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, FOLDER / script, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -27,14 +31,28 @@ def test_quick_run_compares_all_contenders(tmp_path):
     shown = run('bench.py', '--quick', '--no-curves', '--threads', 1, '--out', tmp_path)
     result = json.loads((tmp_path / 'benchmark.json').read_text())
     names = {(r['contender'], r['K']) for r in result['comparison']}
-    assert names == {('naive', 2), ('per-turn', 2), ('packed', 2), ('together', 2), ('PEFT', 1), ('per-turn', 1), ('packed', 1)}
+    assert names == {
+        ('naive', 2),
+        ('per-turn', 2),
+        ('packed', 2),
+        ('together', 2),
+        ('PEFT', 1),
+        ('per-turn', 1),
+        ('packed', 1),
+    }
     for r in result['comparison']:
         assert r['examples_per_s'] > 0 and r['matmul_fraction'] > 0 and 0 <= r['padding'] < 1, r
         assert r['peak_bytes'] >= r['bytes_with_model'] > 0, r
     by = {r['contender']: r for r in result['comparison'] if r['K'] == 2 and r['dtype'] == 'float32'}
-    assert by['naive']['steps'][0]['flops'] / 2 > 10 * by['packed']['steps'][0]['flops'] / by['packed']['examples_per_step']
+    assert (
+        by['naive']['steps'][0]['flops'] / 2
+        > 10 * by['packed']['steps'][0]['flops'] / by['packed']['examples_per_step']
+    )
     assert result['claims']['packed / naive, examples/s'] > 2
-    assert by['packed']['padding'] < 0.03 < by['together']['padding'] and by['packed']['peak_bytes'] < by['together']['peak_bytes']
+    assert (
+        by['packed']['padding'] < 0.03 < by['together']['padding']
+        and by['packed']['peak_bytes'] < by['together']['peak_bytes']
+    )
     assert sum(result['profile']['shares'].values()) == pytest.approx(1, abs=0.05)
     for claim in result['claims']:
         assert claim in shown
@@ -42,8 +60,24 @@ def test_quick_run_compares_all_contenders(tmp_path):
 
 def test_gpu_script_runs_without_a_gpu(tmp_path):
     shown = run(
-        'gpu.py', '--device', 'cpu', '--shape', 'tiny-llama', '--K', 2, '--batch', 2, '--tokens-at-once', 256, 1024, '--steps', 1, '--threads', 1,
-        '--out', tmp_path,
+        'gpu.py',
+        '--device',
+        'cpu',
+        '--shape',
+        'tiny-llama',
+        '--K',
+        2,
+        '--batch',
+        2,
+        '--tokens-at-once',
+        256,
+        1024,
+        '--steps',
+        1,
+        '--threads',
+        1,
+        '--out',
+        tmp_path,
     )
     result = json.loads((tmp_path / 'tiny-llama.json').read_text())
     assert [(r['batch'], r['tokens_at_once']) for r in result['tried']] == [(2, 256), (2, 1024)]
@@ -78,7 +112,10 @@ def test_dialogues_are_those_of_the_file(monkeypatch):
     (first, second) = episodes(None, 2)
     assert len(first) == 7 and first[0][0].count('your persona:') == 4 and first[0][1].startswith('good morning !')
     reader = Reader('demo', 8192, 384)
-    packed, turns = reader.packed([first, second]), reader.per_turn([(e, t) for e in (first, second) for t in range(len(e))])
+    packed, turns = (
+        reader.packed([first, second]),
+        reader.per_turn([(e, t) for e in (first, second) for t in range(len(e))]),
+    )
     assert len(packed['text_vec']) == 2 and packed['batchsize'] == turns['batchsize'] == len(first) + len(second)
     assert packed['texts'] == turns['texts'] and torch.equal(packed['label_vec'], turns['label_vec'])
     assert packed['context_length'].tolist() == (turns['text_vec'] >= 0).sum(1).tolist()

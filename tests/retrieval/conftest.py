@@ -7,6 +7,7 @@ from spt_parlai.hub import load_tokenizer
 from spt_parlai.model.loading import load_frozen_lm
 from spt_parlai.retrieval.encoders import TransformerEncoder, WordEncoder
 
+
 @pytest.fixture(scope='session')
 def bert(tmp_path_factory, tiny_llms):
     """A tiny BERT's folder, without a pooler, as many text encoders are."""
@@ -18,16 +19,25 @@ def bert(tmp_path_factory, tiny_llms):
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        BertModel(BertConfig(
-            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=128, initializer_range=0.3,
-        ), add_pooling_layer=False).save_pretrained(folder)
+        BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=128,
+                initializer_range=0.3,
+            ),
+            add_pooling_layer=False,
+        ).save_pretrained(folder)
     return str(folder)
 
 
 @pytest.fixture(scope='session')
 def word_encoder(tiny_llms):
     """llm folder, texts → a WordEncoder."""
+
     def make(llm, texts):
         tokenizer = load_tokenizer(llm)
         return WordEncoder(load_frozen_lm(llm), lambda text: tokenizer.encode(text, add_special_tokens=False), texts)
@@ -39,6 +49,7 @@ def word_encoder(tiny_llms):
 def encoder(request, bert, tiny_llms, word_encoder):
     """Given the texts to index, each kind of encoder."""
     return {
-        'bert': lambda _texts: TransformerEncoder(bert), 'opt': lambda _texts: TransformerEncoder(tiny_llms.opt),
+        'bert': lambda _texts: TransformerEncoder(bert),
+        'opt': lambda _texts: TransformerEncoder(tiny_llms.opt),
         'words': lambda texts: word_encoder(tiny_llms.llama, texts),
     }[request.param]

@@ -12,9 +12,11 @@ from spt_parlai.dialogue.template import render
 from spt_parlai.errors import UsageError
 from spt_parlai.retrieval.encoders import TransformerEncoder
 
-TEXTS = ['hello', 'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R:', 'context: Q: yes R:'] + [
-    render(dialogue) for dialogue in made_dialogues(5)
-]
+TEXTS = [
+    'hello',
+    'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R:',
+    'context: Q: yes R:',
+] + [render(dialogue) for dialogue in made_dialogues(5)]
 
 
 def test_a_vector_depends_on_its_text_alone(encoder):
@@ -32,7 +34,9 @@ def test_is_the_mean_of_the_last_hidden_states(bert):
     tokenizer, model = AutoTokenizer.from_pretrained(bert), AutoModel.from_pretrained(bert).eval()
     for text in TEXTS:
         with torch.no_grad():
-            hidden = model(**tokenizer(text, return_tensors='pt', truncation=True, max_length=100, return_token_type_ids=False))
+            hidden = model(
+                **tokenizer(text, return_tensors='pt', truncation=True, max_length=100, return_token_type_ids=False)
+            )
         torch.testing.assert_close(TransformerEncoder(bert)([text])[0], hidden.last_hidden_state[0].mean(0))
 
 
@@ -60,20 +64,26 @@ def another_depth(config):
     config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
 
 
-@pytest.mark.parametrize('damage, reason', [
-    (lambda folder: (folder / 'config.json').unlink(), 'holds no config.json'),
-    (lambda folder: (folder / 'model.safetensors').write_bytes(b'x' * 50), 'could not be loaded as a text encoder'),
-    (lambda folder: [path.unlink() for path in folder.glob('token*')], 'tokenizer'),
-    (lambda folder: another_depth(folder / 'config.json'),
-     'its weights do not belong to its config.json'),
-])
+@pytest.mark.parametrize(
+    'damage, reason',
+    [
+        (lambda folder: (folder / 'config.json').unlink(), 'holds no config.json'),
+        (lambda folder: (folder / 'model.safetensors').write_bytes(b'x' * 50), 'could not be loaded as a text encoder'),
+        (lambda folder: [path.unlink() for path in folder.glob('token*')], 'tokenizer'),
+        (lambda folder: another_depth(folder / 'config.json'), 'its weights do not belong to its config.json'),
+    ],
+)
 def test_a_folder_that_is_no_encoder_is_told_by_its_option(bert, tmp_path, damage, reason):
     folder = tmp_path / 'bert'
     shutil.copytree(bert, folder)
     damage(folder)
     with pytest.raises(UsageError) as error:
         TransformerEncoder(str(folder))
-    assert f'--retrieval-encoder {folder}' in str(error.value) and reason in str(error.value) and '--llm' not in str(error.value)
+    assert (
+        f'--retrieval-encoder {folder}' in str(error.value)
+        and reason in str(error.value)
+        and '--llm' not in str(error.value)
+    )
 
 
 def test_an_encoder_decoder_and_an_unknown_id_are_refused(tiny_llms, monkeypatch):

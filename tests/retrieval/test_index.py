@@ -50,7 +50,9 @@ def test_finds_the_largest_cosines(encoder, tmp_path):
 
 
 def test_of_equals_the_earlier_is_found():
-    index = DialogueIndex(DIALOGUES[:3], torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), lambda texts: torch.tensor([[2.0, 0.0]]))
+    index = DialogueIndex(
+        DIALOGUES[:3], torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), lambda texts: torch.tensor([[2.0, 0.0]])
+    )
     assert index.most_similar('x', 3) == [0, 1, 2]
 
 
@@ -71,7 +73,9 @@ def test_is_made_once_and_then_read(watched, tmp_path):
     made = load_or_make(DIALOGUES, watched, tmp_path / 'new' / 'folder')
     read = load_or_make(DIALOGUES, watched, tmp_path / 'new' / 'folder')
     assert watched.texts == 40 and torch.equal(made.vectors, read.vectors)
-    assert [path.suffix for path in (tmp_path / 'new' / 'folder').iterdir()] == ['.safetensors']  # and nothing half written
+    assert [path.suffix for path in (tmp_path / 'new' / 'folder').iterdir()] == [
+        '.safetensors'
+    ]  # and nothing half written
     load_or_make(DIALOGUES, watched, tmp_path / 'elsewhere', keep=False)
     assert not (tmp_path / 'elsewhere').exists()
 
@@ -83,15 +87,27 @@ def test_is_made_anew_for_other_data_and_for_another_encoder(watched, tiny_llms,
         before = watched.texts
         assert len(load_or_make(dialogues, watched, tmp_path).vectors) == len(dialogues) == watched.texts - before
     other = TransformerEncoder(tiny_llms.opt)
-    assert not torch.equal(load_or_make(DIALOGUES, other, tmp_path).vectors, load_or_make(DIALOGUES, watched, tmp_path).vectors)
+    assert not torch.equal(
+        load_or_make(DIALOGUES, other, tmp_path).vectors, load_or_make(DIALOGUES, watched, tmp_path).vectors
+    )
     assert len(list(tmp_path.iterdir())) == 5
 
 
-@pytest.mark.parametrize('damage', [
-    lambda b: b'', lambda b: b[: len(b) // 2], lambda b: b[:-1], lambda b: b'\xff' * 300, lambda b: b[:-2] + b'\x7f\x7f',
-    lambda b: b.replace(b'F32', b'I32'), lambda b: b.replace(b'vectors', b'victors'), lambda b: b.replace(b'[40,16]', b'[16,40]'),
-    lambda b: b.replace(b'"format":"1"', b'"format":"0"'), lambda b: b[:-8] + b'\x00\x00\xc0\x7f' * 2,
-])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda b: b'',
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-1],
+        lambda b: b'\xff' * 300,
+        lambda b: b[:-2] + b'\x7f\x7f',
+        lambda b: b.replace(b'F32', b'I32'),
+        lambda b: b.replace(b'vectors', b'victors'),
+        lambda b: b.replace(b'[40,16]', b'[16,40]'),
+        lambda b: b.replace(b'"format":"1"', b'"format":"0"'),
+        lambda b: b[:-8] + b'\x00\x00\xc0\x7f' * 2,
+    ],
+)
 def test_what_is_damaged_is_made_anew_with_a_word(watched, tmp_path, damage, monkeypatch):
     made = load_or_make(DIALOGUES, watched, tmp_path)
     (path,) = tmp_path.iterdir()
@@ -109,16 +125,22 @@ def test_what_is_damaged_is_made_anew_with_a_word(watched, tmp_path, damage, mon
 def test_order_and_batches_do_not_change_the_index(watched, bert, tmp_path, monkeypatch):
     made = load_or_make(DIALOGUES, watched, tmp_path / '1')
     monkeypatch.setattr('spt_parlai.retrieval.index._AT_ONCE', 3)
-    torch.testing.assert_close(load_or_make(DIALOGUES, watched, tmp_path / '2').vectors, made.vectors, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        load_or_make(DIALOGUES, watched, tmp_path / '2').vectors, made.vectors, rtol=1e-5, atol=1e-6
+    )
     monkeypatch.setattr('spt_parlai.retrieval.index._AT_ONCE', 1)
-    torch.testing.assert_close(load_or_make(DIALOGUES, watched, tmp_path / '3').vectors, made.vectors, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        load_or_make(DIALOGUES, watched, tmp_path / '3').vectors, made.vectors, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.skipif(not SHARED, reason='SPT_SHARED_DATA, the folder with ConvAI2, is not set')
 def test_a_real_dialogue_with_words_changed_finds_itself(word_encoder, tmp_path):
     """500 dialogues of ConvAI2, of every 20th a copy with a word in eight replaced; and never what is to be passed over."""
     (tmp_path / 'ConvAI2').symlink_to(Path(SHARED) / 'parlai_data' / 'ConvAI2')
-    opt = TrainModel.setup_args().parse_kwargs(task='convai2:self', datapath=str(tmp_path), model='spt_parlai.agents:InContextAgent')
+    opt = TrainModel.setup_args().parse_kwargs(
+        task='convai2:self', datapath=str(tmp_path), model='spt_parlai.agents:InContextAgent'
+    )
     settle_training_task(opt)
     dialogues = training_dialogues(opt)[:500]
     llm = str(Path(SHARED) / 'models' / 'chat-opt-7m')

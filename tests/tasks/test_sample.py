@@ -146,7 +146,11 @@ def test_nothing_is_written_beside_the_data():
     for datatype in ('train', 'train:stream', 'valid'):
         teacher(datatype).num_examples()
     assert {p.name for p in FOLDER.iterdir()} - {'__pycache__'} == {
-        '__init__.py', 'agents.py', 'README.md', 'train.txt', 'valid.txt',
+        '__init__.py',
+        'agents.py',
+        'README.md',
+        'train.txt',
+        'valid.txt',
     }
 
 

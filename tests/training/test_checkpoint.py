@@ -12,8 +12,13 @@ from spt_parlai.errors import UsageError
 from spt_parlai.training import checkpoint
 
 DESCRIPTION = {
-    'format': 1, 'llm': 'a/b', 'llm_revision': None, 'fingerprint': {'hidden_size': 16, 'shapes': 'x'}, 'num_prompts': 2,
-    'prompt_length': 3, 'seed': 1,
+    'format': 1,
+    'llm': 'a/b',
+    'llm_revision': None,
+    'fingerprint': {'hidden_size': 16, 'shapes': 'x'},
+    'num_prompts': 2,
+    'prompt_length': 3,
+    'seed': 1,
 }
 
 
@@ -93,7 +98,9 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
         assert not (tmp_path / 'ran').exists()
 
 
-@pytest.mark.parametrize('content', [[1], {}, {'model': {}}, {'model': {}, 'optimizer': {}}, {'spt': DESCRIPTION}, {'spt': 3, 'model': {}}])
+@pytest.mark.parametrize(
+    'content', [[1], {}, {'model': {}}, {'model': {}, 'optimizer': {}}, {'spt': DESCRIPTION}, {'spt': 3, 'model': {}}]
+)
 def test_another_agents_checkpoint_is_refused(tmp_path, content):
     torch.save(content, tmp_path / 'stock')
     assert 'was not written by spt_parlai; give the model file of an SptAgent' in refusal(tmp_path / 'stock')
@@ -126,7 +133,9 @@ def test_says_how_another_llm_differs():
     assert 'shapes' not in str(error.value)
 
 
-@pytest.mark.parametrize('key, flag, value', [('num_prompts', '--num-prompts', 2), ('prompt_length', '--prompt-length', 3)])
+@pytest.mark.parametrize(
+    'key, flag, value', [('num_prompts', '--num-prompts', 2), ('prompt_length', '--prompt-length', 3)]
+)
 def test_says_how_the_prompts_differ(key, flag, value):
     with pytest.raises(UsageError, match=f'model holds {flag} {value}, not 7: leave {flag} out or train anew'):
         checkpoint.check_match('model', DESCRIPTION, {**DESCRIPTION, key: 7})
@@ -137,10 +146,16 @@ def test_a_moved_llm_of_the_same_shape_is_accepted():
 
 
 def test_numbers_of_numpy_are_written_as_pythons(tmp_path, states):
-    states['progress'] = {'lr': np.float64(0.1), 'steps': [np.int64(3), (np.float32(0.5),)], 'state': {np.int32(0): torch.ones(1)}}
+    states['progress'] = {
+        'lr': np.float64(0.1),
+        'steps': [np.int64(3), (np.float32(0.5),)],
+        'state': {np.int32(0): torch.ones(1)},
+    }
     checkpoint.save_states(states, tmp_path / 'model')
     progress = checkpoint.load_states(tmp_path / 'model')['progress']
-    assert {k: v for k, v in progress.items() if k != 'state'} == {'lr': 0.1, 'steps': [3, (0.5,)]} and list(progress['state']) == [0]
+    assert {k: v for k, v in progress.items() if k != 'state'} == {'lr': 0.1, 'steps': [3, (0.5,)]} and list(
+        progress['state']
+    ) == [0]
     assert isinstance(states['progress']['lr'], np.float64)  # what was saved is left as it was
 
 

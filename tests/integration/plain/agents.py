@@ -17,7 +17,10 @@ class PlainAgent(Agent):
 
 
 EPISODES = [
-    [('your persona: i sing.\nyour persona: i cook.\nhello there you', ['hello you', 'there is a Hello']), ('do you sing', ['i sing .'])],
+    [
+        ('your persona: i sing.\nyour persona: i cook.\nhello there you', ['hello you', 'there is a Hello']),
+        ('do you sing', ['i sing .']),
+    ],
     [('no persona here', ['none at all']), ('your persona: i came late.\nnot yet', ['not yet'])],
     [('a silent one', None), ('and another', ['and more'])],
 ]

@@ -37,7 +37,7 @@ def main():
         torchrun.main(sys.argv[1:])
     collectives = [(e.name, e.input_shapes) for e in profiler.events() if e.name.startswith('gloo:')]
     folder = Path(os.environ['SEEN'])
-    (folder / f"collectives_{os.environ['RANK']}.json").write_text(
+    (folder / f'collectives_{os.environ["RANK"]}.json').write_text(
         json.dumps({'held': held, 'reduced': reduced, 'collectives': collectives})
     )
 

@@ -17,14 +17,21 @@ from parlai.utils.distributed import get_rank, num_workers
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 SIZES = {'train': 48, 'valid': 7, 'test': 1}  # odd numbers, and fewer than there are processes
-WORDS = 'i you like tea dogs the city work as a nurse have two cats and walk in rain what do when is my best friend'.split()
+WORDS = (
+    'i you like tea dogs the city work as a nurse have two cats and walk in rain what do when is my best friend'.split()
+)
 
 
 def examples(fold):
     draw = random.Random(fold)
     for number in range(SIZES[fold]):
         persona, question, answer = (' '.join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(3))
-        yield {'text': f'your persona: {persona} .\n{question} ?', 'labels': [f'{answer} .'], 'number': number, 'fold': fold}
+        yield {
+            'text': f'your persona: {persona} .\n{question} ?',
+            'labels': [f'{answer} .'],
+            'number': number,
+            'fold': fold,
+        }
 
 
 class DefaultTeacher(DialogTeacher):
@@ -39,14 +46,21 @@ class DefaultTeacher(DialogTeacher):
                 yield example, True
 
     def custom_evaluation(self, teacher_action, labels, model_response):
-        if 'loss' not in model_response.get('metrics', ()):  # the agent only draws the batch again, to continue from where it was
+        if 'loss' not in model_response.get(
+            'metrics', ()
+        ):  # the agent only draws the batch again, to continue from where it was
             return
         rank, number, sent = map(int, os.environ.get('SIGNAL', '-1 0 0').split())
         if (rank, number, 'train') == (get_rank(), teacher_action['number'], teacher_action['fold']):
             os.kill(os.getpid(), sent)
         if 'SEEN' in os.environ:
             report = {k: float(v) for k, v in model_response['metrics'].items()}
-            seen = {'fold': teacher_action['fold'], 'number': teacher_action['number'], 'seed': self.opt['seed'], **report}
+            seen = {
+                'fold': teacher_action['fold'],
+                'number': teacher_action['number'],
+                'seed': self.opt['seed'],
+                **report,
+            }
             with open(Path(os.environ['SEEN']) / f'{get_rank()}.jsonl', 'a') as file:
                 file.write(json.dumps(seen) + '\n')
 
