@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -41,7 +41,7 @@ def convai2(
     force: Annotated[bool, typer.Option(help='Replace files that are already there.')] = False,
 ) -> None:
     """Put your own ConvAI2 files where `-t convai2:self` finds them, so that nothing is downloaded."""
-    from spt_parlai.datasets import install_convai2
+    from spt_parlai.tasks.convai2_files import install_convai2
 
     folder = install_convai2(source, datapath, force)
     print(f'ConvAI2 is installed in {folder}.')
@@ -55,7 +55,7 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of an Spt
     from rich.console import Console
     from rich.table import Table
 
-    from spt_parlai.training.checkpoint import load_states
+    from spt_parlai.checkpoints.files import load_states
 
     states = load_states(model_file)
     table = Table(show_header=False, box=None)
@@ -84,7 +84,7 @@ def import_authors(
     """Turn a checkpoint of the paper's authors into a model file of an SptAgent."""
     from parlai.utils import logging
 
-    from spt_parlai.exchange.authors import import_authors as run
+    from spt_parlai.checkpoints.authors import import_authors as run
 
     logging.set_log_level('WARN')
     K, L, D = run(source, llm, out, llm_revision, llm_dtype, force).prompts.shape
@@ -100,7 +100,7 @@ def export_peft(
     force: Annotated[bool, typer.Option(help='Replace adapters that are already there.')] = False,
 ) -> None:
     """Write soft prompts as prompt-tuning adapters for Hugging Face PEFT. Needs neither the LLM nor the network."""
-    from spt_parlai.exchange.peft_adapter import export_peft as run
+    from spt_parlai.checkpoints.peft import export_peft as run
 
     for folder in run(model_file, out, prompt, force):
         print(f'{folder}: load it with peft.PeftModel.from_pretrained(llm, {str(folder)!r}).')

@@ -15,8 +15,8 @@ from parlai.scripts.multiprocessing_eval import MultiProcessEval
 from parlai.scripts.multiprocessing_train import MultiProcessTrain
 from parlai.utils.distributed import override_print
 
-from spt_parlai.compat_distributed import eval_worker, leave, train_worker
 from spt_parlai.errors import UsageError
+from spt_parlai.parlai_hooks.multiprocess import eval_worker, leave, train_worker
 
 _COMMANDS = {
     **dict.fromkeys(('train_model', 'train', 'tm'), (MultiProcessTrain, train_worker)),

@@ -10,7 +10,7 @@ from parlai.core.script import SCRIPT_REGISTRY, setup_script_registry
 from typer.testing import CliRunner
 
 from spt_parlai.cli import app
-from spt_parlai.metrics.definitions import DEFINITIONS
+from spt_parlai.metrics.registry import DEFINITIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -69,7 +69,7 @@ def test_files_and_folders_it_names_exist():
 def test_every_option_of_the_method_is_in_its_table():
     from parlai.core.params import ParlaiParser
 
-    from spt_parlai.options import (
+    from spt_parlai.options.declare import (
         add_chat_args,
         add_in_context_args,
         add_llm_args,

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import spt_parlai.tasks.sample
-from spt_parlai.agent.packed_batch import Turn, pack_batch
+from spt_parlai.agents.batching import Turn, pack_batch
 from spt_parlai.dialogue.dictionary import NULL_ID, TokenizerDictionary
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import build_context

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-PRELOADED = ['torch', 'transformers', 'peft', 'spt_parlai.model.spt_model', 'job', 'contenders']
+PRELOADED = ['torch', 'transformers', 'peft', 'spt_parlai.model.prompted_lm', 'job', 'contenders']
 
 
 @dataclass(frozen=True)

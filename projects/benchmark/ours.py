@@ -8,13 +8,12 @@ from flops import LLMShape
 from job import Job, StepSize, Trainer
 
 from spt_parlai.dialogue.dictionary import NULL_ID, START_ID
-from spt_parlai.model.compilation import compile_layers
-from spt_parlai.model.frozen_lm import FrozenLM
-from spt_parlai.model.recomputation import recompute_activations
+from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.layer_execution import compile_layers, recompute_activations
+from spt_parlai.model.prompted_lm import PromptedLM
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.rows import rows_of_like_length
 from spt_parlai.model.soft_prompts import SoftPromptGroup
-from spt_parlai.model.spt_model import SptModel
 from spt_parlai.objective import SptObjective
 from spt_parlai.objective.similarity import similar_pairs
 
@@ -28,14 +27,14 @@ class Ours(Trainer):
     def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list, packed: bool, together: bool = False):
         self.job, self.reader, self.packed = job, reader, packed
         self.shape, self.device = LLMShape.of(lm), torch.device(job.device)
-        llm = FrozenLM(lm)
+        llm = CausalLM(lm)
         if job.recompute:
             recompute_activations(job.shape, llm)
         if job.compile:
             compile_layers(job.shape, llm)
         prompts = torch.randn(job.K, job.L, llm.hidden_size)
         self.model = (
-            SptModel(
+            PromptedLM(
                 llm,
                 SoftPromptGroup(prompts),
                 Retriever(llm.hidden_size),

@@ -1,7 +1,7 @@
 """Log-probabilities of target tokens with their gradient at the hidden states: our chunks, all logits at once, torch's own function, in
 turn in one run.
 
-    python projects/benchmark/projection.py [--tokens 312] [--dtype float32] [--rounds 7]
+    python projects/benchmark/target_log_probs.py [--tokens 312] [--dtype float32] [--rounds 7]
 
 The shape is OPT-125M's, the tokens are about those of one packed dialogue after four prompts.
 """
@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_parlai.model import projection
-from spt_parlai.model.projection import token_log_probs
+from spt_parlai.model import target_log_probs
+from spt_parlai.model.target_log_probs import token_log_probs
 
 D, V = 768, 50272
 
 
 def chunks(megabytes: int):
     def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        projection.LOGIT_BYTES = megabytes * 2**20
+        target_log_probs.LOGIT_BYTES = megabytes * 2**20
         return token_log_probs(hidden, weight, None, targets, torch.zeros_like(targets, dtype=torch.bool))[0]
 
     return ours

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from flops import synchronize
 
-import spt_parlai.model.frozen_lm as frozen_lm
+import spt_parlai.model.causal_lm as frozen_lm
 
 PARTS = ('data', 'embedding', 'LLM forward', 'projection', 'similarity', 'objective', 'backward', 'optimizer', 'rest')
 

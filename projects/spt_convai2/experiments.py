@@ -11,7 +11,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Annotated, NamedTuple, Optional
+from typing import Annotated, NamedTuple
 
 import grid
 import portalocker

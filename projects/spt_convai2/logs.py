@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spt_parlai.dialogue.messages import split_message
-from spt_parlai.metrics.text import trim
+from spt_parlai.metrics.reply import trim
 
 
 class Turn(NamedTuple):

@@ -9,7 +9,8 @@ from parlai.core.metrics import AverageMetric, Metric
 from parlai.core.torch_generator_agent import PPLMetric
 from torch import Tensor
 
-from spt_parlai.metrics.usage import UsageEntropy
+from spt_parlai.metrics.prompt_usage import UsageEntropy
+from spt_parlai.objective import Losses
 
 Named = Iterator[tuple[str, list[Metric]]]
 
@@ -30,28 +31,20 @@ def prediction_metrics(log_probs: Tensor, greedy: Tensor, targets: Tensor, examp
     yield 'token_em', AverageMetric.many([int(c == n) for c, n in zip(correct, tokens)])
 
 
-def loss_metrics(
-    total: Tensor,
-    nll: Tensor,
-    selection: Tensor | None,
-    contrastive: Tensor | None,
-    pairs: Tensor | None,
-    fusion: Tensor | None,
-) -> Named:
-    """The terms of eq. 6 as they enter the total, before their λ; a term that is None is left out.
+def loss_metrics(losses: Losses) -> Named:
+    """The objective and its terms as they enter it, before their weights.
 
-    total: scalar; nll [K, B], summed over the prompts; selection, fusion [B]; contrastive [B, B] and pairs bool [B, B], both above
-    the diagonal: an example's share are its pairs with the earlier ones, so that the average over examples is the mean over pairs.
+    The NLL is summed over the prompts. An example's share of a loss of pairs are its pairs with the earlier examples,
+    so that the average over examples is the mean over pairs.
     """
-    B = nll.shape[1]
-    yield 'spt_loss', AverageMetric.many([float(total.detach())] * B)
-    yield 'nll', AverageMetric.many(nll.detach().sum(0).tolist())
-    if selection is not None:
-        yield 'selection', AverageMetric.many(selection.detach().tolist())
-    if contrastive is not None and pairs.any():  # of a batch without pairs there is nothing to say
-        yield 'contrastive', AverageMetric.many(contrastive.detach().sum(0).tolist(), pairs.sum(0).tolist())
-    if fusion is not None:
-        yield 'fusion', AverageMetric.many(fusion.detach().tolist())
+    B = losses.nll.shape[1]
+    yield 'spt_loss', AverageMetric.many([float(losses.total.detach())] * B)
+    yield 'nll', AverageMetric.many(losses.nll.detach().sum(0).tolist())
+    for name, (values, counts) in losses.terms.items():
+        if counts is None:
+            yield name, AverageMetric.many(values.detach().tolist())
+        elif counts.any():  # of a batch without pairs there is nothing to say
+            yield name, AverageMetric.many(values.detach().sum(0).tolist(), counts.sum(0).tolist())
 
 
 def usage_metrics(selected: Tensor, nll: Tensor) -> Named:

@@ -12,7 +12,7 @@ from parlai.utils import logging
 
 from spt_parlai.errors import UsageError
 from spt_parlai.hub import hub_answers
-from spt_parlai.metrics.gathered import Gathered
+from spt_parlai.metrics.corpus import Gathered
 
 FIELDS = {'bertscore_p': 0, 'bertscore_r': 1, 'bertscore_f1': 2}  # metric → place in bert-score's answer
 PAPER = 'microsoft/deberta-xlarge-mnli'  # of which bert-score's table takes layer 40

@@ -1,4 +1,7 @@
-"""Metrics of a whole corpus of replies: they add up over batches and processes, and are no mean over replies."""
+"""Metrics of a whole corpus of replies: they add up over batches and processes, and are no mean over replies.
+
+Metrics that can only be computed over all replies at once.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from itertools import chain
 from parlai.core.metrics import Metric
 from sacrebleu.metrics import BLEU
 
-from spt_parlai.metrics.gathered import Gathered
-from spt_parlai.metrics.text import words
+from spt_parlai.metrics.reply import words
 
 _statistics_of = BLEU(
     tokenize='13a', smooth_method='exp', effective_order=True
@@ -53,6 +55,46 @@ class CorpusBleu(Metric):
 
     def __reduce__(self):
         return CorpusBleu, (self._statistics, self._order)
+
+
+class Gathered(Metric):
+    """Keeps what each reply contributes, in order; a subclass's `value()` is computed from `items()`.
+
+    ParlAI adds a metric up reply by reply and may keep any of the sums on the way, so `+` changes neither of its operands. It
+    costs no more than what it adds all the same: sums share one list, of which each sees its own beginning.
+    """
+
+    __slots__ = ('_shared', '_length')
+
+    def __init__(self, items: Iterable = ()):
+        self._shared = list(items)
+        self._length = len(self._shared)
+
+    @property
+    def macro_average(self) -> bool:
+        """Over several tasks, as ParlAI's f1: the mean of the tasks' values, unless `--aggregate-micro true`."""
+        return True
+
+    def items(self) -> list:
+        return self._shared[: self._length]
+
+    def __add__(self, other: Gathered | None) -> Gathered:
+        if other is None:
+            return self
+        added = other.items()
+        total = self._like(self._shared if len(self._shared) == self._length else self.items())
+        total._shared += added
+        total._length = len(total._shared)
+        return total
+
+    def _like(self, shared: list) -> Gathered:
+        """A metric of this kind on that very list."""
+        like = type(self).__new__(type(self))
+        like._shared, like._length = shared, len(shared)
+        return like
+
+    def __reduce__(self):
+        return type(self), (self.items(),)
 
 
 class Distinct(Gathered):

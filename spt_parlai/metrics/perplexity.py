@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from parlai.core.metrics import AverageMetric, Metric
 
-from spt_parlai.metrics.text import words
+from spt_parlai.metrics.reply import words
 
 
 class Perplexity(AverageMetric):

@@ -1,13 +1,159 @@
-"""What is carried from one decoding step to the next."""
+"""Replies of a whole batch by one tensor search: what ended leaves the batch, nothing is done row by row.
+
+The tokens are those of ParlAI's search, which keeps one object for every row and moves them one after another.
+
+What is carried from one decoding step to the next.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+_NEVER = -1e20  # log-probability of a blocked token, as in ParlAI
+_LEAVING_SHARE = 1 / 3  # rows leave once this share of them has ended: leaving costs a copy of what stays in the cache
+
+Choice = Callable[[Tensor, list[bool]], tuple[Tensor, Tensor]]
+"""(log-probabilities float32 [R, V], which rows have ended) → (tokens int64 [R], their scores float32 [R])"""
+
+
+class Replies(NamedTuple):
+    """tokens: int64 [B, 1 + S], the start token first and one end token last, where `lengths` (int64 [B]) stops;
+    scores: float32 [B], the sum of the chosen tokens' scores."""
+
+    tokens: Tensor
+    lengths: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Search:
+    """How replies are searched.
+
+    :param choose: picks a token for every row.
+    :param start, end: the ids that begin and end a reply.
+    :param max_length: longest reply; one that has not ended by then has its last token replaced by the end token.
+    :param temperature: divides the logits.
+    :param min_length: tokens before which a reply does not end.
+    :param block_ngram: no n-gram of this size occurs twice in a reply; not positive: any may.
+    :param context_block_ngram: no n-gram of this size is taken from the context; not positive: any may.
+    """
+
+    choose: Choice
+    start: int
+    end: int
+    max_length: int
+    temperature: float = 1.0
+    min_length: int = 0
+    block_ngram: int = 0
+    context_block_ngram: int = 0
+
+    def __call__(self, model, encoded: DecodingState, context: Tensor | None = None) -> Replies:
+        """Continue what `model.encoder` returned, whose cache is used up.
+
+        :param context: int64 [B, T], what `context_block_ngram` looks at.
+        """
+        B, device = len(encoded.logits), encoded.logits.device
+        tokens = torch.full((B, 1 + self.max_length), self.end, device=device)
+        tokens[:, 0] = self.start
+        lengths = torch.full((B,), 1 + self.max_length, device=device)
+        scores = torch.zeros(B, device=device)
+        rows, ended, over, state = (
+            torch.arange(B, device=device),
+            torch.zeros(B, dtype=torch.bool, device=device),
+            [False] * B,
+            None,
+        )
+        for step in range(self.max_length):
+            so_far = tokens[rows, : step + 1]  # [R, 1 + step]
+            logits, state = model.decoder(so_far, encoded, state)
+            log_probs = self._log_probs(model.output(logits)[:, -1], so_far, None if context is None else context[rows])
+            chosen, score = self.choose(log_probs, over)
+            tokens[rows, step + 1] = chosen.masked_fill(ended, self.end)
+            scores[rows] += score.masked_fill(ended, 0)
+            ends = (chosen == self.end) & ~ended
+            lengths[rows] = lengths[rows].masked_fill(ends, step + 2)
+            ended = ended | ends
+            over = ended.tolist()  # the one time in a step that the processor waits for the device
+            staying = [row for row, done in enumerate(over) if not done]
+            if not staying or step + 1 == self.max_length:
+                break
+            if len(over) - len(staying) >= _LEAVING_SHARE * len(over):
+                kept = torch.tensor(staying, device=device)
+                state = model.reorder_decoder_incremental_state(state, kept)
+                rows, ended, over = rows[kept], ended[kept], [False] * len(staying)
+        tokens[:, -1] = self.end
+        return Replies(tokens, lengths, scores)
+
+    def _log_probs(self, logits: Tensor, so_far: Tensor, context: Tensor | None) -> Tensor:
+        """float32 [R, V], those of forbidden tokens at `_NEVER`."""
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        log_probs = logits.log_softmax(-1)
+        if so_far.shape[1] - 1 < self.min_length:
+            log_probs[:, self.end] = _NEVER
+        if self.block_ngram > 0:
+            _block(log_probs, so_far, so_far, self.block_ngram)
+        if self.context_block_ngram > 0:
+            _block(log_probs, so_far, context, self.context_block_ngram)
+        return log_probs
+
+
+def _block(log_probs: Tensor, so_far: Tensor, source: Tensor, n: int) -> None:
+    """In place: forbid the tokens that would end `so_far` [R, U] in an n-gram of `source` [R, T]."""
+    if source.shape[1] < n or so_far.shape[1] < n - 1:
+        return
+    grams = source.unfold(1, n, 1)  # [R, T - n + 1, n]
+    begun = (grams[..., :-1] == so_far[:, None, so_far.shape[1] - n + 1 :]).all(-1)
+    V = log_probs.shape[1]
+    rows, columns = begun.nonzero(as_tuple=True)
+    log_probs[rows, grams[rows, columns, -1] % V] = _NEVER  # % V: the start token is negative, and n = 1 blocks it too
+
+
+# ---- choices ------------------------------------------------------------------------------------------
+
+
+def greedy(log_probs: Tensor, ended: list[bool]) -> tuple[Tensor, Tensor]:
+    score, chosen = log_probs.max(-1)
+    return chosen, score
+
+
+def top_k(log_probs: Tensor, ended: list[bool], k: int) -> tuple[Tensor, Tensor]:
+    """Drawn from the k likeliest."""
+    values, ids = log_probs.topk(k, dim=-1)
+    drawn = _draw(values.softmax(-1), ended)
+    return _at(ids, drawn), _at(values, drawn)
+
+
+def nucleus(log_probs: Tensor, ended: list[bool], p: float) -> tuple[Tensor, Tensor]:
+    """Drawn from the likeliest that together have probability p; scores are of that distribution."""
+    probs, ids = log_probs.softmax(-1).sort(dim=-1, descending=True)
+    probs = probs.masked_fill(probs.cumsum(-1) - probs >= p, 0)
+    probs = probs / probs.sum(-1, keepdim=True)
+    drawn = _draw(probs, ended)
+    return _at(ids, drawn), _at(probs, drawn).log()
+
+
+def _at(values: Tensor, columns: Tensor) -> Tensor:
+    return values.gather(1, columns[:, None])[:, 0]
+
+
+def _draw(probs: Tensor, ended: list[bool]) -> Tensor:
+    """A column of each row of [R, M], with its probability.
+
+    `torch.multinomial` is a race of exponential waiting times. Running one race for all rows, on noise that is drawn row
+    by row where a row has not ended, uses the generator as ParlAI does, which calls it for one row after another.
+    """
+    noise = torch.ones_like(probs)
+    for row, done in enumerate(ended):
+        if not done:
+            noise[row].exponential_()
+    return (probs / noise).argmax(-1)
 
 
 @dataclass

@@ -6,7 +6,9 @@ Symbols: K prompts, B examples, N target tokens of the batch. `example` int64 [N
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,39 +68,122 @@ def fusion_nll(log_probs: Tensor, example: Tensor, num_examples: int) -> Tensor:
     return mean_per_example(fused, example, num_examples)
 
 
+# ---- the objective ------------------------------------------------------------------------------------------
+
+
+class Term(NamedTuple):
+    """One term of eq. 6, not yet averaged.
+
+    values: [B], or [B, B] for a loss of pairs (row: the earlier example, column: the later one); counts: bool of the
+    same shape, which of the values count, or None if all of them do.
+    """
+
+    values: Tensor
+    counts: Tensor | None = None
+
+    def mean(self) -> Tensor:
+        """A scalar; 0 where nothing counts."""
+        return self.values.mean() if self.counts is None else self.values.sum() / self.counts.sum().clamp(min=1)
+
+
+class TermInputs(NamedTuple):
+    """What a term that reads the scores is computed from; see `SptObjective.__call__`."""
+
+    scores: Tensor
+    nll: Tensor
+    similar: Tensor | None
+    noise: Tensor | None
+    apart: Tensor | None
+
+
 @dataclass(frozen=True)
 class Losses:
-    """The terms of eq. 6 for one batch.
-
-    total: scalar; nll: [K, B]; selection, fusion: [B]; contrastive: [B, B], of which bool `pairs` [B, B] says which count.
-    A term that is switched off is None.
-    """
+    """The objective of one batch. total: scalar (eq. 6); nll: [K, B] (eq. 2); terms: the active ones by name."""
 
     total: Tensor
     nll: Tensor
-    selection: Tensor | None
-    contrastive: Tensor | None
-    pairs: Tensor | None
-    fusion: Tensor | None
+    terms: dict[str, Term]
+
+
+def _selection(objective: SptObjective, inputs: TermInputs) -> Term:
+    gold = gold_distribution(inputs.nll, objective.tau_gold)
+    if inputs.noise is not None:
+        gold = noisy_gold(gold, objective.gold_noise * inputs.noise)
+    return Term(selection_loss(gold, inputs.scores, objective.tau_score))
+
+
+def _contrastive(_objective: SptObjective, inputs: TermInputs) -> Term:
+    if inputs.similar is None:
+        raise ValueError('the contrast needs `similar`, which pairs of examples have similar contexts')
+    pairs = unordered_pairs(len(inputs.scores), inputs.apart).to(inputs.scores.device)
+    return Term(contrastive_loss(inputs.scores, inputs.similar, pairs), pairs)
+
+
+def _setting(default: float, help: str, **limits: float) -> Any:
+    """A number that the objective depends on. help: for `--help`; limits: `at_least` or `above`."""
+    return field(default=default, metadata={'help': help, **limits})
+
+
+def _weight(help: str, logged: str, **term: Callable) -> Any:
+    """The λ of a loss, and with it all that is said of that loss: the field `lambda_X` declares the loss X.
+
+    help: for `--help`; logged: what the log entry X means. One of two functions computes it:
+    score_term: (objective, TermInputs) → Term, for a loss that reads the scores;
+    token_term: (log_probs [K, n], example [n], B) → [B], for a loss of the target tokens' log-probabilities, which is
+    summed over any groups of whole examples (see `SptObjective.token_loss`).
+    """
+    metadata = {'help': f'weight of the {help} (0: off)', 'at_least': 0.0, 'logged': logged, **term}
+    return field(default=1.0, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class SptObjective:
-    """Eq. 6: Σ_i nll + λ1·contrastive + λ2·selection + λ3·fusion; a λ of 0 switches its term off."""
+    """Eq. 6: Σ_i nll + Σ_X lambda_X · X. A weight of 0 switches its loss off.
 
-    lambda_selection: float = 1.0
-    lambda_contrastive: float = 1.0
-    lambda_fusion: float = 1.0
-    tau_gold: float = 1.0
-    tau_score: float = 1.0
-    gold_noise: float = 0.0
+    A loss is declared by its `lambda_X` field and nowhere else: the option, its check, the log entry X and the
+    ablation all come from the field's metadata.
+    """
+
+    lambda_selection: float = _weight(
+        'selection KL',
+        'KL that teaches the retriever which prompt the LLM liked (eq. 3)',
+        score_term=_selection,
+    )
+    lambda_contrastive: float = _weight(
+        'context-prompt contrast',
+        'context-prompt contrast, mean over the pairs of a batch (eq. 4); absent from a batch without pairs',
+        score_term=_contrastive,
+    )
+    lambda_fusion: float = _weight('fusion NLL', 'NLL under the averaged prediction (eq. 5)', token_term=fusion_nll)
+    tau_gold: float = _setting(1.0, 'temperature of the gold distribution', above=0.0)
+    tau_score: float = _setting(1.0, 'temperature of the retriever scores in the selection KL', above=0.0)
+    gold_noise: float = _setting(
+        0.0,
+        'strength of the normal noise on the gold distribution in training (stability experiment A.8)',
+        at_least=0.0,
+    )
+
+    @classmethod
+    def losses(cls) -> dict[str, Field]:
+        """Name of every loss beside the NLL → the field that declares it."""
+        return {f.name.removeprefix('lambda_'): f for f in fields(cls) if f.name.startswith('lambda_')}
+
+    def _active(self, kind: str) -> Iterator[tuple[str, float, Callable]]:
+        """(name, weight, function) of each active loss that has a function of this kind."""
+        for name, declared in self.losses().items():
+            weight = getattr(self, declared.name)
+            if weight and kind in declared.metadata:
+                yield name, weight, declared.metadata[kind]
 
     def token_loss(self, log_probs: Tensor, example: Tensor, B: int) -> Tensor:
-        """The terms that log-probabilities enter with a gradient, 1 and 4: a sum over examples, so that of any [K, n] of whole
-        examples their part of it."""
+        """The terms that log-probabilities enter with a gradient: the NLL and every `token_term`. A scalar.
+
+        A sum over examples: log_probs float32 [K, n] and example int64 [n] may hold any of the batch's B examples,
+        each whole, and what they add to the loss is returned.
+        """
         loss = prompt_nll(log_probs, example, B).sum() / B
-        if self.lambda_fusion:
-            loss = loss + self.lambda_fusion * fusion_nll(log_probs, example, B).sum() / B
+        for _, weight, token_term in self._active('token_term'):
+            loss = loss + weight * token_term(log_probs, example, B).sum() / B
         return loss
 
     def __call__(
@@ -111,25 +196,25 @@ class SptObjective:
         apart: Tensor | None = None,
         token_loss: Tensor | None = None,
     ) -> Losses:
-        """log_probs [K, N], scores [B, K], example int64 [N]; similar: bool [B, B], needed for the contrast alone;
-        noise: N(0, 1) [B, K], of which `gold_noise` times is added to the gold distribution;
-        apart: int64 [B], if the contrast is to take only pairs that differ in it (their dialogue);
-        token_loss: scalar, the method's result if it was called before, with its gradient."""
+        """The losses of a batch.
+
+        :param log_probs: float32 [K, N], every prompt's log-probability of each target token.
+        :param scores: float32 [B, K], the retriever's.
+        :param example: int64 [N], whose each target token is.
+        :param similar: bool [B, B], which contexts are similar; only the contrast needs it.
+        :param noise: N(0, 1) [B, K]; `gold_noise` times it is added to the gold distribution.
+        :param apart: int64 [B]; the contrast then takes only pairs that differ in it (in their dialogue).
+        :param token_loss: scalar, what the method `token_loss` returned for this batch, if it has run already.
+        """
         B = len(scores)
         nll = prompt_nll(log_probs, example, B)
         total = self.token_loss(log_probs, example, B) if token_loss is None else token_loss
         total = total + 0.0 * scores.sum()  # every trainable tensor takes part in every step
-        selection = contrastive = pairs = fusion = None
-        if self.lambda_selection:
-            gold = gold_distribution(nll, self.tau_gold)
-            if noise is not None:
-                gold = noisy_gold(gold, self.gold_noise * noise)
-            selection = selection_loss(gold, scores, self.tau_score)
-            total = total + self.lambda_selection * selection.mean()
-        if self.lambda_contrastive:
-            pairs = unordered_pairs(B, apart).to(scores.device)
-            contrastive = contrastive_loss(scores, similar, pairs)
-            total = total + self.lambda_contrastive * contrastive.sum() / pairs.sum().clamp(min=1)
-        if self.lambda_fusion:
-            fusion = fusion_nll(log_probs, example, B)
-        return Losses(total, nll, selection, contrastive, pairs, fusion)
+        inputs = TermInputs(scores, nll, similar, noise, apart)
+        terms = {}
+        for name, weight, score_term in self._active('score_term'):
+            terms[name] = score_term(self, inputs)
+            total = total + weight * terms[name].mean()
+        for name, _, token_term in self._active('token_term'):
+            terms[name] = Term(token_term(log_probs, example, B))
+        return Losses(total, nll, terms)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spt_parlai import hub
-from spt_parlai.model.frozen_lm import FrozenLM
+from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import context_mean
 
 LLM = 'llm'  # --retrieval-encoder: the frozen LLM's own word embeddings
@@ -64,7 +64,7 @@ class WordEncoder:
     :param texts: what is indexed.
     """
 
-    def __init__(self, llm: FrozenLM, tokenize: Callable[[str], Sequence[int]], texts: Sequence[str]):
+    def __init__(self, llm: CausalLM, tokenize: Callable[[str], Sequence[int]], texts: Sequence[str]):
         self.llm, self.tokenize = llm, tokenize
         weight = llm.lm.get_input_embeddings().weight
         found_in = torch.zeros(len(weight))  # in how many texts each token is

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from spt_parlai.checkpoints.files import write_atomically
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import render
 from spt_parlai.dialogue.training_set import has_in_order
 from spt_parlai.retrieval.encoders import TextEncoder
-from spt_parlai.training.checkpoint import write_atomically
 
 _FORMAT = '1'
 _AT_ONCE = 16  # texts of like length

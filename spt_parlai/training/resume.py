@@ -4,6 +4,10 @@ ParlAI's `TrainLoop` saves its counters in a second file and restarts the data f
 random generators' states travel inside the checkpoint (one file, written atomically), and a resumed run first replays
 the data stream up to the checkpoint, without computing anything, so that batch n + 1 is the batch it would have been.
 Only loops around an agent with a `progress` attribute are touched; ParlAI's own agents train as they always did.
+
+What a training run is told before its first step about the files that it begins from, or will be kept in.
+
+One epoch is one pass over the data, also where a message is a whole dialogue.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import contextlib
 import json
 import signal
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 from parlai.core.exceptions import StopTrainException
 from parlai.core.loader import load_agent_module
@@ -22,10 +28,10 @@ from parlai.utils import logging
 from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker, sync_object
 from tqdm import tqdm
 
+from spt_parlai.checkpoints.files import check_writable, load_states, save_json
+from spt_parlai.dialogue.mutator import packs
 from spt_parlai.errors import UsageError
-from spt_parlai.options import settle_validation
-from spt_parlai.training.checkpoint import check_writable, load_states, save_json
-from spt_parlai.training.continuing import check_best, settle_changes, settle_model_file
+from spt_parlai.options.declare import settle_validation
 from spt_parlai.training.distributed import (
     AgreedInterrupt,
     agreed_time,
@@ -37,7 +43,6 @@ from spt_parlai.training.distributed import (
     restore_own_state,
     wait_for_save,
 )
-from spt_parlai.training.epochs import count_packed_epochs
 from spt_parlai.training.seeding import new_seed, seed_everything
 
 _LONG_REPLAY = 500  # batches, from which a progress bar is shown
@@ -292,3 +297,57 @@ def _save_train_stats(original, loop, suffix=None):
     }
     save_json(stats, loop.opt['model_file'] + (suffix or '') + '.trainstats')
     return None
+
+
+_IN_THE_OPTIMIZER = ('learningrate', 'momentum')
+
+
+def settle_model_file(opt) -> None:
+    """ParlAI wants a model file or a dictionary file. A run of ours that was given neither is kept, in a new folder."""
+    if not opt.get('model_file') and not opt.get('dict_file'):
+        opt['model_file'] = str(Path('runs', sync_object(time.strftime('%Y%m%d-%H%M%S')), 'model'))
+        logging.warning(f'No --model-file was given: this run is kept in {opt["model_file"]}.')
+
+
+def check_best(opt, checkpoint: Path) -> None:
+    """A run that continues from its `.checkpoint` loads its best model at its end: is that whole?
+
+    :raises UsageError: if not; before any training.
+    """
+    best = Path(opt['model_file'])
+    if checkpoint == best or not best.exists():
+        return
+    try:
+        load_states(best)
+    except UsageError as error:
+        raise UsageError(
+            f'{error} {checkpoint} is whole: without {best} the run continues from there, and has lost its best model so far.'
+        ) from error
+
+
+def settle_changes(opt, saved: dict[str, Any], checkpoint: Path) -> None:
+    """A continued run keeps its seed and its optimizer's settings; a command that says otherwise is told."""
+    asked, kept = opt.get('override') or {}, {}
+    if saved['spt'].get('seed') is not None:
+        kept['seed'] = saved['spt']['seed']
+    if saved.get('optimizer_type') == opt.get('optimizer'):  # another optimizer starts anew
+        with contextlib.suppress(OSError, ValueError):
+            stored = json.loads(Path(f'{checkpoint}.opt').read_text(encoding='utf-8'))
+            kept.update((name, stored[name]) for name in _IN_THE_OPTIMIZER if name in stored)
+    for name, value in kept.items():
+        if name in asked and asked[name] != value:
+            logging.warning(
+                f'--{name} {asked[name]}: {checkpoint} continues, and keeps --{name} {value}; give another --model-file to begin anew.'
+            )
+            opt[name] = asked[name] = value
+
+
+def count_packed_epochs(world, opt) -> None:
+    """ParlAI divides the messages it has seen by the number of examples (turns); here they are divided by the dialogues."""
+    if not packs(opt):
+        return
+    turns, dialogues = world.num_examples(), world.num_episodes()
+    if not turns or not dialogues:
+        return  # a teacher that does not know its size: ParlAI counts its epochs by itself
+    by_turns = world.get_total_epochs
+    world.get_total_epochs = lambda: by_turns() * turns / dialogues

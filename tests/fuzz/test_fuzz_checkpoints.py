@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzz_settings import fuzz
+from helpers.fuzz_settings import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from parlai.core.message import Message
 from parlai.scripts.train_model import TrainLoop, TrainModel
 
+from spt_parlai.checkpoints.files import load_states
 from spt_parlai.errors import UsageError
 from spt_parlai.training import resume
-from spt_parlai.training.checkpoint import load_states
 from spt_parlai.training.seeding import random_state, restore_random_state
 
 OPTIONS = dict(

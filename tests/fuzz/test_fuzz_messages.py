@@ -1,7 +1,7 @@
 """Whatever a ParlAI message holds, the agent turns it into a context and a target that fit, or says what is wrong with it."""
 
 import pytest
-from fuzz_settings import fuzz
+from helpers.fuzz_settings import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from parlai.core.agents import create_agent

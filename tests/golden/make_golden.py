@@ -15,9 +15,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import tiny
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
-from tiny import BOS, DIALOGUES, EOS, HEADS, NEW_TOKENS, TEXT_TRUNCATE, THRESHOLD, D, K, L
+from helpers import tiny
+from helpers.tiny import BOS, DIALOGUES, EOS, HEADS, NEW_TOKENS, TEXT_TRUNCATE, THRESHOLD, D, K, L
 
 GOLDEN = Path(__file__).with_name('golden.json')
 KINDS, TEXTS = ('opt', 'llama'), ('context', 'persona')

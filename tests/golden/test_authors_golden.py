@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_agents import agent_with, computed, heard, metric
+from helpers.real_agents import agent_with, computed, heard, metric
 
 from spt_parlai.objective import SptObjective
 from spt_parlai.objective.losses import (

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from real_agents import agent_with, computed, heard, metric
+from helpers import tiny
+from helpers.real_agents import agent_with, computed, heard, metric
 
 from spt_parlai.objective.losses import gold_distribution, prompt_nll
 from spt_parlai.objective.similarity import sentence_bleu
@@ -64,7 +64,7 @@ def test_the_script_reproduces_its_numbers():
 
 
 def test_the_script_notices_another_number():
-    from make_golden import differences
+    from golden.make_golden import differences
 
     changed = json.loads(json.dumps(GOLDEN))
     assert differences(changed, GOLDEN) == []

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import evaluate, loss_curve, train
+from helpers.runs import evaluate, loss_curve, train
 
 
 @pytest.mark.parametrize(

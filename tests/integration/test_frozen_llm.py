@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 import torch
-from helpers import SMALL
+from helpers.real_agents import computed, heard
+from helpers.runs import SMALL
 from parlai.core.agents import create_agent
 from parlai.scripts.train_model import TrainModel
-from real_agents import computed, heard
 
 DIALOGUES = [
     (['i ski.'], ['hi'], 'hello , how are you ?'),

@@ -6,15 +6,15 @@ import json
 
 import pytest
 import torch
-from helpers import AGENT, SAMPLE, evaluate, train
+from helpers.runs import AGENT, SAMPLE, evaluate, train
 from parlai.core.agents import create_agent
 from parlai.core.params import ParlaiParser
 from parlai.core.teachers import create_task_agent_from_taskname
 from parlai.core.torch_generator_agent import TorchGeneratorAgent
 
-from spt_parlai.agent.generation import search_batch
-from spt_parlai.agent.llm_agent import FrozenLMAgent
-from spt_parlai.model import decoding, search
+from spt_parlai.agents.base import LLMAgent
+from spt_parlai.agents.generation import search_batch
+from spt_parlai.model import decoding
 
 SIZES = (1, 3, 16)
 SEARCHES = {
@@ -131,7 +131,7 @@ def test_every_search_that_runs_in_a_batch(tiny_llms, contexts, llm, kind):
 def test_wherever_replies_end(tiny_llms, contexts, llm, dtype, monkeypatch):
     """Each of many tokens in turn is the one that ends a reply: it comes first, late, in all rows at once, or never."""
     if dtype != 'float32':  # other row counts may round differently there, and equal logits are common
-        monkeypatch.setattr(search, '_LEAVING_SHARE', 2)
+        monkeypatch.setattr(decoding, '_LEAVING_SHARE', 2)
     agent = build(getattr(tiny_llms, llm), llm_dtype=dtype)
     batch, eos = batches(agent, contexts, 16)[0], agent.END_IDX
     tokens = assert_same(agent, batch)
@@ -195,7 +195,7 @@ def test_world_logs_are_the_same(tiny_llms, tmp_path, monkeypatch):
     )
     found = []
     for batched in (True, False):
-        monkeypatch.setattr(FrozenLMAgent, 'searches_batches', batched)
+        monkeypatch.setattr(LLMAgent, 'searches_batches', batched)
         log = tmp_path / f'log{batched}'
         report = evaluate(tmp_path / 'model', batchsize=16, world_logs=str(log))
         assert bool(entered) != batched

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers import AGENT, SAMPLE, SMALL, evaluate, train
+from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, train
 from parlai.core.agents import create_agent, create_agent_from_model_file
 from parlai.scripts.display_model import DisplayModel
 from parlai.scripts.interactive import Interactive

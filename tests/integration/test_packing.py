@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import AGENT, SAMPLE, SMALL, evaluate, loss_curve, train
+from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, loss_curve, train
 from parlai.core.agents import create_agent
 from parlai.core.worlds import create_task
 from parlai.scripts.train_model import TrainModel

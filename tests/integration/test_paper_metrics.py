@@ -6,10 +6,10 @@ import math
 import sys
 
 import pytest
-from helpers import SAMPLE, evaluate, train
+from helpers.plain.agents import EPISODES
+from helpers.runs import SAMPLE, evaluate, train
 from parlai.core.metrics import F1Metric
 from parlai.scripts.eval_model import EvalModel
-from plain.agents import EPISODES
 from sacrebleu.metrics import BLEU
 from typer.testing import CliRunner
 
@@ -47,7 +47,9 @@ def evaluated(model_file, tmp_path_factory):
 
 
 def plain(**options):
-    report = EvalModel.main(task='plain.agents', model='plain.agents:PlainAgent', datatype='valid', **options)
+    report = EvalModel.main(
+        task='helpers.plain.agents', model='helpers.plain.agents:PlainAgent', datatype='valid', **options
+    )
     return {name: float(value) for name, value in report.items()}
 
 

@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
+from spt_parlai.objective.losses import Losses, Term
 
 
 def mean(values):
     return sum(values[1:], values[0]).value()
+
+
+def of(nll, **terms):
+    return Losses(torch.tensor(1.0), nll, terms)
 
 
 def test_prediction_metrics_are_those_of_the_selected_prompt():
@@ -32,17 +37,16 @@ def test_contrastive_is_the_mean_over_pairs_and_nothing_for_a_batch_of_one():
         torch.tensor([[0.0, 0.5, 0.25], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
         torch.ones(3, 3, dtype=torch.bool).triu(1),
     )
-    got = dict(loss_metrics(torch.tensor(1.0), torch.ones(2, 3), torch.ones(3), losses, pairs, None))
+    got = dict(loss_metrics(of(torch.ones(2, 3), selection=Term(torch.ones(3)), contrastive=Term(losses, pairs))))
     assert mean(got['contrastive']) == pytest.approx((0.5 + 0.25 + 1.0) / 3)
     pairs[0, 1] = False
-    some = dict(loss_metrics(torch.tensor(1.0), torch.ones(2, 3), torch.ones(3), losses * pairs, pairs, None))
+    some = dict(
+        loss_metrics(of(torch.ones(2, 3), selection=Term(torch.ones(3)), contrastive=Term(losses * pairs, pairs)))
+    )
     assert mean(some['contrastive']) == pytest.approx((0.25 + 1.0) / 2)
     assert mean(got['nll']) == 2 and 'fusion' not in got
-    alone = dict(
-        loss_metrics(
-            torch.tensor(1.0), torch.ones(2, 1), None, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool), None
-        )
-    )
+    nobody = Term(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool))
+    alone = dict(loss_metrics(of(torch.ones(2, 1), contrastive=nobody)))
     assert 'contrastive' not in alone and 'selection' not in alone
 
 

@@ -6,14 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from families import build, draw, pad, tiny_lm
+from helpers.families import build, draw, pad, tiny_lm
 
-from spt_parlai import option_effects
 from spt_parlai.errors import UsageError
-from spt_parlai.model.compilation import compile_layers, has_compiler
-from spt_parlai.model.frozen_lm import FrozenLM
-from spt_parlai.model.recomputation import recompute_activations
+from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.layer_execution import compile_layers, has_compiler, recompute_activations
 from spt_parlai.objective import SptObjective
+from spt_parlai.options import parlai_options
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason='there is no C++ compiler here')
 
@@ -81,7 +80,7 @@ def test_a_compiler_that_fails_is_told(monkeypatch):
         UsageError,
         match=r'--llm-compile true: --llm tiny \(LlamaForCausalLM\) does not compile here \(ZeroDivisionError',
     ):
-        compile_layers('tiny', FrozenLM(tiny_lm('llama')))
+        compile_layers('tiny', CausalLM(tiny_lm('llama')))
 
 
 def test_what_computes_something_else_is_refused(monkeypatch):
@@ -89,7 +88,7 @@ def test_what_computes_something_else_is_refused(monkeypatch):
         torch, 'compile', lambda forward, dynamic: lambda words, **kwargs: 1.01 * forward(words, **kwargs)
     )
     with pytest.raises(UsageError, match='computes something else when compiled; leave the option out'):
-        compile_layers('tiny', FrozenLM(tiny_lm('llama')))
+        compile_layers('tiny', CausalLM(tiny_lm('llama')))
 
 
 def test_without_a_compiler_training_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
@@ -97,5 +96,5 @@ def test_without_a_compiler_training_is_refused_before_anything_is_loaded(monkey
     monkeypatch.delenv('CXX', raising=False)
     opt = {'llm_compile': True, 'no_cuda': True, 'training_loop': True, 'optimizer': 'adam', 'lr_scheduler': 'none'}
     with pytest.raises(UsageError, match='--llm-compile True: there is no C\\+\\+ compiler here'):
-        option_effects.check_effects(opt)
-    option_effects.check_effects({**opt, 'training_loop': False})
+        parlai_options.check_effects(opt)
+    parlai_options.check_effects({**opt, 'training_loop': False})

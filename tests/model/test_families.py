@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, build, draw, pad, tiny_lm
+from helpers.families import FAMILIES, VOCAB, build, draw, pad, tiny_lm
 
 CONTEXTS = draw([7, 3, 11, 1], seed=1)
 TARGETS = draw([3, 1, 5, 2], seed=2)

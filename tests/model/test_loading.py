@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from spt_parlai.errors import UsageError
-from spt_parlai.model.loading import load_frozen_lm
+from spt_parlai.model.loading import load_llm
+from spt_parlai.model.prompted_lm import PromptedLM
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup
-from spt_parlai.model.spt_model import SptModel
 
 
 def outcome(llm):
     """(log-probabilities, gradient of the prompts, greedy continuation) with fixed prompts around `llm`."""
     torch.manual_seed(0)
-    model = SptModel(llm, SoftPromptGroup(torch.randn(2, 3, llm.hidden_size)), Retriever(llm.hidden_size), -1, -2, 1)
+    model = PromptedLM(llm, SoftPromptGroup(torch.randn(2, 3, llm.hidden_size)), Retriever(llm.hidden_size), -1, -2, 1)
     contexts, targets = torch.tensor([[5, 9, 20, 7], [8, 3, -1, -1]]), torch.tensor([[4, 6, 1], [11, 1, -1]])
     prediction = model(contexts, targets)
     prediction.log_probs.sum().backward()
@@ -42,8 +42,8 @@ def test_device_map(tiny_llms, tmp_path, name, body, places):
     placement |= {f'{body}.layers.{i}': place for i, place in enumerate(places)}
     path = tmp_path / 'map.json'
     path.write_text(json.dumps(placement))
-    plain = load_frozen_lm(getattr(tiny_llms, name))
-    spread = load_frozen_lm(getattr(tiny_llms, name), device_map=str(path))
+    plain = load_llm(getattr(tiny_llms, name))
+    spread = load_llm(getattr(tiny_llms, name), device_map=str(path))
     assert spread.fingerprint() == plain.fingerprint()
     on_disk = sum(p.is_meta for p in spread.lm.parameters())
     assert (on_disk > 0) == ('disk' in places)
@@ -52,24 +52,22 @@ def test_device_map(tiny_llms, tmp_path, name, body, places):
 
 @pytest.mark.parametrize('placement', ['auto', 'balanced'])
 def test_accelerates_own_placement(tiny_llms, placement):
-    assert_close(
-        outcome(load_frozen_lm(tiny_llms.llama, device_map=placement)), outcome(load_frozen_lm(tiny_llms.llama))
-    )
+    assert_close(outcome(load_llm(tiny_llms.llama, device_map=placement)), outcome(load_llm(tiny_llms.llama)))
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('bfloat16', 0.1), ('float16', 0.01)])
 def test_half_precision(tiny_llms, dtype, tolerance):
     """The LLM in half precision, log-probabilities and gradients in float32."""
-    llm = load_frozen_lm(tiny_llms.opt, dtype=dtype)
+    llm = load_llm(tiny_llms.opt, dtype=dtype)
     log_probs, gradient, _ = outcome(llm)
     assert llm.dtype == getattr(torch, dtype) and log_probs.dtype == gradient.dtype == torch.float32
-    expected = outcome(load_frozen_lm(tiny_llms.opt))[0]
+    expected = outcome(load_llm(tiny_llms.opt))[0]
     torch.testing.assert_close(log_probs, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_8_bits(tiny_llms):
     pytest.importorskip('bitsandbytes', reason="pip install 'spt_parlai[quantization]'")
-    plain, small = load_frozen_lm(tiny_llms.opt), load_frozen_lm(tiny_llms.opt, quantization='8bit')
+    plain, small = load_llm(tiny_llms.opt), load_llm(tiny_llms.opt, quantization='8bit')
     assert small.fingerprint() == plain.fingerprint() and small.num_parameters == plain.num_parameters
     assert any(p.dtype == torch.int8 for p in small.lm.parameters())
     (log_probs, gradient, _), (expected, expected_gradient, _) = outcome(small), outcome(plain)
@@ -80,4 +78,4 @@ def test_8_bits(tiny_llms):
 def test_4_bits_on_a_cpu_are_refused(tiny_llms):
     pytest.importorskip('bitsandbytes', reason="pip install 'spt_parlai[quantization]'")
     with pytest.raises(UsageError, match='--llm-quantization 4bit needs a GPU'):
-        load_frozen_lm(tiny_llms.opt, quantization='4bit')
+        load_llm(tiny_llms.opt, quantization='4bit')

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, build, draw, pad, tiny_lm
+from helpers.families import FAMILIES, build, draw, pad, tiny_lm
 
 from spt_parlai.errors import UsageError
-from spt_parlai.model.frozen_lm import FrozenLM
-from spt_parlai.model.memory import _kept_by_a_row, estimate_memory, training_memory
-from spt_parlai.model.recomputation import recompute_activations
+from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.layer_execution import recompute_activations
+from spt_parlai.model.memory_estimate import _kept_by_a_row, estimate_memory, training_memory
 
 CONTEXTS, TARGETS = draw([7, 3, 11, 5], seed=1), draw([3, 1, 5, 2], seed=2)
 
@@ -99,12 +99,12 @@ def test_an_lm_that_cannot_is_refused():
     with pytest.raises(
         UsageError, match='--checkpoint-activations true: --llm tiny .* has no activation checkpointing'
     ):
-        recompute_activations('tiny', FrozenLM(lm))
+        recompute_activations('tiny', CausalLM(lm))
 
 
 @pytest.mark.parametrize('family', ['opt', 'llama', 'gpt2'])
 def test_memory_estimate_foretells_longer_rows(family):
-    llm = FrozenLM(tiny_lm(family))
+    llm = CausalLM(tiny_lm(family))
     estimate = estimate_memory(llm, 60)
     assert estimate.row == pytest.approx(_kept_by_a_row(llm, 60), rel=0.02)
     assert estimate.weights == sum(p.numel() * 4 for p in llm.lm.parameters())
@@ -115,7 +115,7 @@ def test_memory_estimate_foretells_longer_rows(family):
 
 
 def test_memory_line():
-    llm = FrozenLM(tiny_lm('opt'))
+    llm = CausalLM(tiny_lm('opt'))
     line = training_memory(llm, batchsize=8, prompts_at_once=2, length=50, targets=10)
     estimate = estimate_memory(llm, 50)
     assert f'{estimate.total(16, 160) / 1e6:.1f} MB in all' in line and '--batchsize 8 x 2 prompts' in line

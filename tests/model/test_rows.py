@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from families import pad
+from helpers.families import pad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

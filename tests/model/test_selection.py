@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import build, draw, pad, tiny_lm
+from helpers.families import build, draw, pad, tiny_lm
 
 CONTEXTS, TARGETS = draw([7, 3, 11, 5, 6, 4], seed=1), draw([3, 1, 5, 2, 1, 4], seed=2)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from families import FAMILIES, tiny_lm
+from helpers.families import FAMILIES, tiny_lm
 
 from spt_parlai.errors import UsageError
-from spt_parlai.model.loading import load_frozen_lm
-from spt_parlai.model.suitability import freeze
+from spt_parlai.model.loading import freeze, load_llm
 
 SIZES = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2)
 HEADS = dict(SIZES, num_attention_heads=4, intermediate_size=48)
@@ -67,7 +66,7 @@ def test_refused_at_load_time(name, tmp_path):
             parameter.normal_(std=0.3)
     lm.save_pretrained(tmp_path)
     with pytest.raises(UsageError) as refusal:
-        load_frozen_lm(str(tmp_path))
+        load_llm(str(tmp_path))
     sentence = str(refusal.value)
     assert reason in sentence and f'--llm {tmp_path}: {type(lm).__name__} ' in sentence
     assert '\n' not in sentence and sentence.endswith('.')
@@ -111,6 +110,6 @@ def _prefill(frozen, ids):
 
 def test_loading_freezes(tmp_path):
     tiny_lm('opt-350m').save_pretrained(tmp_path)
-    frozen = load_frozen_lm(str(tmp_path), dtype='bfloat16')
+    frozen = load_llm(str(tmp_path), dtype='bfloat16')
     assert frozen.dtype == torch.bfloat16 and frozen.hidden_size == 32
     assert not frozen.lm.training and not any(p.requires_grad for p in frozen.lm.parameters())

@@ -177,7 +177,7 @@ def test_pairs_across_dialogues(batch, dialogues):
     pairs = {
         pair: value for pair, value in naive_pairs(scores, similar.tolist()).items() if apart[pair[0]] != apart[pair[1]]
     }
-    assert losses.pairs.nonzero().tolist() == sorted(map(list, pairs))
+    assert losses.terms['contrastive'].counts.nonzero().tolist() == sorted(map(list, pairs))
     expected = mean(sum(column) for column in zip(*naive_nll(log_probs, lengths))) + mean(pairs.values())
     assert float(losses.total) == pytest.approx(expected, rel=1e-9)
 
@@ -232,11 +232,8 @@ def test_total(batch, contrastive, selection, fusion, tau_gold, tau_score):
     expected += selection * mean(naive_selection(naive_gold(nll, tau_gold), scores, tau_score))
     expected += fusion * mean(naive_fusion(log_probs, lengths))
     close(losses.total, expected)
-    assert (losses.contrastive is None, losses.selection is None, losses.fusion is None) == (
-        contrastive == 0,
-        selection == 0,
-        fusion == 0,
-    )
+    weights = {'contrastive': contrastive, 'selection': selection, 'fusion': fusion}
+    assert losses.terms.keys() == {name for name, weight in weights.items() if weight}
 
 
 def test_defaults_are_the_papers():
@@ -284,7 +281,7 @@ def test_gold_carries_no_gradient():
 def test_a_term_that_is_off_sends_no_gradient():
     log_probs, scores, example, _ = example_batch()
     losses = SptObjective(0, 0, 0)(log_probs, scores, example, None)  # no similarity is needed without the contrast
-    assert losses.selection is losses.contrastive is losses.fusion is None
+    assert losses.terms == {}
     losses.total.backward()
     assert scores.grad is not None and not scores.grad.any()  # zeros: every trained tensor takes part in every step
     expected = torch.tensor([[-1 / 3 / n for n in (2, 2, 1, 3, 3, 3)]] * 3, dtype=torch.float64)
@@ -294,9 +291,10 @@ def test_a_term_that_is_off_sends_no_gradient():
 def test_a_batch_of_one_has_no_pairs():
     log_probs, scores, example, similar = example_batch(lengths=(4,))
     losses = SptObjective()(log_probs, scores, example, similar)
-    assert losses.contrastive.tolist() == [[0.0]]
+    assert losses.terms['contrastive'].values.tolist() == [[0.0]]
     assert losses.total.item() == pytest.approx(
-        (losses.nll.sum() + losses.selection.sum() + losses.fusion.sum()).item(), abs=1e-12
+        (losses.nll.sum() + losses.terms['selection'].values.sum() + losses.terms['fusion'].values.sum()).item(),
+        abs=1e-12,
     )
 
 
@@ -304,8 +302,8 @@ def test_one_prompt_alone():
     """K = 1: nothing to select, and the fusion of one prompt is that prompt."""
     log_probs, scores, example, similar = example_batch(K=1)
     losses = SptObjective()(log_probs, scores, example, similar)
-    assert losses.selection.tolist() == [0.0] * 3
-    torch.testing.assert_close(losses.fusion, losses.nll[0])
+    assert losses.terms['selection'].values.tolist() == [0.0] * 3
+    torch.testing.assert_close(losses.terms['fusion'].values, losses.nll[0])
 
 
 def test_equal_scores():
@@ -315,8 +313,10 @@ def test_equal_scores():
     similar = torch.tensor([[False, True, False]] * 3)
     losses = SptObjective()(log_probs, scores, example, similar)
     gold = gold_distribution(losses.nll, 1.0)
-    torch.testing.assert_close(losses.selection, math.log(3) + (gold * gold.log()).sum(-1))
-    torch.testing.assert_close(losses.contrastive, torch.tensor([[0, 0, 1], [0, 0, 1], [0, 0, 0]]).double())
+    torch.testing.assert_close(losses.terms['selection'].values, math.log(3) + (gold * gold.log()).sum(-1))
+    torch.testing.assert_close(
+        losses.terms['contrastive'].values, torch.tensor([[0, 0, 1], [0, 0, 1], [0, 0, 0]]).double()
+    )
     losses.total.backward()
     assert scores.grad.isfinite().all()
 
@@ -330,11 +330,17 @@ def test_hopeless_targets_stay_finite(worst):
     log_probs.requires_grad_()
     scores.requires_grad_()
     losses = SptObjective()(log_probs, scores, example, similar)
-    for value in (losses.total, losses.nll, losses.selection, losses.contrastive, losses.fusion):
+    for value in (
+        losses.total,
+        losses.nll,
+        losses.terms['selection'].values,
+        losses.terms['contrastive'].values,
+        losses.terms['fusion'].values,
+    ):
         assert value.isfinite().all() and value.dtype == torch.float32
     losses.total.backward()
     assert log_probs.grad.isfinite().all() and scores.grad.isfinite().all()
-    assert losses.fusion[2].item() < 10, 'fusion lets one bad prompt be outvoted'
+    assert losses.terms['fusion'].values[2].item() < 10, 'fusion lets one bad prompt be outvoted'
 
 
 def test_the_contrast_is_a_mean_whatever_the_batch_size():

@@ -51,10 +51,11 @@ def test_the_objective_adds_it_to_the_gold_distribution_alone():
     objective = SptObjective(gold_noise=0.3)
     clean, noisy = objective(log_probs, scores, example, similar), objective(log_probs, scores, example, similar, noise)
     gold = noisy_gold(gold_distribution(prompt_nll(log_probs, example, 2), 1.0), 0.3 * noise)
-    torch.testing.assert_close(noisy.selection, selection_loss(gold, scores, 1.0))
-    assert not torch.allclose(noisy.selection, clean.selection)
-    for term in ('nll', 'contrastive', 'fusion'):
-        assert torch.equal(getattr(noisy, term), getattr(clean, term))
+    torch.testing.assert_close(noisy.terms['selection'].values, selection_loss(gold, scores, 1.0))
+    assert not torch.allclose(noisy.terms['selection'].values, clean.terms['selection'].values)
+    assert torch.equal(noisy.nll, clean.nll) and noisy.terms.keys() == clean.terms.keys()
+    for term in noisy.terms.keys() - {'selection'}:
+        assert torch.equal(noisy.terms[term].values, clean.terms[term].values)
 
 
 def test_noise_is_a_function_of_seed_process_and_batch():

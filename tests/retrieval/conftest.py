@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spt_parlai.hub import load_tokenizer
-from spt_parlai.model.loading import load_frozen_lm
+from spt_parlai.model.loading import load_llm
 from spt_parlai.retrieval.encoders import TransformerEncoder, WordEncoder
 
 
@@ -40,7 +40,7 @@ def word_encoder(tiny_llms):
 
     def make(llm, texts):
         tokenizer = load_tokenizer(llm)
-        return WordEncoder(load_frozen_lm(llm), lambda text: tokenizer.encode(text, add_special_tokens=False), texts)
+        return WordEncoder(load_llm(llm), lambda text: tokenizer.encode(text, add_special_tokens=False), texts)
 
     return make
 

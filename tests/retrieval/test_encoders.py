@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from retrieval_data import made_dialogues
+from helpers.retrieval_data import made_dialogues
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from spt_parlai.dialogue.template import render

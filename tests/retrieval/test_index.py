@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.retrieval_data import made_dialogues
 from parlai.scripts.train_model import TrainModel
 from parlai.utils import logging
-from retrieval_data import made_dialogues
 
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import render

@@ -1,0 +1,20 @@
+"""The agents that ParlAI drives, as `-m spt_parlai.agents:NAME`. Each has a file of its own."""
+
+from spt_parlai.agents.full_fine_tuning import FullFineTuningAgent
+from spt_parlai.agents.in_context import InContextAgent
+from spt_parlai.agents.lora import LoraAgent
+from spt_parlai.agents.prompt_tuning import PromptTuningAgent
+from spt_parlai.agents.rag import RagAgent, SptRagAgent
+from spt_parlai.agents.spt import SptAgent
+from spt_parlai.agents.text_prompt import TextPromptAgent
+
+__all__ = [
+    'FullFineTuningAgent',
+    'InContextAgent',
+    'LoraAgent',
+    'PromptTuningAgent',
+    'RagAgent',
+    'SptAgent',
+    'SptRagAgent',
+    'TextPromptAgent',
+]

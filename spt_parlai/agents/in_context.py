@@ -1,0 +1,129 @@
+"""In-context learning: persona and history as an instruction, and nothing is trained."""
+
+from __future__ import annotations
+
+from jinja2 import TemplateError
+from parlai.core.params import ParlaiParser
+from parlai.utils import logging
+
+from spt_parlai.agents.base import PromptedAgent
+from spt_parlai.agents.batching import SMALLEST_CONTEXT
+from spt_parlai.agents.in_context_api import InContextApiAgent
+from spt_parlai.dialogue.instruction import (
+    Instruction,
+    chat_messages,
+    cut_to_fit,
+    ever_shorter,
+    first_turn_of,
+    instructed_context,
+    without_system,
+)
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.template import Context, render
+from spt_parlai.dialogue.training_set import instruction_of
+from spt_parlai.errors import UsageError
+from spt_parlai.options.declare import add_in_context_args
+
+
+class InContextAgent(PromptedAgent):
+    """A frozen LLM that is told what to do. Perplexities are of the reply after the instruction, as every agent's after its context."""
+
+    kind = 'InContextAgent'
+    trains = False
+
+    @classmethod
+    def add_cmdline_args(cls, parser, partial_opt=None):
+        super().add_cmdline_args(parser, partial_opt)
+        add_in_context_args(parser)
+        return parser
+
+    def __new__(cls, opt, shared=None):
+        """With `--api-base`, an agent that asks an endpoint: no LLM is loaded."""
+        if not opt.get('api_base'):
+            return super().__new__(cls)
+        parser = ParlaiParser(False, False)
+        cls.add_cmdline_args(parser)
+        return InContextApiAgent(opt, None, {action.dest: action.default for action in parser._actions})
+
+    def __init__(self, opt, shared=None):
+        if shared is not None:
+            self.instruction, self._chats, self._knows_system = shared['in_context']
+        super().__init__(opt, shared)
+
+    def share(self):
+        return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system)}
+
+    def build_model(self):
+        self.instruction = instruction_of(self.opt)
+        self._chats = self.opt['chat_template'] == 'auto' and bool(self.dict.tokenizer.chat_template)
+        self._knows_system = self._chats and self._takes_system()
+        shortest = self._context(Dialogue(), self.instruction._replace(examples=()), None)
+        if len(shortest.ids) > self.text_truncate - SMALLEST_CONTEXT:
+            raise UsageError(
+                f"--instruction: it takes {len(shortest.ids)} of the context's {self.text_truncate} tokens, which leaves none for the dialogue; "
+                'give a shorter one.'
+            )
+        self.instruction = self.instruction._replace(examples=self._beginnings(len(shortest.ids)))
+        return super().build_model()
+
+    def _beginnings(self, without: int) -> list[Dialogue]:
+        """The examples' beginnings, each no longer than its share of half the context; `without` any it takes so many tokens."""
+
+        def tokens(example: Dialogue) -> int:
+            return self._context(Dialogue(), self.instruction._replace(examples=(example,)), None).length - without
+
+        examples, half = self.instruction.examples, self.text_truncate // 2
+        shown = [cut_to_fit(example, half // len(examples), tokens) for example in examples]
+        if None in shown:
+            raise UsageError(
+                f'--shots {len(examples)}: half of the context of {self.text_truncate} tokens holds no exchange of each example; give fewer.'
+            )
+        if turns := sum(len(whole.turns) - len(kept.turns) for whole, kept in zip(examples, shown, strict=True)):
+            logging.info(
+                f'--shots {len(examples)}: half of the context is {half} tokens; the examples were shown without their last {turns} turns in all'
+            )
+        return shown
+
+    # ---- the context ----------------------------------------------------------------------------------
+
+    def context_of(self, dialogue: Dialogue, limit: int | None, _replies=()) -> Context:
+        return self._context(dialogue, self.instruction, limit)
+
+    def _context(self, dialogue: Dialogue, instruction: Instruction, limit: int | None) -> Context:
+        if not self._chats:
+            return instructed_context(dialogue, instruction, self.dict.piece, self.dict.bos, limit)
+        length = ids = None
+        for shown, told in ever_shorter(dialogue, instruction):
+            ids = self._chat_ids(shown, told)
+            length = len(ids) if length is None else length
+            if limit is None or len(ids) <= limit:
+                break
+        return Context(tuple(ids), render(dialogue), length)
+
+    def _chat_ids(self, dialogue: Dialogue, instruction: Instruction) -> list[int]:
+        messages = chat_messages(dialogue, instruction)
+        for message in messages:  # what looks like a special token in somebody's text would be taken for one
+            for token in self.dict.tokenizer.all_special_tokens:
+                message['content'] = message['content'].replace(token, '')
+        return self._apply(messages if self._knows_system else without_system(messages))
+
+    def _apply(self, messages) -> list[int]:
+        return self.dict.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+    def _takes_system(self) -> bool:
+        """Some templates refuse a system's message."""
+        try:
+            return bool(self._apply([{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'x'}]))
+        except TemplateError:
+            return False
+
+    # ---- targets and replies --------------------------------------------------------------------------
+
+    def reply_ids(self, text: str) -> list[int]:
+        """In a chat a reply stands at the beginning of its message: no space comes before it."""
+        return list(self.dict.piece(' '.join(text.split()), True)) if self._chats else super().reply_ids(text)
+
+    def _v2t(self, vector) -> str:
+        """A reply ends where the LLM goes on with another turn: it was not trained to end there."""
+        text = super()._v2t(vector)
+        return ' '.join(text.split()) if self._chats else first_turn_of(text)

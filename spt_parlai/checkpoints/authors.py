@@ -1,0 +1,203 @@
+"""The checkpoints of the paper's authors, saved by DeepSpeed → a model file of ours.
+
+They hold `models.{i}.prompt_encoder.default.embedding.weight` [L, D] for each of the K prompts, and one linear layer,
+`prompt_normalizer`, through which contexts and prompts both go: it becomes both layers of our retriever.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spt_parlai.checkpoints.tensor_files import read_tensors
+from spt_parlai.errors import UsageError
+
+AGENT = 'spt_parlai.agents:SptAgent'
+STATE_FILES = (
+    'mp_rank_00_model_states.pt',
+    'pytorch_model.bin',
+    'model.safetensors',
+)  # the latter two: zero_to_fp32.py's
+PROMPT = r'(?:^|\.)models\.(\d{1,9})\.prompt_encoder\.default\.embedding\.weight$'
+LINEAR = r'(?:^|\.)prompt_normalizer\.(weight|bias)$'
+
+
+class AuthorsCheckpoint(NamedTuple):
+    """prompts: float32 [K, L, D]; weight: float32 [D, D] and bias: float32 [D], or None where the file has no linear layer."""
+
+    prompts: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def read_authors(source: str | Path) -> AuthorsCheckpoint:
+    """Read a DeepSpeed folder (or the run's folder above it), or a single .pt, .bin or .safetensors file.
+
+    :raises UsageError: naming what is missing or does not fit together.
+    """
+    file = _state_file(Path(source).expanduser())
+    tensors = read_tensors(file, re.compile(f'{PROMPT}|{LINEAR}'))
+    if any(not tensor.numel() for tensor in tensors.values()):
+        raise _scattered(file)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise UsageError(
+                f'{file}: {name} holds values that are no finite numbers; give a checkpoint saved before that.'
+            )
+    prompts = _numbered(file, tensors)
+    width = prompts[0].shape[-1]
+    linear = {}
+    for part, shape in (('weight', (width, width)), ('bias', (width,))):
+        tensor = _only(file, [name for name in tensors if re.search(LINEAR, name) and name.endswith(part)], tensors)
+        if tensor is not None and tensor.shape != shape:
+            raise UsageError(
+                f'{file}: prompt_normalizer.{part} is of shape {list(tensor.shape)}, not {list(shape)}, though its prompts are '
+                f'{width} wide; give a checkpoint with the linear layer ("normalizer: linear" in its configuration).'
+            )
+        linear[part] = tensor
+    return AuthorsCheckpoint(torch.stack(prompts), **linear)
+
+
+def _numbered(file: Path, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """The prompts in the order of their numbers, checked to be 0 … K-1 and of one shape [L, D]."""
+    names: dict[int, list[str]] = {}
+    for name in tensors:
+        if match := re.search(PROMPT, name):
+            names.setdefault(int(match[1]), []).append(name)
+    if not names:
+        raise UsageError(
+            f'{file} holds no soft prompts (models.0.prompt_encoder.default.embedding.weight and so on); '
+            'give a checkpoint of the published code.'
+        )
+    missing = next((i for i in range(len(names)) if i not in names), None)
+    if missing is not None:
+        raise UsageError(
+            f'{file} holds models.{max(names)} but not models.{missing}: a prompt is missing; give the whole checkpoint.'
+        )
+    prompts = [_only(file, names[i], tensors) for i in sorted(names)]
+    shapes = [list(prompt.shape) for prompt in prompts]
+    odd = [i for i, shape in enumerate(shapes) if shape != shapes[0] or len(shape) != 2]
+    if odd:
+        raise UsageError(
+            f'{file}: models.{odd[0]} has a prompt of shape {shapes[odd[0]]} and models.0 one of {shapes[0]}; '
+            'all must be of one length and width.'
+        )
+    return prompts
+
+
+def _only(file: Path, names: list[str], tensors: dict[str, Tensor]) -> Tensor | None:
+    if len(names) > 1:
+        raise UsageError(f'{file} holds both {names[0]} and {names[1]}; give a file with one model.')
+    return tensors[names[0]].float() if names else None
+
+
+def _state_file(source: Path) -> Path:
+    """SOURCE itself if a file; in a folder, the file that its `latest` leads to, or the only one there is."""
+    if os.path.isfile(source):
+        return source
+    if not os.path.isdir(source):
+        raise UsageError(f'{source}: no such file or folder; give a checkpoint of the published code.')
+    folder, latest = source, source / 'latest'
+    if latest.is_file():
+        folder = source / latest.read_text(encoding='utf-8', errors='replace').strip()
+        if not os.path.isdir(folder):
+            raise UsageError(f'{latest} names the folder {folder.name}, which is not there; give the whole checkpoint.')
+    found = [folder / name for name in STATE_FILES if (folder / name).is_file()]
+    found = found or sorted(folder.rglob(STATE_FILES[0]))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f'{source} holds several checkpoints ({found[0]}, {found[1]} …); give one of them.')
+    if any(folder.rglob('zero_pp_rank_*_model_states.pt')):
+        raise _scattered(folder)
+    raise UsageError(
+        f'{source} holds no {", ".join(STATE_FILES[:-1])} or {STATE_FILES[-1]}; give a checkpoint of the published code.'
+    )
+
+
+def _scattered(path: Path) -> UsageError:
+    return UsageError(
+        f'{path} was saved by DeepSpeed ZeRO stage 3, which scatters its tensors over files of its own; '
+        'run the zero_to_fp32.py that lies beside it and give what that writes.'
+    )
+
+
+# ---- a model file of ours --------------------------------------------------------------------------------
+
+
+def import_authors(
+    source: str | Path, llm: str, out: str | Path, revision: str | None = None, dtype: str = 'auto', force: bool = False
+) -> AuthorsCheckpoint:
+    """Write `out`, `out`.opt and `out`.dict: an SptAgent around `llm` with the prompts and the linear layer of `source`.
+
+    The agent itself writes them, so they are what training would have left. Returns what was read.
+
+    :raises UsageError: for a source that cannot be used, an `llm` of another width, or an `out` that exists (unless `force`).
+    """
+    from spt_parlai.hub import load_config
+
+    out = _writable(Path(out).expanduser(), force)
+    found = read_authors(source)
+    if found.weight is None or found.bias is None:
+        lacking = 'weight' if found.weight is None else 'bias'
+        raise UsageError(
+            f'{source} holds no prompt_normalizer.{lacking}, the linear layer of its retriever; '
+            'give a checkpoint trained with "normalizer: linear".'
+        )
+    K, L, D = found.prompts.shape
+    hidden_size = load_config(llm, revision).hidden_size
+    if hidden_size != D:
+        raise UsageError(
+            f'{source} holds prompts {D} wide, but --llm {llm} is {hidden_size} wide; give the LLM they were trained around.'
+        )
+    agent = _new_agent(llm=llm, llm_revision=revision, llm_dtype=dtype, num_prompts=K, prompt_length=L)
+    linear = {'weight': found.weight, 'bias': found.bias}
+    agent.bare_model.soft_prompts.load_state_dict({'tokens': found.prompts})
+    agent.bare_model.retriever.lin_context.load_state_dict(linear)
+    agent.bare_model.retriever.lin_prompt.load_state_dict(linear)
+    for stale in _training_files(out):
+        stale.unlink()
+    agent.opt.update(model_file=str(out), datatype='train')  # as training would have left them
+    agent.opt['override'].pop('datatype')
+    agent.save()
+    return found
+
+
+def _new_agent(**options):
+    """An untrained SptAgent with training's defaults, but no optimizer; without a model file, so that it loads no old one."""
+    from parlai.core.agents import create_agent
+    from parlai.scripts.train_model import TrainModel
+
+    options = {name: value for name, value in options.items() if value is not None}
+    return create_agent(TrainModel.setup_args().parse_kwargs(model=AGENT, datatype='valid', **options))
+
+
+def _writable(out: Path, force: bool) -> Path:
+    if out.is_dir():
+        raise UsageError(f'--out {out} is a folder; give the path of a model file, such as {out / "model"}.')
+    there = [path for path in (out, *_training_files(out)) if path.exists()]
+    if there and not force:
+        raise UsageError(f'--out {out}: {there[0]} exists; give another path, or --force to replace the model.')
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f'--out {out}: its folder cannot be made ({error.strerror}); give another path.') from error
+    return out
+
+
+def _training_files(out: Path) -> list[Path]:
+    """What a training run left beside a model: its later checkpoints would be resumed, its reports are of another model."""
+    return sorted(
+        path
+        for path in out.parent.glob('*')
+        if path.name in {out.name + suffix for suffix in ('.trainstats', '.valid', '.test')}
+        or path.name.startswith(f'{out.name}.checkpoint')
+    )

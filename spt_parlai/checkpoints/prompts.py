@@ -1,0 +1,40 @@
+"""Soft prompts out of any file that holds some."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spt_parlai.checkpoints.authors import read_authors
+from spt_parlai.checkpoints.files import load_states
+from spt_parlai.checkpoints.peft import adapter_folders, checkpoint_prompts, read_adapter
+from spt_parlai.checkpoints.tensor_files import load_plain
+from spt_parlai.errors import UsageError
+
+
+def read_prompts(path: str | Path) -> Tensor:
+    """The soft prompts float32 [K, L, D] of a checkpoint of ours, a checkpoint of the paper's authors (file or folder), a
+    PEFT prompt-tuning adapter (a folder: K = 1), or a folder of adapters prompt_0 … as `spt export-peft` writes it.
+
+    :raises UsageError: for a path that is none of these, or damaged.
+    """
+    path = Path(path).expanduser()
+    if os.path.isdir(path) and (folders := adapter_folders(path)):
+        prompts = [read_adapter(folder) for folder in folders]
+        odd = [i for i, prompt in enumerate(prompts) if prompt.shape != prompts[0].shape]
+        if odd:
+            raise UsageError(
+                f'{folders[odd[0]]} holds a prompt of shape {list(prompts[odd[0]].shape)} and {folders[0]} one of '
+                f'{list(prompts[0].shape)}; all must be of one length and width.'
+            )
+        return torch.stack(prompts)
+    if os.path.isfile(path) and path.suffix != '.safetensors' and _is_ours(load_plain(path)):
+        return checkpoint_prompts(path, load_states(path))
+    return read_authors(path).prompts
+
+
+def _is_ours(states) -> bool:
+    return isinstance(states, dict) and isinstance(states.get('spt'), dict)

@@ -1,0 +1,158 @@
+"""Weights of the LM that train: low-rank matrices beside its layers (LoRA), or all there are."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from spt_parlai.errors import UsageError
+from spt_parlai.model.causal_lm import CausalLM
+
+ALL_LINEAR = 'all-linear'
+
+
+class TunedWeights(nn.Module):
+    """Parameters of an LM under their own names, so that they are optimised, saved and synchronised with the model around it.
+
+    They stay where the LM has them. In training mode their dropout drops; the LM itself never leaves eval mode.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], dropouts: Iterable[nn.Dropout] = ()):
+        super().__init__()
+        self._dropouts = tuple(dropouts)
+        for name, parameter in named:
+            *path, last = name.split('.')
+            owner: nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner._modules[part]
+            owner.register_parameter(last, parameter.requires_grad_())
+        self.train(False)
+
+    def _apply(self, fn, recurse=True):
+        return self  # a layer that accelerate put on another device has its matrices there too
+
+    def train(self, mode: bool = True):
+        for dropout in self._dropouts:
+            dropout.train(mode)
+        return super().train(mode)
+
+
+def tune_all(llm: CausalLM) -> TunedWeights:
+    """All weights, each once; they must be float32."""
+    return TunedWeights(llm.named_weights())
+
+
+class Lora(NamedTuple):
+    """rank r and alpha: a layer's output gains (alpha / r)·B·A·x; dropout: of x, in training; targets: names of the layers, or
+    (`all-linear`,), or none for those that peft chooses for the architecture."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+
+def add_lora(llm: CausalLM, name: str, lora: Lora) -> tuple[TunedWeights, tuple[str, ...]]:
+    """Put LoRA matrices into the LM, A at random and B zero: until trained they change nothing.
+
+    :param name: the LM as the user named it, for messages.
+    Returns (the matrices, float32; the targets, also where peft chose them).
+    :raises UsageError: without peft, and for targets that it cannot or must not adapt.
+    """
+    tuner, targets = _inject(llm, name, lora)
+    layers = _layers(tuner)
+    matrices = {id(p): p for layer in layers for p in layer.parameters() if p.requires_grad}
+    for parameter in matrices.values():
+        parameter.data = parameter.data.float()
+    dropouts = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Dropout)]
+    llm.lm.eval()
+    return TunedWeights([(n, p) for n, p in llm.lm.named_parameters() if id(p) in matrices], dropouts), targets
+
+
+def values_per_rank(llm: CausalLM, name: str, targets: tuple[str, ...]) -> int:
+    """How many values LoRA matrices of rank 1 have; those of rank r have r times as many."""
+    tuner, _ = _inject(llm, name, Lora(rank=1, alpha=1.0, targets=targets))
+    values = sum(p.numel() for layer in _layers(tuner) for p in layer.parameters() if p.requires_grad)
+    tuner.unload()
+    return values
+
+
+def spt_values(num_prompts: int, prompt_length: int, hidden_size: int) -> int:
+    """What SPT trains: the prompts, K·L·D, and two linear layers D → D."""
+    return num_prompts * prompt_length * hidden_size + 2 * (hidden_size * hidden_size + hidden_size)
+
+
+def nearest_rank(values: int, per_rank: int) -> int:
+    """The rank, at least 1, whose matrices have the number of values nearest to `values`."""
+    return max(1, (2 * values + per_rank) // (2 * per_rank))
+
+
+def check_peft(what: str) -> None:
+    if importlib.util.find_spec('peft') is None:
+        raise UsageError(f"{what} needs peft: pip install 'spt_parlai[peft]'.")
+
+
+def _inject(llm: CausalLM, name: str, lora: Lora):
+    from peft import LoraConfig, LoraModel
+
+    wanted = ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets) or None
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=wanted)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                'ignore'
+            )  # of transposed weights (GPT-2), which peft then takes as they are, and of new names
+            tuner = LoraModel(llm.lm, config, 'default')
+    except ValueError as error:
+        given = (
+            f'--lora-targets {",".join(lora.targets)}'
+            if lora.targets
+            else f'--llm {name}: peft knows no layers of it to adapt'
+        )
+        raise UsageError(
+            f'{given}: give --lora-targets with some of {", ".join(_linear_names(llm))}, or {ALL_LINEAR}.'
+        ) from error
+    found = tuner.targeted_module_names
+    targets = (ALL_LINEAR,) if wanted == ALL_LINEAR else tuple(sorted(config.target_modules))
+    missing = [t for t in lora.targets if t != ALL_LINEAR and not any(n == t or n.endswith(f'.{t}') for n in found)]
+    ends = [
+        module
+        for module in (llm.lm.get_input_embeddings(), llm.lm.get_output_embeddings())
+        if hasattr(module, 'lora_A')
+    ]
+    if missing or ends:
+        tuner.unload()
+        wrong = (
+            f'no layer is named {missing[0]}' if missing else 'word embeddings and output projection stay as they are'
+        )
+        raise UsageError(
+            f'--lora-targets {",".join(targets)}: {wrong}; give some of {", ".join(_linear_names(llm))}, or {ALL_LINEAR}.'
+        )
+    return tuner, targets
+
+
+def _layers(tuner) -> list[nn.Module]:
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in tuner.model.modules() if isinstance(module, LoraLayer)]
+
+
+def _linear_names(llm: CausalLM) -> list[str]:
+    """Last names of the layers in the body that LoRA can adapt."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = llm.lm.get_output_embeddings()
+    return sorted(
+        {
+            name.rsplit('.', 1)[-1]
+            for name, module in llm.lm.named_modules()
+            if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+        }
+    )

@@ -1,0 +1,121 @@
+"""How much memory training will take, measured on rows of a few tokens before the first long one is run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.target_log_probs import LOGIT_BYTES
+
+TRIAL_LENGTHS = (8, 16, 32)
+OPTIMIZER_STATES = {
+    'adam': 3,
+    'sgd': 0,
+    'adafactor': 1,
+}  # as large as what trains (ParlAI's adam is AMSGrad); others: 2
+LOGIT_COPIES = 3  # float32, of logits: as a copy, as log-probabilities, as their gradient
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes. weights: of the LM; row: what the backward pass keeps of one row of `length` tokens; token: the logits of one target
+    token; chunk: of as many as are made at once, None where that is all of them."""
+
+    weights: int
+    row: int
+    length: int
+    token: int
+    chunk: int | None
+
+    def logits(self, targets: int) -> int:
+        return targets * self.token if self.chunk is None else min(targets * self.token, self.chunk)
+
+    def total(self, rows: int, targets: int) -> int:
+        """For `rows` rows of `length` tokens that predict `targets` tokens, all at once."""
+        return self.weights + rows * self.row + self.logits(targets)
+
+
+def estimate_memory(llm: CausalLM, length: int) -> MemoryEstimate:
+    """Weights, activations and logits of training through the frozen LM.
+
+    What a row keeps for the backward pass is counted on rows of 8, 16 and 32 tokens and continued, as a polynomial of degree
+    two (attention that keeps its weights grows so), to `length`.
+    """
+    weights = sum(p.numel() * p.element_size() for p in llm.lm.parameters())
+    kept = [_kept_by_a_row(llm, t) for t in TRIAL_LENGTHS]
+    powers = torch.tensor([[1.0, t, t * t] for t in TRIAL_LENGTHS], dtype=torch.float64)
+    constant, linear, quadratic = torch.linalg.solve(powers, torch.tensor(kept, dtype=torch.float64)).tolist()
+    row = int(constant + linear * length + quadratic * length * length)
+    if layers := len(llm.recomputed_layers):  # each layer's input, and all of one layer while it is run again
+        row = row // layers + layers * length * llm.hidden_size * llm.dtype.itemsize
+    vocabulary = llm.lm.get_output_embeddings().weight.shape[0]
+    chunk = LOGIT_COPIES * LOGIT_BYTES if llm.projects_apart else None
+    return MemoryEstimate(weights, row, length, vocabulary * (llm.dtype.itemsize + 4 * LOGIT_COPIES), chunk)
+
+
+def _kept_by_a_row(llm: CausalLM, length: int) -> int:
+    """Bytes that autograd keeps of one row, each storage once, the LM's weights not counted."""
+    known = {p.untyped_storage().data_ptr() for p in llm.lm.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(1, length, dtype=torch.long)
+    words = llm.embed(ids).float().requires_grad_()
+    layers, llm.recomputed_layers = llm.recomputed_layers, []
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = llm.logits_at(words, ids[0, :1].to(words.device))
+    finally:
+        llm.recomputed_layers = layers
+    assert output.requires_grad, 'the trial must keep a graph'
+    return sum(kept.values())
+
+
+def training_memory(
+    llm: CausalLM,
+    batchsize: int,
+    prompts_at_once: int,
+    length: int,
+    targets: int,
+    trained: int = 0,
+    optimizer: str = 'adam',
+    examples_at_once: int | None = None,
+) -> str:
+    """One line for the log: what a batch of examples of `length` tokens, `targets` of them predicted, will need.
+
+    trained: how many float32 values train; each has a gradient and the optimizer's states. examples_at_once: as many of the batch
+    go forward and backward together; None: all.
+    """
+    estimate = estimate_memory(llm, length)
+    rows = min(batchsize, examples_at_once or batchsize) * prompts_at_once
+    states = 4 * trained * (1 + OPTIMIZER_STATES.get(optimizer, 2))
+    total, free = estimate.total(rows, rows * targets) + states, available_memory(llm.device)
+    line = (
+        f'memory of training, estimated: {_size(estimate.weights)} for the LLM; {_size(states)} for gradients and optimizer of '
+        f'{trained:,} trained values; {_size(estimate.row)} for a row of {length} tokens and '
+        f'{_size(estimate.logits(rows * targets))} for logits; --batchsize {batchsize} x {prompts_at_once} prompts, {rows} rows at once: '
+        f'{_size(total)} in all, besides what the libraries take'
+    )
+    return line if free is None else f'{line} ({_size(free + estimate.weights)} were free before the LLM)'
+
+
+def _size(number: int) -> str:
+    return f'{number / 1e9:.1f} GB' if number >= 1e9 else f'{number / 1e6:.1f} MB'
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Free bytes of a GPU or of this machine; None where nobody says."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,1 @@
+"""Command-line options: declared, checked, and what of ParlAI's own works with the agents."""

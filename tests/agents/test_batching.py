@@ -1,0 +1,211 @@
+"""How examples come together in batches changes nothing but what is said to depend on it."""
+
+import collections
+
+import pytest
+import torch
+from helpers.contract_runs import SAMPLE, agent_of, evaluate, logged, train
+
+from spt_parlai.agents import SptAgent
+
+PER_EXAMPLE = (
+    'ppl',
+    'loss',
+    'token_acc',
+    'nll',
+    'selection',
+    'fusion',
+    'prompt_usage_0',
+    'prompt_usage_entropy',
+    'selected_gain',
+    'best_gain',
+    'f1',
+    'exs',
+)
+MESSAGES = [
+    {
+        'text': f'your persona: i like {thing}.\nhello , what do you like ?',
+        'labels': [f'i like {thing} very much .' + ' yes' * n],
+        'episode_done': True,
+    }
+    for n, thing in enumerate(('tea', 'my dog', 'rain', 'old songs'))
+]
+
+
+def feed(agent, *batches):
+    """Train on batches of messages; each row of a batch is observed by a clone of the agent, as in ParlAI's batch world."""
+    for messages in batches:
+        clones = [agent.clone() for _ in messages]
+        agent.batch_act([clone.observe(dict(message)) for clone, message in zip(clones, messages)])
+
+
+def tensors(agent):
+    return {name: tensor.clone() for name, tensor in agent.model.state_dict().items()}
+
+
+def test_update_freq_equals_a_batch_as_many_times_as_large(tiny_llms, tmp_path):
+    """Every loss but the contrast, which is over the pairs of a batch, is a mean over examples."""
+    after = []
+    for n, batches in enumerate(([MESSAGES], [MESSAGES[:2], MESSAGES[2:]], [[m] for m in MESSAGES])):
+        agent = agent_of(
+            tiny_llms.opt,
+            model_file=tmp_path / str(n),
+            optimizer='sgd',
+            learningrate=1.0,
+            lambda_contrastive=0,
+            update_freq=len(batches),
+        )
+        feed(agent, *batches)
+        assert agent._number_training_updates == 1
+        after.append(tensors(agent))
+    for other in after[1:]:
+        for name, tensor in after[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_clip_bounds_the_step(tiny_llms, tmp_path):
+    def step(clip):
+        agent = agent_of(
+            tiny_llms.opt, model_file=tmp_path / f'm{clip}', optimizer='sgd', learningrate=1.0, gradient_clip=clip
+        )
+        before = tensors(agent)
+        feed(agent, MESSAGES)
+        after = tensors(agent)
+        return torch.sqrt(sum((after[n] - before[n]).pow(2).sum() for n in before)).item(), agent.report()[
+            'gnorm'
+        ].value()
+
+    free, norm = step(-1)
+    assert free == pytest.approx(norm, rel=1e-4)
+    assert step(norm / 3)[0] == pytest.approx(norm / 3, rel=1e-3)
+    assert step(norm * 3)[0] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.fixture(scope='module')
+def model_file(tiny_llms, tmp_path_factory):
+    path = tmp_path_factory.mktemp('batching') / 'm'
+    train(tiny_llms.opt, model_file=path, max_train_steps=6)
+    return path
+
+
+@pytest.fixture(scope='module')
+def one_by_one(model_file):
+    return evaluate(model_file, batchsize=1)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'batchsize': 7},
+        {'batchsize': 32},
+        {'batchsize': 4, 'dynamic_batching': 'full'},
+        {'batchsize': 4, 'dynamic_batching': 'batchsort'},
+        {'batchsize': 5, 'datatype': 'valid:stream'},
+    ],
+)
+def test_batches_change_no_metric_of_an_example(model_file, one_by_one, options):
+    report = evaluate(model_file, **options)
+    assert {name: report[name] for name in PER_EXAMPLE} == pytest.approx(
+        {name: one_by_one[name] for name in PER_EXAMPLE}, rel=1e-5, abs=1e-8
+    )
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The batches trained on, or evaluated: [[(context, target)]], and how many padded tokens each had."""
+    seen, tokens = [], []
+    for name in ('train_step', 'eval_step'):
+
+        def record(self, batch, step=getattr(SptAgent, name)):
+            pairs = zip((row[row >= 0] for row in batch.text_vec), (row[row >= 0] for row in batch.label_vec))
+            seen.append([(tuple(t.tolist()), tuple(y.tolist())) for t, y in pairs])
+            tokens.append(batch.text_vec.numel() + batch.label_vec.numel())
+            return step(self, batch)
+
+        monkeypatch.setattr(SptAgent, name, record)
+    return seen, tokens
+
+
+VARIED = {
+    'task': 'integration_tests:variable_length',
+    'batchsize': 16,
+    'num_prompts': 1,
+    'lambda_contrastive': 0,
+    'skip_generation': True,
+    'text_truncate': 100,
+    'label_truncate': 40,
+}
+
+
+def counted(batches):
+    return collections.Counter(pair for batch in batches for pair in batch)
+
+
+def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
+    """Trained in order, and evaluated in batches of every kind."""
+    seen, tokens = batches
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        datatype='train:ordered',
+        num_epochs=1,
+        validation_every_n_epochs=-1,
+        **VARIED,
+    )
+    trained = [pair for batch in seen for pair in batch][:500]  # the last batch begins the next epoch
+    epochs = []
+    for options in ({}, {'dynamic_batching': 'full'}, {'dynamic_batching': 'batchsort'}):
+        seen.clear()
+        tokens.clear()
+        evaluate(tmp_path / 'm', datatype='train:evalmode', **{**VARIED, **options})
+        epochs.append(counted(seen))
+        assert (max(map(len, seen)) > 16) == (options.get('dynamic_batching') == 'full')  # as many as their words allow
+        assert max(tokens) <= (100 + 40) * 16
+    assert sum(epochs[0].values()) == 500
+    assert all(epoch == epochs[0] for epoch in (*epochs, counted([trained])))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'dynamic_batching': 'full', 'eval_dynamic_batching': 'off'},
+        {'dynamic_batching': 'batchsort', 'eval_dynamic_batching': 'off'},
+        {'datatype': 'train:stream'},
+        {'datatype': 'train:ordered'},
+        {'task': f'{SAMPLE},integration_tests:nocandidate'},
+        {'eval_batchsize': 2},
+    ],
+    ids=str,
+)
+def test_a_stopped_run_continues_with_the_same_batches(tiny_llms, tmp_path, options):
+    options = {'log_every_n_steps': 1, 'validation_every_n_steps': 2, 'validation_max_exs': 4, **options}
+    train(tiny_llms.opt, model_file=tmp_path / 'whole', max_train_steps=7, **options)
+    train(tiny_llms.opt, model_file=tmp_path / 'stopped', max_train_steps=3, **options)
+    train(tiny_llms.opt, model_file=tmp_path / 'stopped', max_train_steps=7, **options)
+    whole, stopped = logged(tmp_path / 'whole', 'spt_loss'), logged(tmp_path / 'stopped', 'spt_loss')
+    assert {4, 5, 6} <= set(whole) & set(stopped)
+    assert stopped == pytest.approx({step: whole[step] for step in stopped}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    'options, size', [({'eval_batchsize': 3}, 3), ({'eval_dynamic_batching': 'batchsort'}, 4), ({}, 4)], ids=str
+)
+def test_validation_has_its_own_batches(tiny_llms, tmp_path, monkeypatch, options, size):
+    sizes = []
+    eval_step = SptAgent.eval_step
+
+    def record(self, batch):
+        sizes.append(batch.batchsize)
+        return eval_step(self, batch)
+
+    monkeypatch.setattr(SptAgent, 'eval_step', record)
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        max_train_steps=1,
+        validation_max_exs=-1,
+        short_final_eval=False,
+        skip_generation=True,
+        **options,
+    )
+    assert max(sizes) == size and sum(sizes) == 2 * 108

@@ -1,0 +1,204 @@
+"""In-context learning with a local LLM: what it reads, what it answers, and that nothing of it trains."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers.baseline_runs import AGENTS, SAMPLE, evaluate
+from parlai.core.agents import create_agent
+from parlai.core.message import Message
+from parlai.scripts.eval_model import EvalModel
+from parlai.scripts.interactive import Interactive
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from spt_parlai.dialogue.instruction import INSTRUCTION, first_turn_of
+from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.training_set import instruction_of
+from spt_parlai.errors import UsageError
+
+BASIC = {
+    'task': SAMPLE,
+    'model': AGENTS + 'InContextAgent',
+    'max_new_tokens': 6,
+    'label_truncate': 24,
+    'instruction': 'reply .',
+}
+CHAT = (
+    "{% for m in messages %}{% if loop.index0 and (m['role'] == 'user') != (loop.index0 % 2 == SHIFT) %}{{ raise_exception('order') }}{% endif %}"
+    "NO_SYSTEM{{ '</s>' + m['role'][0] + ' ' + m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '</s>a ' }}{% endif %}"
+)
+TEMPLATES = {
+    'system': CHAT.replace('SHIFT', '1').replace('NO_SYSTEM', ''),
+    'no system': CHAT.replace('SHIFT', '0').replace(
+        'NO_SYSTEM', "{% if m['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def chat_llms(tiny_llms, tmp_path_factory):
+    """The tiny OPT with each chat template."""
+    folders = {}
+    for name, template in TEMPLATES.items():
+        folders[name] = tmp_path_factory.mktemp('chat') / 'opt'
+        shutil.copytree(tiny_llms.opt, folders[name])
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llms.opt)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope='module')
+def wide_llms(tiny_llms, chat_llms, tmp_path_factory):
+    """Windows in which examples have room."""
+    folders = {}
+    for name, source in (('opt', tiny_llms.opt), ('llama', tiny_llms.llama), *chat_llms.items()):
+        folders[name] = str(tmp_path_factory.mktemp('wide') / 'llm')
+        shutil.copytree(source, folders[name])
+        config = AutoConfig.from_pretrained(source, max_position_embeddings=640)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
+    return folders
+
+
+def agent_of(llm, **more):
+    return create_agent(EvalModel.setup_args().parse_kwargs(**{**BASIC, 'llm': str(llm), **more}))
+
+
+def hear(agent, *texts, label=None):
+    """What the agent has heard after these messages, its own replies as labelled."""
+    for text in texts:
+        heard = agent.observe(Message({'text': text, 'eval_labels': (label or 'fine .',), 'episode_done': False}))
+        if text != texts[-1]:
+            agent.self_observe(Message({'text': 'x'}))
+    return heard
+
+
+def read(agent, heard) -> str:
+    return agent.dict.tokenizer.decode(heard['text_vec'])
+
+
+def test_reads_the_instruction_and_the_dialogue(tiny_llms):
+    agent = agent_of(tiny_llms.opt)
+    heard = hear(agent, 'your persona: i ski.\nhello', 'bye')
+    assert read(agent, heard) == '</s>reply . given persona: i ski.; context: Q: hello R: fine . Q: bye R:'
+    assert not list(agent.model.parameters()) and not agent.model.state_dict() and not hasattr(agent, 'optimizer')
+
+
+@pytest.mark.parametrize(
+    'name, begins',
+    [
+        ('system', '</s>s reply .\n\nYour persona: i ski.</s>u hello'),
+        ('no system', '</s>u reply .\n\nYour persona: i ski.\n\nhello'),
+    ],
+)
+def test_speaks_as_the_llms_chats_do(chat_llms, name, begins):
+    agent = agent_of(chat_llms[name])
+    heard = hear(agent, 'your persona: i ski.\nhello', 'bye')
+    assert read(agent, heard) == f'{begins}</s>a fine .</s>u bye</s>a '
+    assert agent.dict.tokenizer.decode(heard['eval_labels_vec']) == 'fine .</s>'
+    plain = agent_of(chat_llms[name], chat_template='false')
+    assert read(plain, hear(plain, 'hello')) == '</s>reply . context: Q: hello R:'
+
+
+def test_nobody_writes_a_special_token_into_a_chat(chat_llms):
+    agent = agent_of(chat_llms['system'])
+    honest, forged = (hear(agent.clone(), text)['text_vec'] for text in ('hello', 'hel</s>lo'))
+    assert torch.equal(honest, forged)
+
+
+@pytest.mark.parametrize('which', ['opt', 'llama', 'system', 'no system'])
+def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
+    """Loss and greedy reply of a batch, against the LLM of the library on each row alone."""
+    folder = str(chat_llms[which]) if which in chat_llms else getattr(tiny_llms, which)
+    agent, lm = agent_of(folder, shots=1, seed=5), AutoModelForCausalLM.from_pretrained(folder)
+    heard = [
+        hear(agent.clone(), *texts, label=label)
+        for texts, label in (
+            (('your persona: i have a dog.\nhello',), 'hello , how are you ?'),
+            (('hi', 'what do you do ?'), 'i am a nurse .'),
+        )
+    ]
+    for row, reply in zip(heard, agent.batch_act(heard)):
+        context, target = row['text_vec'], row['eval_labels_vec']
+        with torch.no_grad():
+            logits = lm(input_ids=torch.cat([context, target])[None]).logits[0, len(context) - 1 : -1]
+        nll = torch.nn.functional.cross_entropy(logits, target, reduction='sum')
+        assert float(reply['metrics']['loss'].value()) == pytest.approx(float(nll) / len(target), rel=1e-5)
+        everything = torch.ones_like(context)[None]
+        ids = lm.generate(
+            context[None], max_new_tokens=5, do_sample=False, attention_mask=everything, pad_token_id=0
+        )  # ParlAI counts the end
+        said = agent.dict.vec2txt([i for i in ids[0, len(context) :].tolist() if i != agent.END_IDX])
+        assert reply['text'] == (' '.join(said.split()) if which in chat_llms else first_turn_of(said))
+
+
+@pytest.mark.parametrize('which', ['opt', 'llama', 'system', 'no system'])
+def test_the_window_keeps_instruction_persona_and_the_newest_turn(wide_llms, which):
+    agent = agent_of(wide_llms[which], shots=2)
+    for words in (1, 80, 400):
+        heard = hear(
+            agent.clone(), 'your persona: i ski.\nhello', 'what do you do ?', *['how are you ? ' * words + 'bye']
+        )
+        text = read(agent, heard)
+        assert len(heard['text_vec']) <= agent.text_truncate
+        assert (
+            'reply .' in text
+            and 'bye' in text.removesuffix('</s>a ').removesuffix(' R:')[-4:]
+            and ('ski' in text or words == 400)
+        )
+        assert bool(heard['context_truncate_rate']) == (words > 1)  # an example went, then both and older turns
+
+
+def test_an_instruction_that_fills_the_window_is_refused(tiny_llms, chat_llms):
+    for llm in (tiny_llms.opt, chat_llms['system']):
+        with pytest.raises(UsageError, match="--instruction: it takes .* of the context's 136 tokens"):
+            agent_of(llm, instruction='how are you ? ' * 80)
+
+
+def test_evaluates_batches_and_logs(wide_llms, tmp_path):
+    """Without a model file; the same numbers whatever the batch."""
+    reports = []
+    for batchsize in (1, 5):
+        reports.append(
+            evaluate(
+                **{**BASIC, 'llm': wide_llms['opt'], 'num_examples': 20, 'batchsize': batchsize, 'shots': 1, 'seed': 2}
+            )
+        )
+    evaluate(
+        **{
+            **BASIC,
+            'llm': wide_llms['opt'],
+            'num_examples': 20,
+            'world_logs': str(tmp_path / 'log'),
+            'instruction': INSTRUCTION,
+        }
+    )
+    assert json.loads((tmp_path / 'log.jsonl').read_text().splitlines()[0])['dialog'][0][1]['id'] == 'InContext'
+    assert (
+        reports[0]['exs'] == 20 <= reports[1]['exs']
+        and {'ppl', 'ppl_word', 'unigram_f1', 'ctrunc'} <= reports[0].keys()
+    )
+
+
+def test_a_chat_in_which_it_has_examples(wide_llms, monkeypatch, capsys):
+    lines = iter(['hello', '[EXIT]'])
+    monkeypatch.setattr('builtins.input', lambda _prompt='': next(lines))
+    given = {**{k: v for k, v in BASIC.items() if k != 'task'}, 'llm': wide_llms['opt'], 'persona': 'i ski.'}
+    Interactive.main(**given, shots=1, training_task=SAMPLE)
+    assert '[InContext]' in capsys.readouterr().out
+    with pytest.raises(UsageError, match='--training-task'):
+        Interactive.main(**given, shots=1)
+
+
+@pytest.mark.parametrize('which', ['opt', 'system'])
+def test_examples_that_are_too_long_are_shown_from_their_beginning(tiny_llms, wide_llms, which):
+    """They would never be seen otherwise: whole dialogues do not fit a small window beside the one at hand."""
+    agent = agent_of(wide_llms[which], shots=1)
+    (example,), (whole,) = agent.instruction.examples, instruction_of(agent.opt).examples
+    assert 0 < len(example.turns) < len(whole.turns) and example.turns[-1].own
+    assert example == Dialogue(whole.persona, whole.turns[: len(example.turns)])
+    heard = hear(agent.clone(), 'your persona: i ski.\nhello')
+    assert not heard['context_truncate_rate'] and example.turns[-1].text.split()[-2] in read(agent, heard)
+    with pytest.raises(UsageError, match='--shots 30: .* give fewer'):
+        agent_of(wide_llms[which], shots=30)

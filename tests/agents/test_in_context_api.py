@@ -1,0 +1,210 @@
+"""`InContextAgent --api-base`: evaluations, batches, logs and chats with a real server of the chat protocol."""
+
+import json
+
+import pytest
+from helpers.baseline_runs import AGENTS, SAMPLE
+from helpers.chat_server import Answer, chat_server
+from parlai.core.agents import create_agent
+from parlai.scripts.eval_model import EvalModel
+from parlai.scripts.interactive import Interactive
+from parlai.scripts.train_model import TrainModel
+
+from spt_parlai import hub
+from spt_parlai.dialogue.instruction import BEGIN
+from spt_parlai.errors import UsageError
+
+KEY = 'sk-secret-0123456789'
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv('TEST_KEY', KEY)
+    with chat_server() as server:
+        server.key = KEY
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_llm(monkeypatch):
+    """No tokenizer and no LLM is looked for."""
+
+    def looked_for(*_args, **_kwargs):
+        raise AssertionError('an LLM was looked for')
+
+    monkeypatch.setattr(hub, '_load', looked_for)
+
+
+def options(server, **more):
+    return {
+        'task': SAMPLE,
+        'model': AGENTS + 'InContextAgent',
+        'api_base': server.base,
+        'api_model': 'small',
+        'api_key_env': 'TEST_KEY',
+        **more,
+    }
+
+
+def evaluate(server, **more):
+    given = {k: v for k, v in options(server, datatype='valid', **more).items() if v is not None}
+    return {k: float(v) for k, v in EvalModel.main(**given).items()}
+
+
+def asked(server):
+    """The messages of every request, in an order of their own: a batch is under way at once."""
+    return sorted((request['messages'] for request in server.requests), key=json.dumps)
+
+
+def test_an_evaluation_tells_the_dialogue_and_scores_what_is_answered(server):
+    server.reply = lambda request: ' i sleep\nall summer .'
+    report = evaluate(server, num_examples=8)
+    assert report['exs'] == 8 and 0 < report['unigram_f1'] and 0 < report['f1'] < 1 and 'ppl' not in report
+    first, second, *_ = (request['messages'] for request in server.requests)
+    assert [m['role'] for m in first] == ['system', 'user'] and first[1]['content'] == BEGIN  # the agent's side begins
+    assert first[0]['content'].endswith(
+        '\n\nYour persona: i plow snow for the city. i have three sons who love hockey. '
+        'my thermos is always full of cocoa. i sleep all summer long.'
+    )
+    assert second == [
+        *first,
+        {'role': 'assistant', 'content': "it's four in the morning and i'm the only light on the road ."},
+        {'role': 'user', 'content': 'where are you going at that hour ?'},
+    ]
+    assert all(r['max_tokens'] == 32 and r['temperature'] == 0 and r['model'] == 'small' for r in server.requests)
+
+
+def test_batches_say_what_single_requests_say(server, tmp_path):
+    """The same requests, some at a time; a busy server changes nothing; the log has every turn, and no key."""
+    replies, requests = {}, {}
+    for batchsize in (1, 6):
+        server.requests.clear()
+        server.script = 2 * [Answer(429, None, {'Retry-After': '0'})] if batchsize > 1 else []
+        evaluate(server, batchsize=batchsize, num_examples=30, world_logs=str(tmp_path / 'log'), shots=1, seed=3)
+        text = (tmp_path / 'log.jsonl').read_text() + (tmp_path / 'log.metadata').read_text()
+        assert KEY not in text
+        turns = [
+            turn
+            for line in (tmp_path / 'log.jsonl').read_text().splitlines()
+            for pair in json.loads(line)['dialog']
+            for turn in pair
+        ]
+        replies[batchsize] = {turn['text'] for turn in turns if turn['id'] == 'InContext'}
+        requests[batchsize] = {json.dumps(messages) for messages in asked(server)}
+    assert len(requests[1]) > 25 and server.most_under_way > 1
+    assert (
+        len(requests[1] & requests[6]) > 15 and len(replies[1] & replies[6]) > 10
+    )  # the batch has begun further dialogues
+    system = json.loads(next(iter(requests[1])))[0]['content']
+    assert 'Example of a conversation:\nYour persona:' in system and 'Partner:' in system and 'You:' in system
+
+
+@pytest.mark.parametrize(
+    'use_reply, said',
+    [
+        ('label', "it's four in the morning and i'm the only light on the road ."),
+        ('model', f'you said : {BEGIN}'),
+        ('none', None),
+    ],
+)
+def test_what_counts_as_said(server, use_reply, said):
+    evaluate(server, num_examples=2, use_reply=use_reply)
+    own = [m['content'] for m in server.requests[1]['messages'] if m['role'] == 'assistant']
+    assert own == ([] if said is None else [said])
+
+
+def test_a_shorter_history(server):
+    evaluate(server, num_examples=6, history_size=2)
+    assert max(len(request['messages']) for request in server.requests) <= 4  # the system, a beginning, two turns
+    assert all('Your persona: i plow snow' in request['messages'][0]['content'] for request in server.requests)
+
+
+def test_a_chat(server, monkeypatch, capsys):
+    lines = iter(['hi there', 'what is your job ?', '[DONE]', 'hello again', '[EXIT]'])
+    monkeypatch.setattr('builtins.input', lambda _prompt='': next(lines))
+    Interactive.main(**{k: v for k, v in options(server, persona='i am a nurse.').items() if k != 'task'})
+    assert 'you said : what is your job ?' in capsys.readouterr().out
+    told = [request['messages'][1:] for request in server.requests]
+    assert [m['content'] for m in told[1]] == ['hi there', 'you said : hi there', 'what is your job ?']
+    assert told[2] == [{'role': 'user', 'content': 'hello again'}]
+    assert all(request['messages'][0]['content'].endswith('Your persona: i am a nurse.') for request in server.requests)
+
+
+def test_further_parameters(server):
+    evaluate(
+        server,
+        num_examples=1,
+        api_temperature=0.5,
+        api_parameters='{"max_tokens": null, "max_completion_tokens": 9, "top_p": 0.5}',
+    )
+    request = server.requests[0]
+    assert 'max_tokens' not in request
+    assert (request['temperature'], request['max_completion_tokens'], request['top_p']) == (0.5, 9, 0.5)
+
+
+def test_an_instruction_of_ones_own(server):
+    evaluate(server, num_examples=1, instruction='Answer like a pirate.')
+    assert server.requests[0]['messages'][0]['content'].startswith('Answer like a pirate.\n\nYour persona')
+
+
+@pytest.mark.parametrize(
+    'more, named, way_out',
+    [
+        ({'api_base': 'localhost:8000'}, '--api-base localhost:8000', 'http://'),
+        ({'api_model': None}, '--api-base', '--api-model'),
+        ({'api_parameters': '{'}, '--api-parameters', 'not JSON'),
+        ({'api_parameters': '[1]'}, '--api-parameters', 'JSON object'),
+        ({'llm': 'demo'}, "--llm 'demo'", 'leave it out'),
+        ({'beam_size': 3, 'inference': 'beam'}, '--beam-size 3', 'leave it out'),
+        ({'skip_generation': True}, '--skip-generation True', 'leave it out'),
+        ({'text_truncate': 100}, '--text-truncate 100', 'leave it out'),
+        ({'chat_template': 'false'}, '--chat-template', 'leave it out'),
+        ({'shots': 75}, '--shots 75', 'has 74 dialogues'),
+        ({'api_retries': -1}, '--api-retries -1', 'at least 0'),
+        ({'api_timeout': 0.0}, '--api-timeout 0.0', 'above 0'),
+        ({'api_concurrency': 0}, '--api-concurrency 0', 'at least 1'),
+        ({'api_temperature': -1.0}, '--api-temperature', 'at least 0'),
+        ({'temperature': 0.5}, '--temperature 0.5', '--inference'),
+        ({'instruction': ''}, '--instruction', 'say what'),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_request(server, more, named, way_out):
+    with pytest.raises(UsageError) as error:
+        evaluate(server, num_examples=1, **more)
+    sentence = str(error.value)
+    assert named in sentence and way_out in sentence and sentence.endswith('.') and '\n' not in sentence
+    assert not server.requests
+
+
+def test_options_of_an_endpoint_need_one(server):
+    with pytest.raises(UsageError, match='--api-model .*: it belongs to --api-base'):
+        evaluate(server, api_base=None)
+
+
+def test_there_is_nothing_to_train(server, tmp_path):
+    for more in ({}, {'api_base': None, 'api_model': None, 'api_key_env': None, 'llm': 'demo'}):
+        with pytest.raises(
+            UsageError, match='-m spt_parlai.agents:InContextAgent has nothing to train: run parlai eval_model'
+        ):
+            TrainModel.main(
+                **{k: v for k, v in options(server, model_file=str(tmp_path / 'm'), **more).items() if v is not None}
+            )
+
+
+def test_a_wrong_key_ends_an_evaluation_in_a_sentence(server, monkeypatch):
+    monkeypatch.delenv('TEST_KEY')
+    with pytest.raises(UsageError, match='does not accept the key: set the environment variable TEST_KEY'):
+        evaluate(server, num_examples=1)
+
+
+def test_agents_of_a_process_keep_their_dialogues_apart(server):
+    agent = create_agent(EvalModel.setup_args().parse_kwargs(**options(server)))
+    one, other = agent.clone(), agent.clone()
+    one.observe({'text': 'your persona: i ski.\nfirst', 'episode_done': False})
+    other.observe({'text': 'second', 'episode_done': False})
+    assert [one.act()['text'], other.act()['text']] == ['you said : first', 'you said : second']
+    one.observe({'text': 'third', 'episode_done': True})
+    one.act()
+    assert [m['content'] for m in server.requests[-1]['messages'][1:]] == ['first', 'you said : first', 'third']
+    one.observe({'text': 'fourth', 'episode_done': True})
+    assert len(one.observation['chat']) == 2 and 'i ski' not in one.observation['chat'][0]['content']

@@ -1,0 +1,77 @@
+"""A teacher whose training data N processes share out: `-t helpers.two_processes.teachers`.
+
+Single turns in a fixed order. With batches of B, process r trains on batches r, r + N, r + 2N, … of those that one process
+would see, so that the N batches of a step are one process's batch of N·B. What the agent answers is kept, example by example,
+in a file per process, where the variable SEEN names a folder; so are the gradients of every update. The variable SIGNAL,
+"rank example signal", is a signal that process sends itself when it has trained on that example.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import torch
+from parlai.core.teachers import DialogTeacher
+from parlai.utils.distributed import get_rank, num_workers
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+SIZES = {'train': 48, 'valid': 7, 'test': 1}  # odd numbers, and fewer than there are processes
+WORDS = (
+    'i you like tea dogs the city work as a nurse have two cats and walk in rain what do when is my best friend'.split()
+)
+
+
+def examples(fold):
+    draw = random.Random(fold)
+    for number in range(SIZES[fold]):
+        persona, question, answer = (' '.join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(3))
+        yield {
+            'text': f'your persona: {persona} .\n{question} ?',
+            'labels': [f'{answer} .'],
+            'number': number,
+            'fold': fold,
+        }
+
+
+class DefaultTeacher(DialogTeacher):
+    def __init__(self, opt, shared=None):
+        opt = {**opt, 'datafile': opt['datatype'].split(':')[0]}
+        super().__init__(opt, shared)
+
+    def setup_data(self, fold):
+        for example in examples(fold):
+            turn = example['number'] // self.opt['batchsize'] % num_workers()
+            if fold != 'train' or turn == get_rank():
+                yield example, True
+
+    def custom_evaluation(self, teacher_action, labels, model_response):
+        if 'loss' not in model_response.get(
+            'metrics', ()
+        ):  # the agent only draws the batch again, to continue from where it was
+            return
+        rank, number, sent = map(int, os.environ.get('SIGNAL', '-1 0 0').split())
+        if (rank, number, 'train') == (get_rank(), teacher_action['number'], teacher_action['fold']):
+            os.kill(os.getpid(), sent)
+        if 'SEEN' in os.environ:
+            report = {k: float(v) for k, v in model_response['metrics'].items()}
+            seen = {
+                'fold': teacher_action['fold'],
+                'number': teacher_action['number'],
+                'seed': self.opt['seed'],
+                **report,
+            }
+            with open(Path(os.environ['SEEN']) / f'{get_rank()}.jsonl', 'a') as file:
+                file.write(json.dumps(seen) + '\n')
+
+
+def keep_gradients(optimizer, *_):
+    """What an update is about to apply, for the comparison: after averaging and clipping, one file per update and process."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
+    if 'SEEN' in os.environ and any(gradient.any() for gradient in gradients):  # a loaded optimizer is tried with zeros
+        folder = Path(os.environ['SEEN'])
+        number = len(list(folder.glob(f'gradients_{get_rank()}_*.pt')))
+        torch.save(gradients, folder / f'gradients_{get_rank()}_{number:02}.pt')
+
+
+register_optimizer_step_pre_hook(keep_gradients)

@@ -1,0 +1,124 @@
+"""How a soft prompt group begins: shapes, then values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spt_parlai.errors import UsageError
+from spt_parlai.model.soft_prompts import INITIALISATIONS, SoftPromptGroup, initial_prompts
+
+WORDS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + torch.arange(6) * 10
+
+
+def letters(text):
+    """A tokenizer: a letter is a token, a = 0."""
+    return [ord(letter) - ord('a') for letter in text]
+
+
+def begin(init, K, L, words=WORDS):
+    return initial_prompts(init, K, L, words.__getitem__, letters, len(words), torch.load)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('K, L', [(1, 1), (4, 8), (3, 2)])
+@pytest.mark.parametrize('init', INITIALISATIONS)
+def test_shape(init, K, L, dtype):
+    prompts = begin(init, K, L, WORDS.to(dtype))
+    assert prompts.shape == (K, L, 6) and prompts.dtype == torch.float32 and prompts.device.type == 'cpu'
+    group = SoftPromptGroup(prompts)
+    assert (group.num_prompts, group.length) == (K, L)
+    assert [(n, p.shape, p.requires_grad) for n, p in group.named_parameters()] == [('tokens', (K, L, 6), True)]
+
+
+def test_values_normal():
+    torch.manual_seed(0)
+    prompts = begin('normal', 40, 50)  # 12,000 draws
+    assert float(prompts.mean()) == pytest.approx(0, abs=0.03)
+    assert float(prompts.std()) == pytest.approx(1, abs=0.03)
+    assert (prompts.flatten(0, 1).std(0) - 1).abs().max() < 0.08
+
+
+def test_values_embedding_scale():
+    torch.manual_seed(0)
+    prompts = begin('embedding-scale', 40, 50).flatten(0, 1)
+    torch.testing.assert_close(prompts.std(0), WORDS.std(0), rtol=0.08, atol=0)
+    assert ((prompts.mean(0) - WORDS.mean(0)).abs() < 0.1 * WORDS.std(0)).all()
+
+
+def test_values_vocab():
+    torch.manual_seed(0)
+    rows = begin('vocab', 10, 5).flatten(0, 1).tolist()
+    assert sorted(rows) == sorted(WORDS.tolist())  # 50 of 50 words: each once
+    few = begin('vocab', 2, 3).flatten(0, 1).tolist()
+    assert len(set(map(tuple, few))) == 6 and all(row in WORDS.tolist() for row in few)
+
+
+@pytest.mark.parametrize('init', INITIALISATIONS)
+def test_the_seed_decides(init):
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return begin(init, 2, 3)
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+
+def test_too_few_words():
+    with pytest.raises(UsageError, match='--num-prompts 17 x --prompt-length 3 need more words than the 50'):
+        begin('vocab', 17, 3)
+
+
+def test_unknown_initialisation():
+    with pytest.raises(ValueError, match="'uniform' is none of normal, embedding-scale, vocab"):
+        begin('uniform', 2, 2)
+
+
+def test_values_text():
+    """Each prompt is its text's word embeddings, repeated to L tokens or cut to them."""
+    prompts = begin('text:abc| d |efghij', 3, 4)
+    expected = [letters(t) for t in ('abca', 'dddd', 'efgh')]
+    assert torch.equal(prompts, WORDS[torch.tensor(expected)])
+
+
+def test_values_text_file(tmp_path):
+    path = tmp_path / 'texts.txt'
+    path.write_text('abc\n\nde\n', encoding='utf-8')
+    assert torch.equal(begin(f'file:{path}', 2, 3), begin('text:abc|de', 2, 3))
+
+
+@pytest.mark.parametrize(
+    'init, reason',
+    [
+        ('text:abc', '1 texts for --num-prompts 2'),
+        ('text:', '0 texts for --num-prompts 2'),
+        ('text:a|b|c', '3 texts'),
+        ('text:abcd|abce', 'prompts 0 and 1 begin with the same 3 tokens'),
+        ('file:/no/such.txt', 'No such file'),
+        ('file:/tmp.txt', 'cannot be read'),
+    ],
+)
+def test_texts_that_do_not_fit(init, reason):
+    with pytest.raises(UsageError, match=reason) as error:
+        begin(init, 2, 3)
+    assert init in str(error.value)
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / 'texts.txt'
+    path.write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(UsageError, match='not UTF-8'):
+        begin(f'file:{path}', 2, 3)
+
+
+def test_values_of_trained_prompts(tmp_path):
+    torch.save(torch.randn(2, 3, 6).double(), tmp_path / 'prompts')
+    assert torch.equal(begin(f'file:{tmp_path}/prompts', 2, 3), torch.load(tmp_path / 'prompts').float())
+    with pytest.raises(UsageError, match='the file holds K 2, L 3, D 6; --num-prompts, .* ask for K 2, L 4, D 6'):
+        begin(f'file:{tmp_path}/prompts', 2, 4)
+
+
+def test_the_group_owns_its_tensor():
+    start = torch.zeros(1, 1, 2)
+    group = SoftPromptGroup(start)
+    group.tokens.data.add_(1)
+    assert start.sum() == 0

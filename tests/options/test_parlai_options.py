@@ -1,0 +1,260 @@
+"""No option of ParlAI's is taken and then ignored: each has an effect that a test shows, or is refused by name."""
+
+import pytest
+from helpers.contract_runs import evaluate, train, training
+from parlai.scripts.display_model import DisplayModel
+from parlai.scripts.eval_wordstat import EvalWordStat
+from parlai.scripts.torchscript import TorchScript
+from parlai.scripts.train_model import TrainModel
+
+from spt_parlai.errors import UsageError
+from spt_parlai.options import parlai_options
+from spt_parlai.options.declare import settle_validation
+from spt_parlai.options.parlai_options import check_effects
+from spt_parlai.options.validate import check_options
+
+
+@pytest.fixture
+def given(tmp_path):
+    """given(**options): what a `parlai train_model` with these options checks before anything is loaded."""
+
+    def check(**options):
+        opt = training('nowhere', model_file=tmp_path / 'm', **options)
+        opt['training_loop'] = True
+        settle_validation(opt)
+        check_options(opt)
+        check_effects(opt)
+        return opt
+
+    return check
+
+
+@pytest.mark.parametrize(
+    'options, named, way_out',
+    [
+        ({'topk': 4}, '--topk 4', '--inference topk'),
+        ({'topp': 0.5}, '--topp 0.5', '--inference nucleus'),
+        ({'inference': 'beam', 'topk': 4}, '--topk 4', 'leave it out'),
+        ({'beam_delay': 3}, '--beam-delay 3', 'delayedbeam'),
+        ({'lambda_decay': 0.5}, '--lambda-decay', 'factual_nucleus'),
+        ({'omega_bound': 0.5}, '--omega-bound', 'factual_nucleus'),
+        ({'p_reset': False}, '--p-reset False', 'factual_nucleus'),
+        ({'temperature': 0.5}, '--temperature 0.5', '--inference'),
+        ({'beam_min_length': 3}, '--beam-min-length 3', 'beam'),
+        ({'beam_length_penalty': 1.0}, '--beam-length-penalty', '--beam-size'),
+        ({'beam_block_full_context': False}, '--beam-block-full-context', '--beam-context-block-ngram'),
+        ({'verbose_topk': 5}, '--verbose-topk 5', '--verbose'),
+        ({'verbose_topk': 0, 'verbose': True}, '--verbose-topk 0', 'at least 1'),
+        ({'gpu_beam_blocking': True}, '--gpu-beam-blocking', 'leave it out'),
+        ({'compute_tokenized_bleu': True}, 'bleu', 'fairseq'),
+        ({'momentum': 0.9}, '--momentum 0.9', 'sgd'),
+        ({'nesterov': False}, '--nesterov', 'sgd'),
+        ({'optimizer': 'sgd', 'betas': '0.5,0.9'}, '--betas', 'adam'),
+        ({'optimizer': 'sgd', 'adam_eps': 1e-6}, '--adam-eps', 'adam'),
+        ({'adafactor_eps': '1e-8,1e-3'}, '--adafactor-eps', 'adafactor'),
+        ({'nus': '0.5'}, '--nus', 'leave it out'),
+        ({'lr_scheduler': 'invsqrt', 'lr_scheduler_patience': 1}, '--lr-scheduler-patience 1', 'reduceonplateau'),
+        ({'lr_scheduler': 'none', 'lr_scheduler_decay': 0.1}, '--lr-scheduler-decay', 'fixed'),
+        ({'lr_scheduler_decay': 1.0}, '--lr-scheduler-decay 1.0', '--lr-scheduler none'),
+        ({'invsqrt_lr_decay_gamma': 5}, '--invsqrt-lr-decay-gamma 5', 'invsqrt'),
+        ({'lr_scheduler': 'none', 'warmup_updates': 5}, '--warmup-updates 5', 'linear'),
+        ({'warmup_rate': 0.5}, '--warmup-rate 0.5', '--warmup-updates'),
+        ({'lr_scheduler': 'cosine'}, '--lr-scheduler', '--max-train-steps'),
+        ({'lr_scheduler': 'linear'}, '--lr-scheduler', '--max-train'),
+        ({'lr_scheduler': 'linear', 'max_train_steps': 5, 'warmup_updates': 5}, '--warmup-updates 5', 'smaller'),
+        ({'fp16_impl': 'mem_efficient'}, '--fp16-impl', 'float32'),
+        ({'force_fp16_tokens': True}, '--force-fp16-tokens', 'frozen'),
+        ({'fp16': True, 'llm_dtype': 'float32'}, '--llm-dtype float32', 'contradict'),
+        ({'embedding_type': 'glove'}, '--embedding-type', 'frozen'),
+        ({'embedding_projection': 'copy'}, '--embedding-projection', 'frozen'),
+        ({'split_lines': True}, '--split-lines', 'template'),
+        ({'delimiter': ' '}, '--delimiter', 'template'),
+        ({'add_p1_after_newln': True}, '--add-p1-after-newln', 'template'),
+        ({'dict_tokenizer': 'bpe'}, '--dict-tokenizer', 'frozen'),
+        ({'dict_lower': True}, '--dict-lower', 'frozen'),
+        ({'dict_file': '/other.dict'}, '--dict-file', 'leave it out'),
+        ({'dict_class': 'parlai.core.dict:DictionaryAgent'}, '--dict-class', 'frozen'),
+        ({'bpe_dropout': 0.1}, '--bpe-dropout', 'frozen'),
+        ({'bpe_debug': True}, '--bpe-debug', 'frozen'),
+        ({'image_mode': 'resnet152'}, '--image-mode', 'text alone'),
+        ({'image_size': 64}, '--image-size', 'text alone'),
+        ({'image_cropsize': 64}, '--image-cropsize', 'text alone'),
+        ({'save_format': 'parlai'}, '--save-format', '--world-logs'),
+        ({'log_keep_fields': 'text'}, '--log-keep-fields', '--world-logs'),
+        ({'tensorboard_logdir': 'x'}, '--tensorboard-logdir', '--tensorboard-log'),
+        ({'wandb_project': 'x'}, '--wandb-project', '--wandb-log'),
+        ({'wandb_name': 'x'}, '--wandb-name', '--wandb-log'),
+        ({'clearml_task_name': 'x'}, '--clearml-task-name', '--clearml-log'),
+        ({'beam_block_list_filename': '/none'}, '--beam-block-list-filename', 'No such file'),
+        ({'datatype': 'valid'}, '--datatype', 'train:stream'),
+        ({'datatype': 'train:evalmode'}, '--datatype', 'train:stream'),
+        ({'interactive_mode': True}, '--interactive-mode', 'leave it out'),
+        ({'use_reply': 'model'}, '--use-reply', 'leave it out'),
+        ({'hide_labels': True}, '--hide-labels', 'labels'),
+        ({'validation_metric_mode': 'max'}, '--validation-metric-mode max', 'lower'),
+        ({'validation_metric': 'f1', 'validation_metric_mode': 'min'}, '--validation-metric-mode min', 'higher'),
+        *(({'optimizer': name}, '--optimizer', 'adam') for name in ('muon', 'lbfgs', 'sparseadam', 'optimizer')),
+        ({'optimizer': 'rprop', 'weight_decay': 0.1}, '--weight-decay 0.1', 'leave it out'),
+    ],
+)
+def test_refused(given, options, named, way_out):
+    with pytest.raises(UsageError) as error:
+        given(**options)
+    sentence = str(error.value)
+    assert (
+        named in sentence
+        and way_out in sentence
+        and sentence.startswith('--')
+        and sentence.endswith('.')
+        and '\n' not in sentence
+    )
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'inference': 'topk', 'topk': 4, 'temperature': 0.5},
+        {'inference': 'factual_nucleus', 'p_reset': False, 'topp': 0.5},
+        {'inference': 'delayedbeam', 'beam_size': 2, 'beam_delay': 3, 'topk': 3},
+        {'verbose': True, 'verbose_topk': 5},
+        {'inference': 'beam', 'beam_size': 3, 'beam_min_length': 2, 'beam_length_penalty': 1.0},
+        {'beam_context_block_ngram': 2, 'beam_block_full_context': False},
+        {'optimizer': 'sgd', 'momentum': 0.9, 'nesterov': False},
+        {'betas': '0.5,0.9', 'adam_eps': 1e-6},
+        {'optimizer': 'adafactor', 'adafactor_eps': '1e-8,1e-3'},
+        {'lr_scheduler': 'cosine', 'max_train_steps': 9, 'warmup_updates': 3, 'warmup_rate': 0.5},
+        {'world_logs': 'x', 'save_format': 'parlai', 'log_keep_fields': 'text'},
+        {'tensorboard_log': True, 'tensorboard_logdir': 'x'},
+        {
+            'topk': 10,
+            'topp': 0.9,
+            'temperature': 1.0,
+            'betas': '0.9,0.999',
+            'adam_eps': 1e-8,
+            'delimiter': '\n',
+            'nus': '0.7',
+            'momentum': 0,
+            'nesterov': True,
+            'adafactor_eps': '1e-30,1e-3',
+            'dict_lower': False,
+            'image_mode': 'no_image_model',
+        },
+        {'use_reply': 'none'},
+        {'datatype': 'train:ordered:stream'},
+        {'optimizer': 'rprop'},
+    ],
+)
+def test_accepted(given, options):
+    given(**options)
+
+
+def test_the_dictionary_that_parlais_scripts_name_is_ours(given, tmp_path):
+    given(dict_file=tmp_path / 'm.dict', dict_class='spt_parlai.dialogue.dictionary:TokenizerDictionary')
+
+
+@pytest.mark.parametrize(
+    'metric, mode, cutoff',
+    [
+        ('ppl', 'min', 1.0),
+        ('selection', 'min', -1.0),
+        ('loss', 'min', -1.0),
+        ('token_acc', 'max', 1.0),
+        ('bleu-4', 'max', 1.0),
+        ('rouge-L', 'max', 1.0),
+        ('hits@1', 'max', 1.0),
+        ('convai2/nll', 'min', -1.0),
+        ('prompt_usage_entropy', 'max', 1.0),
+        ('selected_gain', 'max', 100.0),
+        ('other', 'max', 1.0),
+        ('sacrebleu', 'max', 100.0),
+        ('rouge1', 'max', 100.0),
+        ('dist', 'max', 100.0),
+        ('ppl_word', 'min', -1.0),
+    ],
+)
+def test_validation_knows_which_way_a_metric_improves(given, metric, mode, cutoff):
+    opt = given(validation_metric=metric)
+    assert (opt['validation_metric_mode'], opt['validation_cutoff']) == (mode, cutoff)
+    assert given(validation_metric=metric, validation_cutoff=0.3)['validation_cutoff'] == 0.3
+
+
+def test_an_unknown_validation_metric_is_named_with_those_there_are(tiny_llms, tmp_path):
+    with pytest.raises(UsageError, match='--validation-metric bleu-5: validation reports no such metric, but .*ppl'):
+        train(
+            tiny_llms.opt,
+            model_file=tmp_path / 'm',
+            max_train_steps=3,
+            validation_every_n_steps=1,
+            validation_metric='bleu-5',
+        )
+
+
+@pytest.fixture(scope='module')
+def model_file(tiny_llms, tmp_path_factory):
+    path = tmp_path_factory.mktemp('stored') / 'm'
+    train(tiny_llms.opt, model_file=path, max_train_steps=1, inference='topk', topk=3, temperature=0.5, betas='0.5,0.9')
+    return path
+
+
+def test_what_a_model_file_remembers_is_no_mistake_in_another_command(model_file):
+    assert evaluate(model_file, inference='greedy', num_examples=4)['exs'] == 4
+
+
+def test_a_reply_is_needed_to_go_on_with_it(model_file):
+    for option, value in (('hide_labels', True), ('use_reply', 'model')):
+        with pytest.raises(UsageError, match='--skip-generation true'):
+            evaluate(model_file, num_examples=4, skip_generation=True, **{option: value})
+        assert evaluate(model_file, num_examples=4, **{option: value})['exs'] == 4
+
+
+def test_scripts_that_cannot_work_say_so(model_file, tmp_path):
+    with pytest.raises(UsageError, match='torchscript'):
+        TorchScript.main(model_file=str(model_file), scripted_model_file=str(tmp_path / 'x'), input=['hi'])
+    with pytest.raises(UsageError, match='--external-dict'):
+        EvalWordStat.main(model_file=str(model_file), task='integration_tests')
+    with pytest.raises(UsageError, match='--verbose-topk 9999: the LLM knows 340'):
+        DisplayModel.main(model_file=str(model_file), task='integration_tests', verbose=True, verbose_topk=9999)
+
+
+# What every other option does is shown by a test: here, or in the folder or file named.
+SHOWN = {
+    'integration/test_wrong_inputs.py': 'task datapath model model_file num_prompts prompt_length init_model',
+    'integration/test_main_job.py': 'llm batchsize seed persona persona_file lambda_selection lambda_contrastive lambda_fusion '
+    'validation_metric max_new_tokens inference prompt_init num_epochs learningrate optimizer fp16',
+    'integration/test_resume.py': 'save_every_n_secs update_freq',
+    'contract/test_batching.py': 'dynamic_batching eval_dynamic_batching eval_batchsize gradient_clip',
+    'contract/test_optimizers.py': 'weight_decay betas adam_eps adafactor_eps momentum nesterov',
+    'contract/test_schedulers.py': 'lr_scheduler lr_scheduler_patience lr_scheduler_decay invsqrt_lr_decay_gamma warmup_updates '
+    'warmup_rate max_train_steps log_every_n_steps validation_every_n_steps',
+    'contract/test_training_loop.py': 'init_opt allow_missing_init_opts evaltask final_extra_opt num_workers max_train_time '
+    'validation_every_n_secs validation_every_n_epochs validation_patience validation_cutoff '
+    'validation_metric_mode validation_max_exs short_final_eval validation_share_agent save_after_valid '
+    'load_from_checkpoint tensorboard_log tensorboard_logdir multitask_weights datatype',
+    'contract/test_replies.py': 'beam_size beam_min_length beam_context_block_ngram beam_block_ngram beam_block_full_context '
+    'beam_length_penalty topk topp beam_delay lambda_decay omega_bound p_reset beam_block_list_filename '
+    'temperature verbose verbose_topk skip_generation',
+    'contract/test_candidates.py': 'rank_candidates',
+    'contract/test_logs.py': 'metrics aggregate_micro world_logs save_format log_keep_fields history_size use_reply hide_labels',
+    'test_window.py': 'truncate text_truncate label_truncate',
+    'test_options.py': 'tau_gold tau_score similarity_threshold contrastive_text person_tokens history_reversed special_tok_lst '
+    'history_add_global_end_token',
+    'model': 'llm_compile llm_revision llm_dtype llm_device_map llm_quantization',
+    # ParlAI's own, before any agent is asked: its logging, its debugger, its downloads, the choice of a device
+    'parlai': 'help helpall is_debug display_examples log_every_n_secs loglevel download_path no_cuda gpu wandb_log clearml_log interactive_mode image_mode',
+    # of the stability experiments
+    'packing': 'dialogue_packing contrastive_pairs',
+    'baselines/test_rag.py': 'retrieval_encoder retrieved retrieved_length retrieve_per retrieval_cache training_task',
+    'baselines/test_in_context.py': 'instruction shots chat_template',
+    'baselines/test_in_context_endpoint.py': 'api_base',
+    'metrics': 'paper_metrics trim_responses',
+    'proof': 'score_noise gold_noise force_prompt activation_beta prompt_chunk tokens_at_once checkpoint_activations max_skipped_steps memory_estimate',
+}
+
+
+@pytest.mark.parametrize('agent', ['SptAgent', 'SptRagAgent', 'RagAgent', 'InContextAgent'])
+def test_no_option_is_without_a_test(agent):
+    parser = TrainModel.setup_args()
+    parser.parse_args(['-m', f'spt_parlai.agents:{agent}'])
+    offered = {action.dest for action in parser._actions if not action.dest.startswith(('dict_', 'bpe_'))}
+    shown = {name for names in SHOWN.values() for name in names.split()}
+    assert offered - shown - set(parlai_options._EFFECTS) == set()

@@ -1,0 +1,145 @@
+"""Options that cannot work are refused together, in one place, each by its name and value."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spt_parlai.errors import UsageError, shorten
+from spt_parlai.options.declare import NO_GENERATION_NEEDED, skips_generation
+from spt_parlai.options.validate import check_options
+
+NAN, INF = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize(
+    'option, value, way_out',
+    [
+        ('num_prompts', 0, 'at least 1'),
+        ('num_prompts', -1, 'at least 1'),
+        ('num_prompts', 2.5, 'whole number'),
+        ('num_prompts', True, 'whole number'),
+        ('num_prompts', '4', 'whole number'),
+        ('prompt_length', 0, 'at least 1'),
+        ('max_new_tokens', 0, 'at least 1'),
+        ('batchsize', 0, 'at least 1'),
+        ('lambda_selection', -0.1, 'switches the loss off'),
+        ('lambda_contrastive', NAN, 'at least 0'),
+        ('lambda_fusion', INF, 'at least 0'),
+        ('lambda_fusion', None, 'at least 0'),
+        ('learningrate', -1.0, 'at least 0'),
+        ('tau_gold', 0.0, 'above 0'),
+        ('tau_score', -1.0, 'above 0'),
+        ('tau_score', NAN, 'above 0'),
+        ('temperature', 0.0, 'above 0'),
+        ('similarity_threshold', 101.0, 'between 0 and 100'),
+        ('similarity_threshold', -1.0, 'between 0 and 100'),
+        ('similarity_threshold', NAN, 'between 0 and 100'),
+        ('gold_noise', -0.1, 'at least 0'),
+        ('score_noise', NAN, 'at least 0'),
+        ('activation_beta', 0.0, 'above 0'),
+        ('force_prompt', 4, 'from 0 to 3'),
+        ('force_prompt', -2, '-1'),
+        ('prompt_chunk', -1, 'at least 0'),
+        ('tokens_at_once', -1, 'at least 0'),
+        ('max_skipped_steps', 1.5, 'whole number'),
+        ('betas', (3.0, 0.999), 'below 1'),
+        ('prompt_init', 'file:/no/such.txt', 'no such file'),
+        ('prompt_init', 'zeros', 'normal, embedding-scale, vocab'),
+        ('llm_dtype', 'int4', 'bfloat16'),
+        ('llm_quantization', '2bit', '8bit'),
+        ('contrastive_text', 'all', 'persona'),
+        ('contrastive_pairs', 'some', 'across'),
+        ('text_truncate', 0, '-1'),
+        ('label_truncate', -2, '-1'),
+        ('truncate', 0, '-1'),
+        ('text_truncate', 1.5, 'number of tokens'),
+        ('model_parallel', True, '--llm-device-map auto'),
+        ('data_parallel', True, 'multiprocessing_train'),
+        ('person_tokens', True, 'template'),
+        ('special_tok_lst', 'A,B', 'no tokens are added'),
+        ('history_reversed', True, 'order'),
+        ('history_add_global_end_token', 'end', 'no tokens are added'),
+        ('ddp_backend', 'zero2', 'only ddp'),
+        ('retrieved', 0, 'at least 1'),
+        ('retrieved_length', 0, '-1'),
+        ('retrieve_per', 'episode', 'dialogue'),
+        ('shots', -1, 'at least 0'),
+        ('shots', 1.5, 'whole number'),
+        ('chat_template', 'true', 'auto'),
+        ('instruction', ' ', 'say what'),
+        ('api_retries', -1, 'at least 0'),
+        ('api_timeout', 0, 'above 0'),
+        ('api_temperature', NAN, 'at least 0'),
+        ('api_concurrency', 0, 'at least 1'),
+        ('init_model', '/no/such/model', 'no such file'),
+    ],
+)
+def test_refuses(option, value, way_out):
+    with pytest.raises(UsageError) as error:
+        check_options({option: value})
+    sentence = str(error.value)
+    assert sentence.startswith('--' + option.replace('_', '-')) and str(value) in sentence and way_out in sentence
+    assert sentence.endswith('.') and '\n' not in sentence
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'num_prompts': 1, 'prompt_length': 1, 'max_new_tokens': 1, 'batchsize': 1},
+        {'lambda_selection': 0, 'lambda_contrastive': 0.0, 'lambda_fusion': 2, 'learningrate': 0.0},
+        {'similarity_threshold': 0},
+        {'similarity_threshold': 100.0},
+        {'tau_gold': 1e-3},
+        {'text_truncate': -1, 'label_truncate': None, 'truncate': 8},
+        {'person_tokens': False, 'special_tok_lst': None},
+        {'ddp_backend': 'ddp'},
+        {'persona': '', 'persona_file': None},
+        {'init_model': __file__},
+        {'init_model': None},
+        {'force_prompt': 7, 'num_prompts': 8},
+        {'prompt_init': 'text:a|b'},
+        {'prompt_chunk': 9},
+        {
+            'prompt_init': 'file:/no/such.txt',
+            'model_file': __file__,
+        },  # the prompts are there: how they began is history
+        {'init_model': '/no/such/model', 'model_file': __file__},  # a run that continues needs its first model no more
+    ],
+)
+def test_accepts(options):
+    check_options(options)
+
+
+@pytest.mark.parametrize('persona', ['i ski.', ''])
+def test_refuses_two_personas(persona):
+    with pytest.raises(UsageError, match='--persona and --persona-file were both given: give one'):
+        check_options({'persona': persona, 'persona_file': 'file.txt'})
+
+
+@pytest.mark.parametrize(
+    'given, training, metric, skips',
+    [
+        (None, True, 'ppl', True),
+        (None, True, 'f1', False),
+        (None, False, 'ppl', False),
+        (False, True, 'ppl', False),
+        (True, False, 'f1', True),
+        *((None, True, metric, True) for metric in NO_GENERATION_NEEDED),
+    ],
+)
+def test_generates_only_for_metrics_that_need_it(given, training, metric, skips):
+    opt = {'skip_generation': given, 'validation_metric': metric, **({'training_loop': True} if training else {})}
+    assert skips_generation(opt) is skips
+
+
+def test_an_error_ends_a_command_with_its_sentence():
+    program = 'from spt_parlai.errors import UsageError; raise UsageError("--x 1: give 2.")'
+    ended = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, '--x 1: give 2.\n')
+    assert issubclass(UsageError, ValueError)
+
+
+def test_shortens_a_long_value():
+    assert shorten('x' * 500) == "'" + 'x' * 78 + '…' and shorten(3) == '3'

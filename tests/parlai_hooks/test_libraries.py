@@ -1,0 +1,136 @@
+"""Each test shows one ParlAI break repaired; all fail without ``spt_parlai.parlai_hooks.libraries``."""
+
+import builtins
+
+import numpy as np
+import pytest
+from parlai.core.dict import DictionaryAgent
+from parlai.core.metrics import BleuMetric, RougeMetric, TeacherMetrics
+from parlai.core.opt import Opt
+from parlai.scripts.eval_model import EvalModel
+from parlai.scripts.train_model import TrainModel
+from parlai.utils import distributed
+
+import spt_parlai  # noqa: F401  (applies the patches)
+from spt_parlai.parlai_hooks import libraries
+
+
+@pytest.fixture(scope='module')
+def task(tmp_path_factory):
+    """Options of a task with a few short dialogues."""
+    folder = tmp_path_factory.mktemp('data')
+    lines = [f'text:how are you {i} ?\tlabels:i am fine {i} .\tepisode_done:True' for i in range(4)]
+    (folder / 'chat.txt').write_text('\n'.join(lines) + '\n')
+    return {
+        'task': 'fromfile:parlaiformat',
+        'fromfile_datapath': str(folder / 'chat.txt'),
+        'fromfile_datatype_extension': False,
+        'datapath': str(folder),
+    }
+
+
+@pytest.fixture(scope='module')
+def model_file(task, tmp_path_factory):
+    """A tiny transformer, trained with ParlAI's default scheduler."""
+    path = str(tmp_path_factory.mktemp('model') / 'model')
+    TrainModel.main(
+        **task,
+        model='transformer/generator',
+        n_layers=1,
+        n_heads=2,
+        embedding_size=8,
+        ffn_size=8,
+        truncate=8,
+        batchsize=2,
+        max_train_steps=2,
+        model_file=path,
+    )
+    return path
+
+
+def evaluate(task, model_file, **options):
+    return EvalModel.main(**task, model_file=model_file, datatype='valid', num_examples=4, **options)
+
+
+def test_apply_twice_changes_nothing():
+    add = TeacherMetrics.add
+    libraries.apply()
+    assert TeacherMetrics.add is add
+
+
+def test_training_and_evaluation_with_the_default_scheduler(task, model_file):
+    assert evaluate(task, model_file)['exs'].value() == 4
+
+
+@pytest.mark.parametrize('beam_size', [1, 3])
+@pytest.mark.parametrize('delay', [0, 2, 30])
+def test_delayed_nucleus_beam(task, model_file, beam_size, delay):
+    report = evaluate(
+        task,
+        model_file,
+        inference='delayednucleusbeam',
+        beam_size=beam_size,
+        beam_delay=delay,
+    )
+    assert report['gen_n_toks'].value() >= 1
+
+
+def test_evaluation_without_nltk(monkeypatch):
+    import_module = builtins.__import__
+
+    def without_nltk(name, *args, **kwargs):
+        if name.partition('.')[0] == 'nltk':
+            raise ImportError(name)
+        return import_module(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, '__import__', without_nltk)
+    metrics = TeacherMetrics()
+    metrics.evaluate_response({'text': 'i am fine'}, ['i am fine'])
+    report = metrics.report()
+    assert report['f1'].value() == 1
+    assert 'bleu-4' not in report
+
+
+def test_bleu_needs_no_data():
+    score = BleuMetric.compute('the cat sat on a mat', ['the cat sat on a mat'])
+    assert score.value() == pytest.approx(1)
+
+
+def test_rouge_needs_no_data():
+    scores = RougeMetric.compute_many('I like my dog!', ['We like my cat.'], 'f')
+    assert None not in scores
+    # Two of four words, one of three pairs, and a common subsequence of two words.
+    assert [s.value() for s in scores] == pytest.approx([2 / 4, 1 / 3, 2 / 4])
+
+
+def test_rouge_equals_py_rouge_with_a_sentence_model(monkeypatch):
+    """The words are those of ``nltk.word_tokenize`` for a text of one sentence."""
+    import nltk.tokenize
+    import rouge
+
+    monkeypatch.setattr(nltk.tokenize, 'sent_tokenize', lambda text, language: [text])
+    unpatched = rouge.Rouge(metrics=['rouge-n', 'rouge-l'], max_n=2)
+    patched = libraries._rouge_evaluator()
+    texts = [
+        ('i cannot see it', 'i can not see it'),
+        ('gonna run lemme go', 'going to run let me go'),
+        ('we wanna 10 dogs running', 'she wants ten dogs to run'),
+        ('', 'hello'),
+    ]
+    for guess, answer in texts:
+        assert patched.get_scores(guess, answer) == unpatched.get_scores(guess, answer)
+
+
+def test_txt2vec_array():
+    dictionary = DictionaryAgent(Opt({'dict_tokenizer': 'space'}))
+    dictionary.add_to_dict(['hello'])
+    vector = dictionary.txt2vec('hello hello', np.ndarray)
+    assert isinstance(vector, np.ndarray)
+    assert vector.tolist() == dictionary.txt2vec('hello hello')
+
+
+def test_functions_imported_by_name_are_patched():
+    from parlai.scripts import eval_model, train_model
+
+    for module in (eval_model, train_model):
+        assert module.all_gather_list is distributed.all_gather_list

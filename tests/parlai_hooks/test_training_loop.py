@@ -1,0 +1,305 @@
+"""What ParlAI's training loop offers: when it validates, stops and saves, where it begins, what it logs."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.contract_runs import AGENT, SAMPLE, TINY, logged, train, training
+from parlai.scripts import train_model
+from tensorboardX.proto.event_pb2 import Event
+
+from spt_parlai.agents import SptAgent
+from spt_parlai.errors import UsageError
+
+PAIR = f'{SAMPLE},integration_tests:nocandidate'
+
+
+def stats(model_file):
+    return json.loads(Path(f'{model_file}.trainstats').read_text())
+
+
+def validated_at(model_file):
+    return [r['train_steps'] for r in stats(model_file)['valid_reports']]
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_llms, tmp_path_factory):
+    path = tmp_path_factory.mktemp('trained') / 'm'
+    train(tiny_llms.opt, model_file=path, max_train_steps=4, validation_every_n_steps=2, learningrate=0.1)
+    return path
+
+
+# ---- validation and the end -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'options, steps',
+    [
+        ({'validation_every_n_steps': 2, 'max_train_steps': 7}, [2, 4, 6]),
+        (
+            {'validation_every_n_epochs': 0.2, 'max_train_steps': 13},
+            [4, 8, 12],
+        ),  # 18.5 batches of four dialogues in an epoch
+        ({'validation_every_n_secs': 1e-6, 'max_train_steps': 4}, [1, 2, 3]),
+        ({'validation_every_n_steps': 1, 'max_train_time': 1e-6, 'max_train_steps': 4}, []),
+    ],
+    ids=str,
+)
+def test_validates_when_asked_to(tiny_llms, tmp_path, options, steps):
+    train(tiny_llms.opt, model_file=tmp_path / 'm', **{'validation_max_exs': 4, **options})
+    assert validated_at(tmp_path / 'm') == steps
+
+
+def test_stops_when_validation_no_longer_improves(tiny_llms, tmp_path):
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        learningrate=0.0,
+        validation_every_n_steps=1,
+        validation_patience=3,
+        max_train_steps=20,
+    )
+    assert validated_at(tmp_path / 'm') == [1, 2, 3, 4]
+
+
+def test_patience_counts_on_after_a_stop(tiny_llms, tmp_path):
+    options = {'learningrate': 0.0, 'validation_every_n_steps': 1, 'validation_patience': 4}
+    train(tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=3, **options)
+    train(tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=20, **options)
+    assert validated_at(tmp_path / 'm') == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    'options, steps',
+    [
+        ({'validation_cutoff': 1e9}, [1]),
+        ({'validation_metric': 'loss', 'validation_cutoff': 100}, [1]),
+        ({'validation_metric': 'selection'}, [1, 2]),
+        ({'validation_metric': 'token_acc', 'validation_cutoff': 0.0}, [1]),
+    ],
+    ids=str,
+)
+def test_stops_at_the_cutoff(tiny_llms, tmp_path, options, steps):
+    train(tiny_llms.opt, model_file=tmp_path / 'm', validation_every_n_steps=1, max_train_steps=3, **options)
+    assert validated_at(tmp_path / 'm') == steps
+
+
+@pytest.mark.parametrize('metric', ['spt_loss', 'ppl', 'token_acc', 'prompt_usage_entropy'])
+def test_the_best_model_is_kept(tiny_llms, tmp_path, metric):
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        validation_every_n_steps=1,
+        max_train_steps=5,
+        learningrate=0.5,
+        validation_metric=metric,
+        optimizer='sgd',
+        gradient_clip=-1,
+        lambda_selection=0,
+    )
+    reports = stats(tmp_path / 'm')['valid_reports']
+    best = (max if metric in ('token_acc', 'prompt_usage_entropy') else min)(r[metric] for r in reports)
+    kept = torch.load(tmp_path / 'm', weights_only=True)['progress']['train_stats']
+    assert kept['best_valid'] == best == next(r[metric] for r in reports if r['train_steps'] == kept['train_steps'])
+
+
+def test_a_short_final_evaluation(tiny_llms, tmp_path):
+    valid, test = train(tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=1, validation_max_exs=12)
+    assert (valid['exs'], test['exs']) == (12, 12)
+    valid, test = train(
+        tiny_llms.opt, model_file=tmp_path / 'n', max_train_steps=1, short_final_eval=False, skip_generation=True
+    )
+    assert (valid['exs'], test['exs']) == (108, 108)
+
+
+def test_a_final_extra_evaluation(tiny_llms, tmp_path):
+    (tmp_path / 'extra.opt').write_text(
+        json.dumps(
+            {
+                'task': 'integration_tests:nocandidate',
+                'datatype': 'valid',
+                'validation_max_exs': 20,
+                'short_final_eval': True,
+            }
+        )
+    )
+    train(tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=1, final_extra_opt=tmp_path / 'extra.opt')
+    assert stats(tmp_path / 'm')['final_extra_valid_report']['exs'] == 20
+
+
+@pytest.mark.parametrize('share', [True, False])
+def test_validation_with_a_shared_agent_is_the_same(tiny_llms, tmp_path, share):
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        max_train_steps=5,
+        validation_every_n_steps=2,
+        validation_share_agent=share,
+        log_every_n_steps=1,
+        skip_generation=False,
+    )
+    assert logged(tmp_path / 'm', 'spt_loss')[4] == pytest.approx(logged(tmp_path / 'm', 'spt_loss')[4])
+    reports = stats(tmp_path / 'm')['valid_reports']
+    assert [r['exs'] for r in reports] == [8, 8] and reports[1]['ppl'] != reports[0]['ppl']
+
+
+# ---- where it begins ------------------------------------------------------------------------------------
+
+
+def tensors(path):
+    return torch.load(path, weights_only=True)['model']
+
+
+def begun(llm, **options):
+    """What a run that starts with these options has before its first step."""
+    agent = train_model.TrainLoop(training(llm, **options)).agent
+    return {name: tensor.clone() for name, tensor in agent.model.state_dict().items()}, agent
+
+
+@pytest.mark.parametrize('suffix', ['', '.checkpoint'])
+def test_a_new_run_starts_from_another_model(tiny_llms, tmp_path, trained, suffix):
+    start = f'{trained}{suffix}'
+    found, agent = begun(
+        tiny_llms.opt, model_file=tmp_path / 'm', init_model=start, load_from_checkpoint=False, seed=99
+    )
+    for name, tensor in tensors(start).items():
+        assert torch.equal(found[name], tensor)
+    assert agent._number_training_updates == 0 and not agent.optimizer.state
+
+
+def test_a_checkpoint_as_init_model_continues_its_optimizer(tiny_llms, tmp_path, trained):
+    """ParlAI's rule: `-im FILE.checkpoint` with --load-from-checkpoint true (the default) is a run that continues."""
+    _, agent = begun(tiny_llms.opt, model_file=tmp_path / 'm', init_model=f'{trained}.checkpoint')
+    assert agent.optimizer.state and agent._number_training_updates == 2  # of its last validation
+
+
+def test_load_from_checkpoint_chooses_the_newest_or_the_best(tiny_llms, trained):
+    for newest, suffix in ((True, '.checkpoint'), (False, '')):
+        found, _ = begun(tiny_llms.opt, model_file=trained, load_from_checkpoint=newest)
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors(f'{trained}{suffix}').items())
+
+
+def test_no_checkpoint_where_none_is_wanted(tiny_llms, tmp_path):
+    train(
+        tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=3, validation_every_n_steps=1, save_after_valid=False
+    )
+    assert (tmp_path / 'm').exists() and not (tmp_path / 'm.checkpoint').exists()
+
+
+def test_options_from_a_file(tiny_llms, tmp_path):
+    (tmp_path / 'o.opt').write_text(
+        json.dumps({'model': AGENT, 'num_prompts': 5, 'learningrate': 0.5, 'not_an_option': 1})
+    )
+    parser = train_model.TrainModel.setup_args()
+    with pytest.raises(UsageError, match='not_an_option is no option of'):
+        parser.parse_args(['-o', str(tmp_path / 'o.opt')])
+    opt = train_model.TrainModel.setup_args().parse_args(
+        ['-o', str(tmp_path / 'o.opt'), '--allow-missing-init-opts', 'true', '--learningrate', '0.25']
+    )
+    assert (opt['num_prompts'], opt['learningrate'], opt['override']['num_prompts']) == (5, 0.25, 5)
+
+
+# ---- data -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('datatype', ['train', 'train:ordered', 'train:stream', 'train:ordered:stream'])
+def test_every_way_to_read_the_training_fold(tiny_llms, tmp_path, datatype):
+    train(tiny_llms.opt, model_file=tmp_path / 'm', datatype=datatype, max_train_steps=6, log_every_n_steps=1)
+    assert len(logged(tmp_path / 'm', 'spt_loss')) == 5
+
+
+def test_background_workers_train_on_the_same_data(tiny_llms, tmp_path):
+    train(tiny_llms.opt, model_file=tmp_path / 'm', num_workers=2, max_train_steps=6, log_every_n_steps=2)
+    assert set(logged(tmp_path / 'm', 'spt_loss')) == {2, 4} and max(logged(tmp_path / 'm', 'ppl').values()) < 1000
+    train(tiny_llms.opt, model_file=tmp_path / 'm', num_workers=2, max_train_steps=8, log_every_n_steps=2)
+    assert max(logged(tmp_path / 'm', 'spt_loss')) > 5
+
+
+def test_several_tasks_by_weight(tiny_llms, tmp_path, monkeypatch):
+    """Both tasks are trained on, a dialogue of one for four of the other, and validated each and together."""
+    drawn = []
+    train_step = SptAgent.train_step
+
+    def record(self, batch):
+        drawn.extend('persona' in text for text in batch.texts['context'])
+        return train_step(self, batch)
+
+    monkeypatch.setattr(SptAgent, 'train_step', record)
+    valid, _ = train(
+        tiny_llms.opt, model_file=tmp_path / 'm', task=PAIR, multitask_weights='1,4', max_train_steps=50, num_prompts=1
+    )
+    assert 0.5 < sum(drawn) / len(drawn) < 0.8  # a dialogue of eight turns for four of one turn: 0.67
+    own = [float(valid[f'{task}/ppl']) for task in PAIR.split(',')]
+    assert float(valid['ppl']) == pytest.approx(sum(own) / 2)
+    assert valid['exs'] == 8
+
+
+def test_validation_on_one_of_several_tasks(tiny_llms, tmp_path):
+    train(
+        tiny_llms.opt,
+        model_file=tmp_path / 'm',
+        task=PAIR,
+        max_train_steps=3,
+        validation_every_n_steps=1,
+        validation_metric='integration_tests:nocandidate/ppl',
+    )
+    assert stats(tmp_path / 'm')['best_valid'] == min(
+        r['integration_tests:nocandidate/ppl'] for r in stats(tmp_path / 'm')['valid_reports']
+    )
+
+
+def test_validation_on_another_task(tiny_llms, tmp_path):
+    valid, _ = train(
+        tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=1, evaltask='integration_tests:nocandidate'
+    )
+    assert float(valid['llen']) < 12  # four digits and an end; a reply of the sample task has forty tokens
+
+
+# ---- tensorboard ----------------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    """{tag: {step: value}} of an event file: records of length, checksum, event and checksum."""
+    found: dict[str, dict[int, float]] = {}
+    for path in Path(folder).glob('events*'):
+        data = path.read_bytes()
+        while data:
+            length = struct.unpack('<Q', data[:8])[0]
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+@pytest.mark.parametrize('logdir', [None, 'elsewhere'])
+def test_tensorboard_has_losses_usage_and_learning_rate(tiny_llms, tmp_path, logdir):
+    model_file = tmp_path / 'm'
+    train(
+        tiny_llms.opt,
+        model_file=model_file,
+        max_train_steps=6,
+        log_every_n_steps=2,
+        validation_every_n_steps=4,
+        tensorboard_log=True,
+        tensorboard_logdir=logdir and tmp_path / logdir,
+    )
+    found = scalars(tmp_path / logdir if logdir else f'{model_file}.tensorboard')
+    names = (
+        'spt_loss',
+        'nll',
+        'selection',
+        'contrastive',
+        'fusion',
+        'ppl',
+        'lr',
+        'prompt_usage_0',
+        'prompt_usage_1',
+        'prompt_usage_entropy',
+    )
+    for name in names:
+        assert found[f'{name}/train'] == pytest.approx(logged(model_file, name))
+        assert name == 'lr' or set(found[f'{name}/valid']) == {4}
+    assert found['lr/train'][2] == pytest.approx(TINY.get('learningrate', 0.01))
