@@ -13,7 +13,7 @@ from parlai.core.metrics import AverageMetric, Metric, SumMetric
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from spt_parlai.dialogue.mutator import pack
+from spt_parlai.dialogue.packing import pack
 from spt_parlai.errors import UsageError
 
 
