@@ -1,6 +1,7 @@
-"""Package definition. ParlAI itself is not among the requirements: its own pins would win over everything here.
+"""Package definition.
 
-`requirements.lock`, installed with `pip install --no-deps`, brings ParlAI 1.7.2 and versions that work with it.
+ParlAI is not listed as a requirement, because pip would then follow ParlAI's own pins, which are of 2022. Instead,
+`pip install --no-deps -r requirements.lock` installs ParlAI 1.7.2 and versions of its libraries that work with it.
 """
 
 import re
@@ -18,7 +19,7 @@ setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='MIT',
-    python_requires='>=3.11,<3.14',
+    python_requires='>=3.11,<3.13',
     packages=find_packages(include=['spt_parlai', 'spt_parlai.*']),
     package_data={
         'spt_parlai.tasks.sample': ['*.txt', 'README.md'],
@@ -59,6 +60,7 @@ setup(
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model
         'test': ['hypothesis', 'pytest', 'pytest-xdist'],
+        'dev': ['import-linter', 'mypy', 'ruff', 'types-requests'],  # make lint
     },
     entry_points={'console_scripts': ['spt = spt_parlai.cli:main']},
 )
