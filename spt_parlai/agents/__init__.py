@@ -2,6 +2,7 @@
 
 from spt_parlai.agents.full_fine_tuning import FullFineTuningAgent
 from spt_parlai.agents.in_context import InContextAgent
+from spt_parlai.agents.in_context_api import InContextApiAgent
 from spt_parlai.agents.lora import LoraAgent
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
 from spt_parlai.agents.rag import RagAgent, SptRagAgent
@@ -11,6 +12,7 @@ from spt_parlai.agents.text_prompt import TextPromptAgent
 __all__ = [
     'FullFineTuningAgent',
     'InContextAgent',
+    'InContextApiAgent',
     'LoraAgent',
     'PromptTuningAgent',
     'RagAgent',

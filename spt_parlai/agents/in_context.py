@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from jinja2 import TemplateError
-from parlai.core.params import ParlaiParser
 from parlai.utils import logging
 
 from spt_parlai.agents.base import PromptedAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
-from spt_parlai.agents.in_context_api import InContextApiAgent
 from spt_parlai.dialogue.instruction import (
     Instruction,
     chat_messages,
@@ -22,7 +20,7 @@ from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, render
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
-from spt_parlai.options.declare import add_in_context_args
+from spt_parlai.options.declare import add_api_args, add_chat_template_arg, add_in_context_args
 
 
 class InContextAgent(PromptedAgent):
@@ -35,15 +33,9 @@ class InContextAgent(PromptedAgent):
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
         add_in_context_args(parser)
+        add_chat_template_arg(parser)
+        add_api_args(parser)  # to say in one sentence which agent they belong to
         return parser
-
-    def __new__(cls, opt, shared=None):
-        """With `--api-base`, an agent that asks an endpoint: no LLM is loaded."""
-        if not opt.get('api_base'):
-            return super().__new__(cls)
-        parser = ParlaiParser(False, False)
-        cls.add_cmdline_args(parser)
-        return InContextApiAgent(opt, None, {action.dest: action.default for action in parser._actions})
 
     def __init__(self, opt, shared=None):
         if shared is not None:

@@ -1,9 +1,8 @@
-"""An OpenAI-compatible endpoint: messages → a reply, with every way this can fail told in one sentence.
+"""In-context learning with an LLM behind an OpenAI-compatible endpoint: no LLM and no tokenizer is loaded here.
 
-What every such server has is used and no more: `POST {base}/chat/completions`. The key is read from the environment, goes into
-one header and nowhere else.
-
-In-context learning with an LLM behind an OpenAI-compatible endpoint: neither LLM nor tokenizer is here.
+`ChatEndpoint` is the client, which knows no ParlAI. It uses only what every such server has, which is
+`POST {base}/chat/completions`, and tells every failure in one sentence. The agent below it turns the dialogue into
+messages and the answer into a reply.
 """
 
 from __future__ import annotations
@@ -30,31 +29,34 @@ from spt_parlai.dialogue.instruction import chat_messages
 from spt_parlai.dialogue.messages import Dialogue, check_message
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError, shorten
+from spt_parlai.options.declare import add_api_args, add_chat_args, add_in_context_args
 from spt_parlai.options.parlai_options import check_effects
 from spt_parlai.options.validate import check_options
-from spt_parlai.parlai_hooks.teachers import chosen_bert
 from spt_parlai.training.seeding import seed_everything
 
 _BUSY = (408, 409, 429, 500, 502, 503, 504, 529)  # worth another try
 _REFUSALS = {
     401: 'it does not accept the key: set the environment variable {key_env}, or name another one with --api-key-env',
-    403: 'the key in {key_env} may not do this: check its rights, and --api-model',
+    403: 'the key in {key_env} has no permission for this: check its rights, and --api-model',
     404: 'there is nothing at {url}: check the URL, which often ends in /v1, and --api-model',
 }
-_LONGEST_PAUSE = 120  # seconds
-_jitter = random.Random()  # of its own: what a run draws stays its seed's
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 120  # seconds
+_jitter = random.Random()  # its own generator, so that --seed draws the same whatever the server does
 
 
 class ChatEndpoint:
-    """A model behind an endpoint.
+    """The client of one model behind an endpoint.
+
+    The key is read from the environment and goes into the header of a request, and nowhere else.
 
     :param base: URL before `/chat/completions`.
     :param parameters: further entries of every request (`max_tokens`, `temperature` …).
-    :param key_env: the environment variable that holds the key; where it is not set none is sent, as local servers like it.
+    :param key_env: environment variable that holds the key. If it is not set, no key is sent: local servers need none.
     :param timeout: seconds to wait for a connection, and for an answer.
-    :param retries: how often a request is sent again to a server that is busy, silent or gone. The first pause is of half a
-        second and each next one twice as long, or the server says how long (`Retry-After`).
-    :param concurrency: requests under way at a time.
+    :param retries: how often a request is repeated when the server is busy, silent or unreachable. The first pause is
+        half a second and each further one twice as long, unless the server says how long (`Retry-After`).
+    :param concurrency: how many requests are under way at a time.
+    :raises UsageError: from every method, for what cannot work.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class ChatEndpoint:
         self.key_env, self.timeout, self.retries, self.concurrency = key_env, timeout, retries, concurrency
         self._key = os.environ.get(key_env, '').strip()
         if not (self._key.isascii() and self._key.isprintable()):
-            raise UsageError(f'--api-key-env {key_env}: its value holds characters that no key has; set it anew.')
+            raise UsageError(f'--api-key-env {key_env}: its value contains characters that no key has; set it again.')
         self._session = requests.Session()
         self._session.auth = self._authorize
         for scheme in ('http://', 'https://'):
@@ -80,71 +82,72 @@ class ChatEndpoint:
         self._stopped = threading.Event()
 
     def _authorize(self, request):
+        """Without this, requests would send a password from ~/.netrc where there is no key."""
         if self._key:
             request.headers['Authorization'] = f'Bearer {self._key}'
         return request
 
     def replies(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[str]:
-        """A reply to each of these lists of messages. Raises UsageError where there is one without an answer."""
+        """One reply to each list of messages. The first request that fails ends the others' pauses."""
         self._stopped.clear()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             answers = [pool.submit(self.reply, messages) for messages in chats]
             for answer in wait(answers, return_when=FIRST_EXCEPTION).done:
-                answer.result()  # raises what went wrong, whatever others still wait for
+                answer.result()  # raises what went wrong, while other requests may still wait to be repeated
             return [answer.result() for answer in answers]
         finally:
-            self._stopped.set()  # nobody waits to try again for what nobody waits for
+            self._stopped.set()
             pool.shutdown(cancel_futures=True)
 
     def reply(self, messages: Sequence[dict[str, str]]) -> str:
+        """The reply to one list of messages."""
         answer = self._answer({**self.parameters, 'messages': list(messages)})
         try:
             choice = answer.json()['choices'][0]
             text = choice['message']['content']
         except (ValueError, LookupError, TypeError) as error:
             raise self._error(
-                f'its answer is no chat completion ({shorten(answer.text)}): give an OpenAI-compatible endpoint'
+                f'its answer is not a chat completion ({shorten(answer.text)}): give an OpenAI-compatible endpoint'
             ) from error
         if not isinstance(text, str | None):
-            raise self._error(f'its answer holds no text ({shorten(text)}): give an OpenAI-compatible endpoint')
+            raise self._error(f'its answer contains no text ({shorten(text)}): give an OpenAI-compatible endpoint')
         if not (text or '').strip():
-            warn_once(
-                f'an answer of --api-model {self.parameters["model"]} is empty (finish_reason {choice.get("finish_reason")!r}).'
-            )
+            model, reason = self.parameters['model'], choice.get('finish_reason')
+            warn_once(f'an answer of --api-model {model} is empty (finish_reason {reason!r}).')
         return text or ''
 
     def _answer(self, request: dict[str, Any]) -> requests.Response:
-        for tried in range(self.retries + 1):
-            wanted = None
+        """The answer of a server that accepts the request.
+
+        urllib3's `Retry` in the adapter is not enough: requests reads the body of an answer after `Retry` is done, so a
+        request whose answer breaks off would not be repeated, and nothing can end the pauses of `Retry` early.
+        """
+        for tries in range(1, self.retries + 2):
+            pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE) * _jitter.uniform(0.75, 1)
             try:
                 answer = self._session.post(self.url, json=request, timeout=self.timeout, allow_redirects=False)
+            except Timeout:
+                problem = f'no answer within {self.timeout:g} s'
+            except (ConnectionError, ChunkedEncodingError):
+                problem = 'no connection, or one that broke off'
+            except RequestException as error:
+                raise self._error(f'no request can be sent there ({type(error).__name__}): check the URL') from error
+            else:
                 if answer.status_code == 200:
                     return answer
                 problem = f'{answer.status_code}, {self._reason(answer)}'
                 if answer.status_code not in _BUSY:
-                    refusal = _REFUSALS.get(answer.status_code, 'it does not take the request').format(
-                        key_env=self.key_env, url=self.url
-                    )
-                    raise self._error(f'{refusal} ({problem})')
-                wanted = _wanted_pause(answer.headers.get('Retry-After'))
-            except (ConnectionError, Timeout, ChunkedEncodingError) as error:
-                problem = (
-                    f'no answer within {self.timeout:g} s'
-                    if isinstance(error, Timeout)
-                    else 'no connection, or one that broke off'
-                )
-            except RequestException as error:
-                raise self._error(f'no request can be sent there ({type(error).__name__}): check the URL') from error
-            doubling = min(0.5 * 2**tried, _LONGEST_PAUSE) * _jitter.uniform(0.75, 1)
-            if tried < self.retries and self._stopped.wait(doubling if wanted is None else wanted):
+                    refusal = _REFUSALS.get(answer.status_code, 'it does not accept the request')
+                    raise self._error(f'{refusal.format(key_env=self.key_env, url=self.url)} ({problem})')
+                pause = _retry_after(answer, pause)
+            if tries <= self.retries and self._stopped.wait(pause):
                 break
-        raise self._error(
-            f'tried {tried + 1} times, it had no reply ({problem}): try later, or raise --api-retries or --api-timeout'
-        )
+        count = '1 try' if tries == 1 else f'{tries} tries'
+        raise self._error(f'no reply after {count} ({problem}): try later, or raise --api-retries or --api-timeout')
 
     def _reason(self, answer: requests.Response) -> str:
-        """What the server says of a failure."""
+        """What the server says about a failure, on one line and without the key."""
         try:
             told = answer.json()
             error = told.get('error', told.get('detail', told))
@@ -158,59 +161,52 @@ class ChatEndpoint:
         return UsageError(f'--api-base {self.url.removesuffix("/chat/completions")}: {problem}.')
 
 
-def _wanted_pause(retry_after: str | None) -> float | None:
-    """Seconds, from `Retry-After`: seconds or a date."""
+def _retry_after(answer: requests.Response, otherwise: float) -> float:
+    """Seconds from the header `Retry-After`, which holds seconds or a date."""
     try:
-        return None if retry_after is None else Retry(retry_after_max=_LONGEST_PAUSE).parse_retry_after(retry_after)
-    except InvalidHeader:
-        return None
-
-
-_USED = {  # of a frozen LLM's options, with a tolerated --no-cuda
-    'instruction',
-    'shots',
-    'training_task',
-    'persona',
-    'persona_file',
-    'seed',
-    'max_new_tokens',
-    'history_size',
-    'use_reply',
-    'interactive_mode',
-    'paper_metrics',
-    'trim_responses',
-    'bertscore',
-    'bertscore_layer',
-    'display_add_fields',
-    'no_cuda',
-}
+        return Retry(retry_after_max=_LONGEST_PAUSE).parse_retry_after(answer.headers['Retry-After'])
+    except (KeyError, InvalidHeader):
+        return otherwise
 
 
 class InContextApiAgent(Agent):
-    """Tells a chat endpoint the dialogue so far and says what it answers; a batch is asked for at once.
+    """Sends the dialogue so far to a chat endpoint and says what it answers; the requests of a batch run concurrently.
 
-    :param defaults: every option of the agent that stands for this one, and its default; what an endpoint cannot do is refused.
+    The protocol has no probabilities of a given reply, so there are no perplexities.
     """
 
-    def __init__(self, opt, shared=None, defaults: dict[str, Any] | None = None):
+    trains = False
+
+    @classmethod
+    def add_cmdline_args(cls, parser, partial_opt=None):
+        add_in_context_args(parser)
+        add_api_args(parser)
+        add_chat_args(parser)
+        group = parser.add_argument_group("ParlAI's options")  # those of its TorchAgent that have an effect here
+        group.add_argument('-histsz', '--history-size', type=int, default=-1, help='utterances to remember (-1: all)')
+        group.add_argument(
+            '--use-reply', default='label', choices=['label', 'model', 'none'], help='whose replies the history holds'
+        )
+        group.add_argument('--no-cuda', action='store_true', help='run --bertscore on the CPU')
+        return parser
+
+    def __init__(self, opt, shared=None):
         super().__init__(opt, shared)
         self.id = 'InContext'
         if shared is None:
             check_options(opt)
             check_effects(opt)
-            _refuse_ignored(opt, defaults or {})
-            chosen_bert(opt.get('override') or {})
-            seed = (opt.get('override') or {}).get('seed')
-            if seed is not None:  # for a persona that is drawn
+            seed = (opt.get('override') or {}).get('seed')  # not that of a script's default
+            if seed is not None:  # a persona may be drawn
                 seed_everything(seed)
-            self.endpoint, self.instruction = endpoint_of(opt), instruction_of(opt)
+            self.endpoint, self.instruction = _endpoint_of(opt), instruction_of(opt)
         else:
-            self.instruction, self.endpoint = shared['instruction'], shared['endpoint']
+            self.endpoint, self.instruction = shared['endpoint'], shared['instruction']
         self.persona = persona_of_chat(self.opt, self.id)
         self.reset()
 
     def share(self):
-        return {**super().share(), 'instruction': self.instruction, 'endpoint': self.endpoint}
+        return {**super().share(), 'endpoint': self.endpoint, 'instruction': self.instruction}
 
     def reset(self):
         super().reset()
@@ -221,7 +217,7 @@ class InContextApiAgent(Agent):
         self.observation = Message(observation)
         if not self.observation.is_padding():
             self.dialogue.observe(observation.get('text'))
-            self._forget()
+            self.dialogue.keep_newest(self.opt['history_size'])
             self.observation.force_set('chat', chat_messages(self.dialogue, self.instruction))
         return self.observation
 
@@ -231,15 +227,16 @@ class InContextApiAgent(Agent):
         return reply
 
     def batch_act(self, observations):
-        asked = [i for i, observation in enumerate(observations) if 'chat' in observation]
         replies = [Message({'id': self.id, 'episode_done': False}) for _ in observations]
-        for i, text in zip(asked, self.endpoint.replies([observations[i]['chat'] for i in asked])):
+        asked = [i for i, observation in enumerate(observations) if 'chat' in observation]
+        texts = self.endpoint.replies([observations[i]['chat'] for i in asked])
+        for i, text in zip(asked, texts, strict=True):
             replies[i]['text'] = ' '.join(text.split())
         return replies
 
     def self_observe(self, reply) -> None:
-        """What counts as said goes by `--use-reply`, as with ParlAI's own agents."""
-        heard, use_reply = self.observation, self.opt.get('use_reply', 'label')
+        """Add the reply that `--use-reply` asks for to the dialogue, as ParlAI's own agents do."""
+        heard, use_reply = self.observation, self.opt['use_reply']
         if heard.get('episode_done', False):
             self.reset()
             return
@@ -248,22 +245,22 @@ class InContextApiAgent(Agent):
             self.dialogue.reply(labels[0])
         elif use_reply != 'none':
             self.dialogue.reply(reply.get('text', ''))
-        self._forget()
-
-    def _forget(self) -> None:
-        size = self.opt.get('history_size', -1)
-        if size >= 0:
-            del self.dialogue.turns[: max(0, len(self.dialogue.turns) - size)]
+        self.dialogue.keep_newest(self.opt['history_size'])
 
 
-def endpoint_of(opt) -> ChatEndpoint:
+def _endpoint_of(opt) -> ChatEndpoint:
     """The endpoint of the `--api-…` options. Raises UsageError for an option that cannot work."""
+    for name, meaning in (
+        ('base', 'the URL of the endpoint'),
+        ('model', 'the name by which the endpoint knows the LLM'),
+    ):
+        if not opt.get(f'api_{name}'):
+            raise UsageError(f'-m spt_parlai.agents:InContextApiAgent needs --api-{name}: {meaning}.')
     if not opt['api_base'].startswith(('http://', 'https://')):
         raise UsageError(
-            f'--api-base {opt["api_base"]}: give a URL that begins with http:// or https://, such as https://api.openai.com/v1.'
+            f'--api-base {opt["api_base"]}: give a URL that begins with http:// or https://, such as '
+            'https://api.openai.com/v1.'
         )
-    if not opt.get('api_model'):
-        raise UsageError('--api-base needs --api-model: the name by which the endpoint knows the LLM.')
     try:
         more = json.loads(opt['api_parameters'])
     except ValueError as error:
@@ -282,16 +279,3 @@ def endpoint_of(opt) -> ChatEndpoint:
         opt['api_retries'],
         opt['api_concurrency'],
     )
-
-
-def _refuse_ignored(opt, defaults: dict[str, Any]) -> None:
-    for name, value in (opt.get('override') or {}).items():
-        if (
-            name in defaults
-            and name not in _USED
-            and not name.startswith('api_')
-            and value not in (None, defaults[name])
-        ):
-            raise UsageError(
-                f'--{name.replace("_", "-")} {shorten(value)} does nothing with --api-base, where the endpoint runs the LLM; leave it out.'
-            )

@@ -35,17 +35,12 @@ class DialogueHistory(History):
     def update_history(self, obs, temp_history: str | None = None) -> None:
         if obs.get(self.field) is not None:
             self.dialogue.observe(obs[self.field])
-            self._forget()
+            self.dialogue.keep_newest(self.size)
         self.temp_history = temp_history
 
     def add_reply(self, text: str) -> None:
         self.dialogue.reply(text)
-        self._forget()
-
-    def _forget(self) -> None:
-        """`--history-size n` keeps the newest n utterances; the persona always stays."""
-        if self.size >= 0:
-            del self.dialogue.turns[: max(0, len(self.dialogue.turns) - self.size)]
+        self.dialogue.keep_newest(self.size)
 
     def context(self, replies: Sequence[str] = ()) -> Context:
         """The context of the next reply, at most `max_len` tokens. replies: that reply where it is known, or its alternatives."""

@@ -37,6 +37,11 @@ class Dialogue:
         """Take in the agent's own utterance (a label, or a generated reply)."""
         self._add(clean(text), own=True)
 
+    def keep_newest(self, n: int) -> None:
+        """Forget all but the newest n turns, or none if n is negative. The persona always stays."""
+        if n >= 0:
+            del self.turns[: max(0, len(self.turns) - n)]
+
     def _add(self, utterance: str, own: bool) -> None:
         if utterance:
             self.turns.append(Turn(utterance, own))

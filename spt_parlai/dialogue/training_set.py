@@ -9,6 +9,7 @@ from parlai.core.teachers import create_task_agent_from_taskname
 
 from spt_parlai.dialogue.instruction import Instruction
 from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
 
 NO_TRAINING_SET = ('interactive', 'interactive_web', 'self_chat', None, '')
@@ -35,7 +36,7 @@ def training_dialogues(opt) -> list[Dialogue]:
         'datatype': 'train:ordered',
         'batchsize': 1,
         'num_workers': 0,
-        'training_loop': False,  # else the mutator of whole dialogues would be at work
+        'mutators': '+'.join(name for name in (opt.get('mutators') or '').split('+') if name != MUTATOR),
     }
     dialogues = [dialogue for teacher in create_task_agent_from_taskname(data) for dialogue in _told_by(teacher)]
     if not dialogues:

@@ -218,6 +218,11 @@ def add_in_context_args(parser) -> None:
         default=0,
         help='training dialogues shown as examples, drawn by --seed, the same for every query',
     )
+    add_training_task_arg(group)
+
+
+def add_chat_template_arg(parser) -> None:
+    group = parser.add_argument_group('In-context learning with a local LLM')
     group.add_argument(
         '--chat-template',
         type=str,
@@ -225,13 +230,17 @@ def add_in_context_args(parser) -> None:
         choices=list(CHAT_TEMPLATES),
         help="auto: the chat template of the LLM's tokenizer, where it has one; false: plain text",
     )
-    add_training_task_arg(group)
-    group = parser.add_argument_group('In-context learning with an OpenAI-compatible endpoint')
+
+
+def add_api_args(parser) -> None:
+    group = parser.add_argument_group('In-context learning with an OpenAI-compatible endpoint (InContextApiAgent)')
+    if '--max-new-tokens' not in parser._option_string_actions:
+        group.add_argument('--max-new-tokens', type=int, default=32, help='longest generated reply, in tokens')
     group.add_argument(
         '--api-base',
         type='nonestr',
         default=None,
-        help='URL of the endpoint, such as https://api.openai.com/v1; no LLM is loaded then',
+        help='URL of the endpoint, such as https://api.openai.com/v1',
     )
     group.add_argument('--api-model', type='nonestr', default=None, help='name of its LLM')
     group.add_argument(

@@ -55,6 +55,10 @@ def _scores_replies(opt) -> bool:
     return opt.get('paper_metrics', True) and not opt.get('interactive_mode') and not skips_generation(opt)
 
 
+def _asks_an_endpoint(opt) -> bool:
+    return str(opt.get('model')).endswith(':InContextApiAgent')
+
+
 def _never(_opt) -> bool:
     return False
 
@@ -140,8 +144,9 @@ _EFFECTS = {
     'clearml_task_name': _with('Default Task', 'clearml_log'),
     # in-context learning and retrieval
     **{
-        f'api_{name}': _belongs(default, _on('api_base'), '--api-base')
+        f'api_{name}': Needs(default, _asks_an_endpoint, 'use -m spt_parlai.agents:InContextApiAgent or leave it out')
         for name, default in (
+            ('base', None),
             ('model', None),
             ('key_env', 'OPENAI_API_KEY'),
             ('temperature', 0.0),

@@ -121,7 +121,7 @@ def _init(original, loop, opt) -> None:
 
 def _is_ours(opt) -> bool:
     name = get_model_name(opt)  # also where -mf alone says which model
-    return name is not None and hasattr(load_agent_module(name), 'replaying')
+    return name is not None and hasattr(load_agent_module(name), 'trains')
 
 
 def _checkpoint_to_resume(opt) -> Path | None:

@@ -79,7 +79,9 @@ def test_without_a_key_sends_none_not_even_that_of_a_netrc(server, endpoint, mon
 @pytest.mark.parametrize('value', ['sk-\n1', 'sk-ключ', 'sk-\x01'])
 def test_a_value_that_is_no_key_is_not_shown(endpoint, monkeypatch, value):
     monkeypatch.setenv('TEST_KEY', value)
-    with pytest.raises(UsageError, match='--api-key-env TEST_KEY: its value holds characters that no key has') as error:
+    with pytest.raises(
+        UsageError, match='--api-key-env TEST_KEY: its value contains characters that no key has'
+    ) as error:
         endpoint()
     assert value not in str(error.value)
 
@@ -126,7 +128,11 @@ def test_an_answer_that_breaks_off_is_asked_for_again(server, endpoint):
 def test_gives_up_in_a_sentence(server, endpoint):
     server.script = 3 * [Answer(429, {'error': {'message': f'quota of {KEY} is\nused up'}}, AT_ONCE)]
     sentence = refused(lambda: endpoint().reply(HELLO))
-    assert 'tried 3 times' in sentence and '429, quota of … is used up' in sentence and '--api-retries' in sentence
+    assert (
+        'no reply after 3 tries (' in sentence
+        and '429, quota of … is used up' in sentence
+        and '--api-retries' in sentence
+    )
     server.seconds = 1.0
     assert 'no answer within 0.2 s' in refused(lambda: endpoint(timeout=0.2, retries=0).reply(HELLO))
 
@@ -153,12 +159,12 @@ def test_nobody_there_is_a_sentence(endpoint):
             400,
             {'error': {'message': 'max_tokens is too large'}},
             'max_tokens is too large',
-            'does not take the request',
+            'does not accept the request',
         ),
-        (422, {'detail': [{'msg': 'bad'}]}, "[{'msg': 'bad'}]", 'does not take the request'),
-        (418, b'<html>tea', '<html>tea', 'does not take'),
-        (302, b'', 'elsewhere', 'does not take the request'),
-        (400, [1, 2], '[1, 2]', 'does not take the request'),
+        (422, {'detail': [{'msg': 'bad'}]}, "[{'msg': 'bad'}]", 'does not accept the request'),
+        (418, b'<html>tea', '<html>tea', 'does not accept'),
+        (302, b'', 'elsewhere', 'does not accept the request'),
+        (400, [1, 2], '[1, 2]', 'does not accept the request'),
     ],
 )
 def test_a_refusal_is_a_sentence_and_not_tried_again(server, endpoint, status, body, told, way_out):

@@ -1,4 +1,4 @@
-"""`InContextAgent --api-base`: evaluations, batches, logs and chats with a real server of the chat protocol."""
+"""InContextApiAgent: evaluations, batches, logs and chats with a real server of the chat protocol."""
 
 import json
 
@@ -38,7 +38,7 @@ def no_llm(monkeypatch):
 def options(server, **more):
     return {
         'task': SAMPLE,
-        'model': AGENTS + 'InContextAgent',
+        'model': AGENTS + 'InContextApiAgent',
         'api_base': server.base,
         'api_model': 'small',
         'api_key_env': 'TEST_KEY',
@@ -151,20 +151,15 @@ def test_an_instruction_of_ones_own(server):
     'more, named, way_out',
     [
         ({'api_base': 'localhost:8000'}, '--api-base localhost:8000', 'http://'),
-        ({'api_model': None}, '--api-base', '--api-model'),
+        ({'api_base': None}, 'InContextApiAgent needs --api-base', 'URL'),
+        ({'api_model': None}, 'InContextApiAgent needs --api-model', 'name'),
         ({'api_parameters': '{'}, '--api-parameters', 'not JSON'),
         ({'api_parameters': '[1]'}, '--api-parameters', 'JSON object'),
-        ({'llm': 'demo'}, "--llm 'demo'", 'leave it out'),
-        ({'beam_size': 3, 'inference': 'beam'}, '--beam-size 3', 'leave it out'),
-        ({'skip_generation': True}, '--skip-generation True', 'leave it out'),
-        ({'text_truncate': 100}, '--text-truncate 100', 'leave it out'),
-        ({'chat_template': 'false'}, '--chat-template', 'leave it out'),
         ({'shots': 75}, '--shots 75', 'has 74 dialogues'),
         ({'api_retries': -1}, '--api-retries -1', 'at least 0'),
         ({'api_timeout': 0.0}, '--api-timeout 0.0', 'above 0'),
         ({'api_concurrency': 0}, '--api-concurrency 0', 'at least 1'),
         ({'api_temperature': -1.0}, '--api-temperature', 'at least 0'),
-        ({'temperature': 0.5}, '--temperature 0.5', '--inference'),
         ({'instruction': ''}, '--instruction', 'say what'),
     ],
 )
@@ -176,19 +171,38 @@ def test_what_cannot_work_is_refused_before_the_first_request(server, more, name
     assert not server.requests
 
 
-def test_options_of_an_endpoint_need_one(server):
-    with pytest.raises(UsageError, match='--api-model .*: it belongs to --api-base'):
-        evaluate(server, api_base=None)
+@pytest.mark.parametrize(
+    'more',
+    [
+        ('--llm', 'demo'),
+        ('--beam-size', '3'),
+        ('--inference', 'beam'),
+        ('--skip-generation', 'true'),
+        ('--text-truncate', '100'),
+        ('--chat-template', 'false'),
+        ('--temperature', '0.5'),
+    ],
+)
+def test_has_no_option_that_an_endpoint_could_not_honour(server, more, capsys):
+    given = [text for name, value in options(server).items() for text in (f'--{name.replace("_", "-")}', str(value))]
+    with pytest.raises(SystemExit):
+        EvalModel.setup_args().parse_args([*given, *more])
+    assert f'unrecognized arguments: {" ".join(more)}\n' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, value', [('api_base', 'http://localhost/v1'), ('api_model', 'small')])
+def test_the_agent_of_a_local_llm_says_whose_options_these_are(name, value):
+    option = f'--{name.replace("_", "-")} {value!r}'
+    with pytest.raises(UsageError, match=f'{option}: use -m spt_parlai.agents:InContextApiAgent or leave it out'):
+        EvalModel.main(task=SAMPLE, model=AGENTS + 'InContextAgent', llm='demo', **{name: value})
 
 
 def test_there_is_nothing_to_train(server, tmp_path):
-    for more in ({}, {'api_base': None, 'api_model': None, 'api_key_env': None, 'llm': 'demo'}):
+    for agent, given in (('InContextApiAgent', options(server)), ('InContextAgent', {'task': SAMPLE, 'llm': 'demo'})):
         with pytest.raises(
-            UsageError, match='-m spt_parlai.agents:InContextAgent has nothing to train: run parlai eval_model'
+            UsageError, match=f'-m spt_parlai.agents:{agent} has nothing to train: run parlai eval_model'
         ):
-            TrainModel.main(
-                **{k: v for k, v in options(server, model_file=str(tmp_path / 'm'), **more).items() if v is not None}
-            )
+            TrainModel.main(**{**given, 'model': AGENTS + agent, 'model_file': str(tmp_path / 'm')})
 
 
 def test_a_wrong_key_ends_an_evaluation_in_a_sentence(server, monkeypatch):
