@@ -1,4 +1,4 @@
-"""The `spt` command: what the project offers beside ParlAI's own commands."""
+"""The `spt` command, for everything that ParlAI's own commands do not do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help='Selective Prompt Tuning for ParlAI. Train, evaluate and chat with `parlai …`; this command has the rest.',
+    help='Selective Prompt Tuning for ParlAI. To train, evaluate and chat use `parlai …`; `spt` does the rest.',
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -20,11 +20,11 @@ app.add_typer(data, name='data')
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help='Folder to keep the trained model in (default: runs/demo).')] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help='Training steps (default: what the preset says).')] = None,
-    seed: Annotated[int, typer.Option(help='Makes the run repeat exactly.')] = 0,
+    out: Annotated[Path | None, typer.Option(help='Folder for the trained model (default: runs/demo).')] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help='Training steps (default: those of the preset).')] = None,
+    seed: Annotated[int, typer.Option(help='Seed; the same seed repeats the run exactly.')] = 0,
 ) -> None:
-    """Train SPT on the sample task around the demo LM, evaluate it, and show three exchanges. Offline, minutes."""
+    """Train SPT on the sample task around the demo LM, evaluate it, and show three exchanges. No network is needed."""
     from spt_parlai.demo.run import run_demo
 
     run_demo(out or Path('runs') / 'demo', steps, seed)
@@ -33,14 +33,14 @@ def demo(
 @data.command()
 def convai2(
     source: Annotated[
-        Path, typer.Option('--from', help='Folder with your ConvAI2 files (…_self_original.txt and so on).')
+        Path, typer.Option('--from', help='Folder with your ConvAI2 files (train_self_original.txt and so on).')
     ],
     datapath: Annotated[
-        Path | None, typer.Option(help="ParlAI datapath to install into (default: ParlAI's own).")
+        Path | None, typer.Option(help="ParlAI's datapath to install into (default: the one ParlAI uses).")
     ] = None,
-    force: Annotated[bool, typer.Option(help='Replace files that are already there.')] = False,
+    force: Annotated[bool, typer.Option(help='Replace existing files.')] = False,
 ) -> None:
-    """Put your own ConvAI2 files where `-t convai2:self` finds them, so that nothing is downloaded."""
+    """Install your own copy of ConvAI2 where `-t convai2:self` looks for it, so that ParlAI does not download it."""
     from spt_parlai.tasks.convai2_files import install_convai2
 
     folder = install_convai2(source, datapath, force)
@@ -50,8 +50,8 @@ def convai2(
 
 
 @app.command()
-def info(model_file: Annotated[Path, typer.Argument(help='A model file of an SptAgent.')]) -> None:
-    """Say what a checkpoint holds: its LLM, the shapes of what was trained, and how far training went."""
+def info(model_file: Annotated[Path, typer.Argument(help='A model file of SptAgent.')]) -> None:
+    """Show the contents of a model file: its LLM, the shapes of the trained tensors and the progress of training."""
     from rich.console import Console
     from rich.table import Table
 
@@ -73,37 +73,41 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of an Spt
 @app.command('import-authors')
 def import_authors(
     source: Annotated[
-        Path, typer.Argument(help="Their checkpoint: DeepSpeed's folder, or one .pt, .bin or .safetensors file.")
+        Path, typer.Argument(help='Their checkpoint: a DeepSpeed folder, or one .pt, .bin or .safetensors file.')
     ],
-    llm: Annotated[str, typer.Option(help='The LLM it was trained around: Hugging Face id or local folder.')],
+    llm: Annotated[str, typer.Option(help='The LLM of the checkpoint: a Hugging Face id or a local folder.')],
     out: Annotated[Path, typer.Option(help='Model file to write.')],
-    llm_revision: Annotated[str | None, typer.Option(help='Revision of a Hugging Face id.')] = None,
-    llm_dtype: Annotated[str, typer.Option(help='As in training: auto, float32, bfloat16 or float16.')] = 'auto',
-    force: Annotated[bool, typer.Option(help='Replace a model that is already there.')] = False,
+    llm_revision: Annotated[str | None, typer.Option(help='Revision of the Hugging Face id.')] = None,
+    llm_dtype: Annotated[
+        str, typer.Option(help='As --llm-dtype in training: auto, float32, bfloat16 or float16.')
+    ] = 'auto',
+    force: Annotated[bool, typer.Option(help='Replace an existing model file.')] = False,
 ) -> None:
-    """Turn a checkpoint of the paper's authors into a model file of an SptAgent."""
+    """Convert a checkpoint of the paper's authors to a model file of SptAgent."""
     from parlai.utils import logging
 
     from spt_parlai.checkpoints.authors import import_authors as run
 
     logging.set_log_level('WARN')
     K, L, D = run(source, llm, out, llm_revision, llm_dtype, force).prompts.shape
-    print(f'{out}: {K} soft prompts of {L} tokens, {D} wide, and their retriever, around --llm {llm}.')
+    print(f'Wrote {out}: {K} soft prompts of {L} tokens (hidden size {D}) and their retriever, for --llm {llm}.')
     print(f'Use it with: parlai interactive -mf {out}   or: parlai eval_model -mf {out} -t convai2:self')
 
 
 @app.command('export-peft')
 def export_peft(
-    model_file: Annotated[Path, typer.Argument(help='A model file of an SptAgent.')],
+    model_file: Annotated[Path, typer.Argument(help='A model file of SptAgent.')],
     out: Annotated[Path, typer.Option(help='Folder to write.')],
-    prompt: Annotated[int | None, typer.Option(help='Its number (default: each, as OUT/prompt_0 and so on).')] = None,
-    force: Annotated[bool, typer.Option(help='Replace adapters that are already there.')] = False,
+    prompt: Annotated[
+        int | None, typer.Option(help='Number of the prompt to export (default: all, to OUT/prompt_0 and so on).')
+    ] = None,
+    force: Annotated[bool, typer.Option(help='Replace existing adapters.')] = False,
 ) -> None:
-    """Write soft prompts as prompt-tuning adapters for Hugging Face PEFT. Needs neither the LLM nor the network."""
+    """Export soft prompts as prompt-tuning adapters for Hugging Face PEFT. Needs neither the LLM nor the network."""
     from spt_parlai.checkpoints.peft import export_peft as run
 
     for folder in run(model_file, out, prompt, force):
-        print(f'{folder}: load it with peft.PeftModel.from_pretrained(llm, {str(folder)!r}).')
+        print(f'Wrote {folder}; load it with peft.PeftModel.from_pretrained(llm, {str(folder)!r}).')
 
 
 @app.command(
@@ -112,7 +116,7 @@ def export_peft(
     context_settings={'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []},
 )
 def run_parlai(context: typer.Context) -> None:
-    """ParlAI's own commands with this package loaded, for agents and tasks that are not of this package."""
+    """Run one of ParlAI's commands with this package loaded, for agents and tasks of other packages."""
     from parlai.__main__ import main as parlai_main
 
     sys.argv = ['parlai', *context.args]

@@ -1,1 +1,1 @@
-"""The embedded demo: a small LM, the preset that suits it, and the run of `spt demo`."""
+"""The embedded demo: a small LM, its preset, and the run of `spt demo`."""

@@ -1,10 +1,12 @@
-"""`spt demo`: the main job in a few minutes on a CPU, through ParlAI's own training loop, evaluation and agent."""
+"""`spt demo`: train, evaluate and chat in a minute on a CPU, with ParlAI's own training loop, evaluation and agent."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import os
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -26,32 +28,46 @@ SHOWN = (
 )
 
 
-def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
-    """Train, evaluate and chat; the model is left in `out`. Returns the evaluation's report."""
+def run_demo(out: Path, steps: int | None = None, seed: int = 0, console: Console | None = None) -> dict:
+    """Train, evaluate and chat.
+
+    :param out: folder for the model; files of an earlier demo in it are deleted.
+    :param steps: training steps; default: those of the preset.
+    :param console: where to print; default: the terminal.
+    :return: the report of the evaluation.
+    :raises UsageError: if `out` holds anything but an earlier demo.
+    """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # the LM is there in a blink
-    console = Console()
+    disable_progress_bar()  # the demo LM loads at once
+    console = console or Console()
     preset = json.loads(PRESET.read_text())
-    if steps:
-        preset.update(max_train_steps=steps, log_every_n_steps=max(steps // 10, 1))
     model_file = str(_empty_folder(out) / 'model')
+    given = {'model_file': model_file, 'seed': seed}
+    if steps:
+        given |= {'max_train_steps': steps, 'log_every_n_steps': max(steps // 10, 1)}
 
     console.rule('[bold]1. train')
-    console.print('$ parlai train_model -o opt_presets/demo.opt -mf ' + model_file, style='cyan', soft_wrap=True)
-    _train(console, {**preset, 'model_file': model_file, 'seed': seed, 'loglevel': 'warn'})
+    _show_command(console, 'train_model', '-o', _path_to_type(PRESET), *_flags(given))
+    _train(console, {**preset, **given, 'loglevel': 'warn'})
     console.rule('[bold]2. evaluate')
-    console.print(f'$ parlai eval_model -mf {model_file} -t {preset["task"]} -dt valid', style='cyan', soft_wrap=True)
-    report = _evaluate(console, model_file, preset)
+    test = {
+        'model_file': model_file,
+        'task': preset['task'],
+        'datatype': 'valid',
+        'batchsize': preset['eval_batchsize'],
+    }
+    _show_command(console, 'eval_model', *_flags(test))
+    report = _evaluate(console, test)
     console.rule('[bold]3. chat')
-    console.print(f'$ parlai interactive -mf {model_file}', style='cyan', soft_wrap=True)
+    _show_command(console, 'interactive', *_flags({'model_file': model_file}))
     _chat(console, model_file)
     console.rule('[bold]next')
     console.print(
-        'The real thing, with the data and the LLM downloaded once:\n'
+        'Training on ConvAI2 around a real LLM; both are downloaded once:\n'
         '  parlai train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf runs/opt125m/model\n'
-        '  parlai train_model -o opt_presets/llama2_7b.opt -mf runs/llama2/model     (a GPU; Llama 2 needs its licence)\n'
-        'Other sizes are in opt_presets/, your own ConvAI2 files go in with `spt data convai2 --from FOLDER`.',
+        'The presets for larger LLMs are in the folder opt_presets of the repository.\n'
+        '`spt data convai2 --from FOLDER` installs your own copy of ConvAI2.',
         highlight=False,
         soft_wrap=True,
     )
@@ -59,17 +75,34 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0) -> dict:
 
 
 def _empty_folder(out: Path) -> Path:
-    """A demo starts anew: an earlier demo's files go, anything else is a reason to stop."""
+    """Make the folder `out`, or delete the files of an earlier demo from it."""
     if out.exists() and not out.is_dir():
         raise UsageError(f'--out {out} is a file: give a folder.')
     files = list(out.iterdir()) if out.exists() else []
     foreign = [f.name for f in files if not f.is_file() or f.name.split('.')[0] != 'model']
     if foreign:
-        raise UsageError(f'--out {out} holds {foreign[0]}, which is no file of a demo: give another folder.')
+        raise UsageError(f'--out {out} holds {foreign[0]}, which no demo wrote: give another folder.')
     for file in files:
         file.unlink()
     out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def _path_to_type(file: Path) -> str:
+    """Relative to the working directory if the file is below it."""
+    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
+
+
+def _flags(options: dict) -> list[str]:
+    """ParlAI's command-line flags for these options."""
+    short = {'model_file': '-mf', 'task': '-t', 'datatype': '-dt', 'batchsize': '-bs'}
+    return [
+        word for name, value in options.items() for word in (short.get(name, '--' + name.replace('_', '-')), str(value))
+    ]
+
+
+def _show_command(console: Console, *words: str) -> None:
+    console.print('$ ' + shlex.join(('parlai', *words)), style='cyan', highlight=False, soft_wrap=True)
 
 
 def _train(console: Console, options: dict) -> None:
@@ -86,9 +119,8 @@ def _train(console: Console, options: dict) -> None:
             progress.update(bar, completed=loop._train_steps)
             values = {k: float(report[k]) for k in ('spt_loss', 'ppl', 'selection', 'contrastive')}
             shown = '  '.join(f'{k} {v:.3g}' for k, v in values.items())
-            progress.console.print(
-                f'step {loop._train_steps:>4}  {shown}  {_usage(report)}', highlight=False, soft_wrap=True
-            )
+            line = f'step {loop._train_steps:>4}  {shown}  prompt usage {_usage(report)}'
+            progress.console.print(line, highlight=False, soft_wrap=True)
         progress.update(bar, completed=opt['max_train_steps'])
 
 
@@ -99,28 +131,23 @@ def _size(agent) -> str:
 
 def _usage(report) -> str:
     shares = [float(report[k]) for k in sorted(report) if k.startswith('prompt_usage_') and k[-1].isdigit()]
-    return 'prompt usage ' + ' '.join(f'{s:.0%}' for s in shares)
+    return ' '.join(f'{share:.0%}' for share in shares)
 
 
-def _evaluate(console: Console, model_file: str, preset: dict) -> dict:
+def _evaluate(console: Console, options: dict) -> dict:
     from parlai.scripts.eval_model import EvalModel
     from parlai.utils import logging
 
-    logging.disable()  # its log and report would stand before the table
+    logging.disable()  # ParlAI's log and report would come before the table
     with contextlib.redirect_stdout(io.StringIO()):
-        report = EvalModel.main(
-            model_file=model_file, task=preset['task'], datatype='valid', batchsize=preset['eval_batchsize']
-        )
+        report = EvalModel.main(**options)
     logging.enable()
     table = Table('metric', 'value', 'meaning')
     for key, meaning in SHOWN:
         table.add_row(key, f'{float(report[key]):.4g}', meaning)
-    table.add_row(
-        'prompt_usage_0…', _usage(report).removeprefix('prompt usage '), 'share of the contexts that select each prompt'
-    )
-    table.add_row(
-        'prompt_usage_entropy', f'{float(report["prompt_usage_entropy"]):.3f}', '1: even use, 0: one prompt takes all'
-    )
+    table.add_row('prompt_usage_0…', _usage(report), 'share of the contexts that select each prompt')
+    entropy = float(report['prompt_usage_entropy'])
+    table.add_row('prompt_usage_entropy', f'{entropy:.3f}', '1: even use; 0: one prompt is always selected')
     console.print(table)
     return report
 
@@ -136,9 +163,6 @@ def _chat(console: Console, model_file: str) -> None:
         agent.observe({'id': 'you', 'text': question, 'episode_done': False})
         reply = agent.act()
         scores = ' '.join(f'{s:.2g}' for s in reply['prompt_scores'])
+        said = f'[bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})'
         console.print(f'  you:  {question}', highlight=False, soft_wrap=True)
-        console.print(
-            f'  SPT:  [bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})',
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f'  SPT:  {said}', highlight=False, soft_wrap=True)

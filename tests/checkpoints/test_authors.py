@@ -134,7 +134,7 @@ def source(tmp_path, save_deepspeed, tensors):
 def test_imported_model_evaluates_talks_and_trains(tmp_path, source, tensors, llm):
     model_file = tmp_path / 'ours' / 'model'
     done = CliRunner().invoke(app, ['import-authors', str(source), '--llm', llm, '--out', str(model_file)])
-    assert done.exit_code == 0 and f'{K} soft prompts of {L} tokens, {D} wide' in done.output
+    assert done.exit_code == 0 and f'{K} soft prompts of {L} tokens (hidden size {D})' in done.output
     assert sorted(os.listdir(model_file.parent)) == ['model', 'model.dict', 'model.opt']
     states = load_states(model_file)
     assert (states['spt']['num_prompts'], states['spt']['prompt_length'], states['spt']['llm']) == (K, L, llm)

@@ -1,12 +1,16 @@
 """The embedded demo: the LM the package carries, and `spt demo` from its first to its last line."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
 
 from spt_parlai.cli import app
 from spt_parlai.demo.run import PRESET, run_demo
+from spt_parlai.errors import UsageError
 from spt_parlai.hub import DEMO_FOLDER, load_causal_lm, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +41,28 @@ def test_the_demo_runs_to_its_end(tmp_path, capsys):
         assert heading in shown
     assert shown.count('SPT:') == 3 and 'persona' in shown and 'prompt usage' in shown
     assert 0 < float(report['ppl']) and (tmp_path / 'demo' / 'model').exists()
+    check_commands(re.findall(r'^\$ (parlai .*)$', shown, flags=re.MULTILINE), tmp_path / 'demo' / 'model')
+
+
+def check_commands(commands, model_file):
+    """The three commands that the demo prints do what the demo does."""
+    from parlai.core.script import SCRIPT_REGISTRY, setup_script_registry
+
+    setup_script_registry()
+    parsed = {}
+    for _, script, *arguments in map(shlex.split, commands):
+        parsed[script] = SCRIPT_REGISTRY[script].klass.setup_args().parse_args(arguments)
+        assert parsed[script]['model_file'] == str(model_file)
+    assert list(parsed) == ['train_model', 'eval_model', 'interactive']
+    preset = json.loads(PRESET.read_text())
+    wanted = {**preset, 'max_train_steps': 3, 'log_every_n_steps': 1, 'seed': 0}
+    assert {k: parsed['train_model'][k] for k in wanted} == wanted
+    assert parsed['eval_model']['task'] == preset['task']
+    assert parsed['eval_model']['batchsize'] == preset['eval_batchsize']
 
 
 def test_the_demo_keeps_what_is_not_its_own(tmp_path):
     """A folder with other files in it is refused, not emptied."""
-    import pytest
-
-    from spt_parlai.errors import UsageError
-
     (tmp_path / 'thesis.tex').write_text('…')
     with pytest.raises(UsageError, match='--out'):
         run_demo(tmp_path, steps=1)
@@ -54,11 +72,10 @@ def test_the_demo_keeps_what_is_not_its_own(tmp_path):
 def test_presets_are_options_that_parlai_knows():
     from parlai.scripts.train_model import TrainModel
 
-    for preset in sorted((ROOT / 'opt_presets').glob('*.opt')):
+    for preset in [PRESET, *sorted((ROOT / 'opt_presets').glob('*.opt'))]:
         values = json.loads(preset.read_text())
         opt = TrainModel.setup_args().parse_args(['-o', str(preset), '-mf', '/nowhere/model'])
         assert {k: opt[k] for k in values} == values, preset.name
-    assert (ROOT / 'opt_presets' / 'demo.opt').read_text() == PRESET.read_text()
 
 
 def test_the_command_lists_its_subcommands():
