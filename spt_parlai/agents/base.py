@@ -32,7 +32,7 @@ from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.mutator import FIELD, packs
-from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
+from spt_parlai.metrics.prediction import loss_metrics, prediction_metrics
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import compile_layers, recompute_activations
 from spt_parlai.model.loading import load_llm

@@ -6,7 +6,7 @@ import torch
 from parlai.utils.distributed import get_rank
 
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
-from spt_parlai.metrics.batch import usage_metrics
+from spt_parlai.metrics.prompt_usage import usage_metrics
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.objective.similarity import similar_pairs

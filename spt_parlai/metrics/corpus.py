@@ -1,29 +1,31 @@
-"""Metrics of a whole corpus of replies: they add up over batches and processes, and are no mean over replies.
+"""Metrics of all replies together, such as corpus BLEU, which are no mean over replies.
 
-Metrics that can only be computed over all replies at once.
+They add up over batches, tasks and processes to what one batch of all replies would give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
+from typing import Self
 
 from parlai.core.metrics import Metric
 from sacrebleu.metrics import BLEU
 
 from spt_parlai.metrics.reply import words
 
-_statistics_of = BLEU(
-    tokenize='13a', smooth_method='exp', effective_order=True
-)  # one reply's counts: its score is not used
-ORDERS = _statistics_of.max_ngram_order
+# This scorer only counts one reply's n-grams; the score that it gives is not used.
+_counter = BLEU(tokenize='13a', smooth_method='exp', effective_order=True)
+ORDERS = _counter.max_ngram_order
 
 
 class CorpusBleu(Metric):
     """sacrebleu's corpus BLEU, `case:mixed|eff:no|tok:13a|smooth:exp`, 0 to 100, or one of its n-gram precisions.
 
-    :param statistics: reply and reference length, matched n-grams and n-grams for n = 1 … 4: ten counts, which add up.
-    :param order: n of the precision to report; None for BLEU itself.
+    :param statistics: ten counts, which add up: the lengths of the reply and of the reference, then for n from 1 to 4
+        the matched n-grams, then for n from 1 to 4 all n-grams of the reply.
+    :param order: n of the precision to report; None reports BLEU itself.
     """
 
     __slots__ = ('_statistics', '_order')
@@ -33,14 +35,13 @@ class CorpusBleu(Metric):
         self._order = order
 
     @classmethod
-    def all_of(cls, reply: str, references: Sequence[str]) -> list[CorpusBleu]:
-        """BLEU and the four precisions of one reply."""
-        score = _statistics_of.sentence_score(reply, list(references))
-        statistics = (score.sys_len, score.ref_len, *score.counts, *score.totals)
-        return [cls(statistics, order) for order in (None, *range(1, ORDERS + 1))]
+    def of(cls, reply: str, references: tuple[str, ...], order: int | None = None) -> CorpusBleu:
+        """The metric of one reply."""
+        return cls(_statistics(reply, references), order)
 
     @property
     def macro_average(self) -> bool:
+        """Over several tasks report the mean of their values, as for ParlAI's f1, unless `--aggregate-micro true`."""
         return True
 
     def __add__(self, other: CorpusBleu | None) -> CorpusBleu:
@@ -57,11 +58,17 @@ class CorpusBleu(Metric):
         return CorpusBleu, (self._statistics, self._order)
 
 
-class Gathered(Metric):
-    """Keeps what each reply contributes, in order; a subclass's `value()` is computed from `items()`.
+@lru_cache(maxsize=1)  # BLEU and its precisions are asked for the same reply one after the other
+def _statistics(reply: str, references: tuple[str, ...]) -> tuple[int, ...]:
+    score = _counter.sentence_score(reply, list(references))
+    return score.sys_len, score.ref_len, *score.counts, *score.totals
 
-    ParlAI adds a metric up reply by reply and may keep any of the sums on the way, so `+` changes neither of its operands. It
-    costs no more than what it adds all the same: sums share one list, of which each sees its own beginning.
+
+class Gathered(Metric):
+    """Base class of metrics that keep what each reply contributes, in order, and compute their value from all of it.
+
+    ParlAI adds metrics up reply by reply and may keep any of the sums, so `+` must change neither operand. To keep
+    that cheap, sums share one list, of which each knows how much is its own; adding costs what is added.
     """
 
     __slots__ = ('_shared', '_length')
@@ -72,13 +79,14 @@ class Gathered(Metric):
 
     @property
     def macro_average(self) -> bool:
-        """Over several tasks, as ParlAI's f1: the mean of the tasks' values, unless `--aggregate-micro true`."""
+        """Over several tasks report the mean of their values, as for ParlAI's f1, unless `--aggregate-micro true`."""
         return True
 
     def items(self) -> list:
+        """What the replies contributed, in order."""
         return self._shared[: self._length]
 
-    def __add__(self, other: Gathered | None) -> Gathered:
+    def __add__(self, other: Self | None) -> Self:
         if other is None:
             return self
         added = other.items()
@@ -87,8 +95,8 @@ class Gathered(Metric):
         total._length = len(total._shared)
         return total
 
-    def _like(self, shared: list) -> Gathered:
-        """A metric of this kind on that very list."""
+    def _like(self, shared: list) -> Self:
+        """A metric of the same kind around this very list. A subclass copies its own attributes, too."""
         like = type(self).__new__(type(self))
         like._shared, like._length = shared, len(shared)
         return like
@@ -98,10 +106,10 @@ class Gathered(Metric):
 
 
 class Distinct(Gathered):
-    """Distinct n-grams over all n-grams of all replies, 0 to 100; for several n, the mean of their values.
+    """Distinct n-grams as a share of all n-grams of all replies, 0 to 100.
 
-    :param replies: their texts, of which n-grams of words are taken, none across two replies.
-    :param orders: which n.
+    :param replies: the texts of the replies. N-grams are of words and do not cross from one reply into the next.
+    :param orders: the values of n; of several, the mean of their shares is reported.
     """
 
     __slots__ = ('_orders',)
@@ -110,7 +118,7 @@ class Distinct(Gathered):
         super().__init__(replies)
         self._orders = tuple(orders)
 
-    def _like(self, shared: list) -> Distinct:
+    def _like(self, shared: list) -> Self:
         like = super()._like(shared)
         like._orders = self._orders
         return like
@@ -124,7 +132,8 @@ class Distinct(Gathered):
 
 
 def _ngrams(replies: Iterable[Sequence[str]], n: int) -> Iterator[tuple[str, ...]]:
-    return chain.from_iterable(zip(*(reply[i:] for i in range(n))) for reply in replies)
+    # The shifted replies differ in length: an n-gram begins at every word that n − 1 others follow.
+    return chain.from_iterable(zip(*(reply[i:] for i in range(n)), strict=False) for reply in replies)
 
 
 def _distinct(ngrams: Sequence) -> float:

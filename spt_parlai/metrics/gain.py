@@ -20,11 +20,11 @@ TABLE_1 = (
 
 
 def average_gain(report: Mapping[str, float], baseline: Mapping[str, float], columns: Sequence[str] = TABLE_1) -> float:
-    """Mean over the columns of (report − baseline) / baseline, in percent.
+    """Mean over the columns of (report − baseline) / baseline, in percent. NaN if a column of the baseline is 0.
 
-    :param baseline: the prompt tuning run of the same LLM; NaN is the answer where one of its columns is 0.
-    :param columns: metrics to take; the paper's are the default.
-    :raises KeyError: where one of them is in neither report.
+    :param baseline: the report of the prompt tuning run of the same LLM.
+    :param columns: the metrics to average over; the paper's are the default.
+    :raises KeyError: if one of the reports lacks a column.
     """
     gains = [float(report[name]) / float(baseline[name]) - 1 if float(baseline[name]) else math.nan for name in columns]
     return 100 * sum(gains) / len(gains)

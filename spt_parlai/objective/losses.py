@@ -33,7 +33,7 @@ def gold_distribution(nll: Tensor, tau_gold: float) -> Tensor:
 
 
 def noisy_gold(gold: Tensor, noise: Tensor) -> Tensor:
-    """A.8: gold [B, K] + noise [B, K], clamped at 0 and renormalised; a row of which nothing is left stays as it was."""
+    """A.8: gold [B, K] + noise [B, K], clamped at 0 and renormalised; a row that is 0 then stays as it was."""
     noisy = (gold + noise).clamp(min=0)
     total = noisy.sum(-1, keepdim=True)
     something = total > torch.finfo(total.dtype).tiny

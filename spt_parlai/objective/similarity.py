@@ -1,4 +1,4 @@
-"""M(c_m, c_n) > Γ of equation 4: which contexts' texts are alike."""
+"""Which contexts are similar: M(c_m, c_n) > Γ of equation 4."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> Tensor:
     bleu = np.triu(pairwise_bleu(texts), k=1)
     similar = bleu > threshold
     ties = (bleu > 0) & np.isclose(bleu, threshold, rtol=1e-9, atol=0)  # 0 is exact: no word in common
-    for m, n in zip(*np.nonzero(ties)):  # the last digits decide, so they must be sacrebleu's own
+    for m, n in np.argwhere(ties):  # the last digits decide, so they must be sacrebleu's own
         similar[m, n] = sentence_bleu(texts[m], texts[n]) > threshold
     return torch.from_numpy(similar)

@@ -10,12 +10,13 @@ the dialogue's history see it whole.
 
 from __future__ import annotations
 
+import torch
 from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDisplayData
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
 from spt_parlai.dialogue.messages import split_message
-from spt_parlai.errors import UsageError
-from spt_parlai.metrics.bertscore import BertModel, bert_model
+from spt_parlai.errors import UsageError, naming
+from spt_parlai.metrics.bertscore import BertModel, best_layer, find_encoder
 from spt_parlai.metrics.perplexity import nll_of, perplexities
 from spt_parlai.metrics.registry import DEFINITIONS, response_metrics
 from spt_parlai.metrics.reply import trim
@@ -66,7 +67,16 @@ def chosen_bert(opt) -> BertModel | None:
         raise UsageError(
             f'--bertscore {name}: it is one of the metrics that --paper-metrics false leaves out; give one of the two.'
         )
-    return bert_model(name, opt.get('bertscore_layer'), opt.get('no_cuda', False))
+    with naming('--bertscore', name):
+        source, layers = find_encoder(name)
+    layer = opt.get('bertscore_layer')
+    if layer is None:
+        layer = best_layer(name)
+    if layer is None:
+        raise UsageError(f'--bertscore {name}: bert-score knows no best layer for it; give one with --bertscore-layer.')
+    if not 1 <= layer <= layers:
+        raise UsageError(f'--bertscore-layer {layer}: {name} has layers 1 to {layers}; give one of these.')
+    return BertModel(source, layer, 'cuda' if torch.cuda.is_available() and not opt.get('no_cuda', False) else 'cpu')
 
 
 def _remember_persona(teacher, action) -> None:

@@ -1,5 +1,6 @@
-"""Real replies to score, and tiny encoders to score them with."""
+"""Real replies to score, and tiny encoders with which to score them."""
 
+import itertools
 import json
 import os
 import random
@@ -13,17 +14,16 @@ FOLDER = os.environ.get('SPT_SHARED_DATA')
 
 
 def replies(path: Path) -> list[str]:
-    """The own side's utterances of a file in ParlAI's old dialogue format."""
+    """The utterances of the speaker who is modelled, from a file in ParlAI's old dialogue format."""
     return [line.split('\t')[1] for line in path.read_text(encoding='utf-8').splitlines() if line.count('\t')]
 
 
 def paired(said: list[str], count: int) -> list[tuple[str, str]]:
-    """Replies against other replies: any other one, the next of a dialogue, and the likeliest kind of a good reply, one that
-    begins as its reference does."""
+    """Replies against other replies: half of them drawn, a quarter against the next reply of the dialogue, and a
+    quarter that begin as their reference does, as good replies often do."""
     draw = random.Random(5)
-    pairs = [(draw.choice(said), draw.choice(said)) for _ in range(count // 2)] + list(zip(said, said[1:]))[
-        : count // 4
-    ]
+    pairs = [(draw.choice(said), draw.choice(said)) for _ in range(count // 2)]
+    pairs += itertools.islice(itertools.pairwise(said), count // 4)
     for _ in range(count - len(pairs)):
         reply, reference = draw.choice(said).split(' '), draw.choice(said).split(' ')
         cut = draw.randrange(1, 6)
@@ -39,7 +39,7 @@ def paired(said: list[str], count: int) -> list[tuple[str, str]]:
     ],
 )
 def pairs(request) -> list[tuple[str, str]]:
-    """At least 200 (reply, reference): of the sample task, and of ConvAI2 where it is at hand; and what may be odd in one."""
+    """At least 200 (reply, reference) from the sample task, and from ConvAI2 if it is available, with some odd ones."""
     if request.param == 'sample':
         path, count = Path(sample.__file__).with_name('train.txt'), 240
     else:

@@ -1,11 +1,11 @@
-"""The metrics of a batch against loops over its examples."""
+"""The metrics of a batch's predictions and losses against loops over its examples."""
 
 import math
 
 import pytest
 import torch
 
-from spt_parlai.metrics.batch import loss_metrics, prediction_metrics, usage_metrics
+from spt_parlai.metrics.prediction import loss_metrics, prediction_metrics
 from spt_parlai.objective.losses import Losses, Term
 
 
@@ -33,10 +33,8 @@ def test_prediction_metrics_are_those_of_the_selected_prompt():
 
 
 def test_contrastive_is_the_mean_over_pairs_and_nothing_for_a_batch_of_one():
-    losses, pairs = (
-        torch.tensor([[0.0, 0.5, 0.25], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
-        torch.ones(3, 3, dtype=torch.bool).triu(1),
-    )
+    losses = torch.tensor([[0.0, 0.5, 0.25], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    pairs = torch.ones(3, 3, dtype=torch.bool).triu(1)
     got = dict(loss_metrics(of(torch.ones(2, 3), selection=Term(torch.ones(3)), contrastive=Term(losses, pairs))))
     assert mean(got['contrastive']) == pytest.approx((0.5 + 0.25 + 1.0) / 3)
     pairs[0, 1] = False
@@ -48,19 +46,3 @@ def test_contrastive_is_the_mean_over_pairs_and_nothing_for_a_batch_of_one():
     nobody = Term(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool))
     alone = dict(loss_metrics(of(torch.ones(2, 1), contrastive=nobody)))
     assert 'contrastive' not in alone and 'selection' not in alone
-
-
-def test_usage_names_every_prompt_also_an_unused_one():
-    got = dict(usage_metrics(torch.tensor([0, 2, 2, 2]), torch.ones(4, 4)))
-    assert [mean(got[f'prompt_usage_{k}']) for k in range(4)] == [0.25, 0, 0.75, 0]
-    assert 0 < mean(got['prompt_usage_entropy']) < 1
-
-
-def test_what_choosing_is_worth():
-    """Against the mean over prompts, for each example; nothing where there is one prompt."""
-    nll = torch.tensor([[1.0, 4.0], [3.0, 2.0], [2.0, 6.0]])
-    got = dict(usage_metrics(torch.tensor([1, 0]), nll))
-    assert [m.value() for m in got['selected_gain']] == [2 - 3, 4 - 4]
-    assert [m.value() for m in got['best_gain']] == [2 - 1, 4 - 2]
-    alone = dict(usage_metrics(torch.zeros(2, dtype=torch.long), nll[:1]))
-    assert mean(alone['selected_gain']) == mean(alone['best_gain']) == 0
