@@ -103,8 +103,8 @@ class Retrieving:
         """Can the index be written? Only a folder that was asked for must."""
         try:
             check_writable(cache / 'index')
-        except UsageError as error:
-            reason = getattr(error.__cause__, 'strerror', None) or error.__cause__
+        except ValueError as error:
+            reason = getattr(error.__cause__, 'strerror', None) or str(error).partition(';')[0]
             if self.opt['retrieval_cache']:
                 raise UsageError(
                     f'--retrieval-cache {cache} cannot be written ({reason}): give another folder.'

@@ -1,1 +1,1 @@
-"""Trained prompts from and to other software: the authors' checkpoints, PEFT adapters. Nothing here uses the network."""
+"""Checkpoints: ours, those of the paper's authors, and PEFT adapters. Nothing here uses the network."""

@@ -1,7 +1,7 @@
-"""The checkpoints of the paper's authors, saved by DeepSpeed → a model file of ours.
+"""Turn a checkpoint of the paper's authors, which DeepSpeed saved, into a model file of this package.
 
-They hold `models.{i}.prompt_encoder.default.embedding.weight` [L, D] for each of the K prompts, and one linear layer,
-`prompt_normalizer`, through which contexts and prompts both go: it becomes both layers of our retriever.
+It contains `models.{i}.prompt_encoder.default.embedding.weight` [L, D] for each of the K prompts, and one linear layer,
+`prompt_normalizer`, that is applied to contexts and prompts alike. It becomes both layers of our retriever.
 """
 
 from __future__ import annotations
@@ -9,26 +9,32 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spt_parlai.checkpoints.tensor_files import read_tensors
 from spt_parlai.errors import UsageError
+from spt_parlai.hub import load_config
 
 AGENT = 'spt_parlai.agents:SptAgent'
 STATE_FILES = (
     'mp_rank_00_model_states.pt',
     'pytorch_model.bin',
     'model.safetensors',
-)  # the latter two: zero_to_fp32.py's
+)  # the last two by zero_to_fp32.py
 PROMPT = r'(?:^|\.)models\.(\d{1,9})\.prompt_encoder\.default\.embedding\.weight$'
 LINEAR = r'(?:^|\.)prompt_normalizer\.(weight|bias)$'
 
 
 class AuthorsCheckpoint(NamedTuple):
-    """prompts: float32 [K, L, D]; weight: float32 [D, D] and bias: float32 [D], or None where the file has no linear layer."""
+    """The trained tensors of a checkpoint.
+
+    :param prompts: float32 [K, L, D].
+    :param weight: float32 [D, D] of the linear layer, or None if the file has none.
+    :param bias: float32 [D] of the linear layer, or None if the file has none.
+    """
 
     prompts: Tensor
     weight: Tensor | None
@@ -39,9 +45,9 @@ class AuthorsCheckpoint(NamedTuple):
 
 
 def read_authors(source: str | Path) -> AuthorsCheckpoint:
-    """Read a DeepSpeed folder (or the run's folder above it), or a single .pt, .bin or .safetensors file.
+    """Read a DeepSpeed folder (or the folder of the run above it), or a single .pt, .bin or .safetensors file.
 
-    :raises UsageError: naming what is missing or does not fit together.
+    :raises UsageError: that names what is missing or does not fit together.
     """
     file = _state_file(Path(source).expanduser())
     tensors = read_tensors(file, re.compile(f'{PROMPT}|{LINEAR}'))
@@ -54,20 +60,28 @@ def read_authors(source: str | Path) -> AuthorsCheckpoint:
             )
     prompts = _numbered(file, tensors)
     width = prompts[0].shape[-1]
-    linear = {}
-    for part, shape in (('weight', (width, width)), ('bias', (width,))):
-        tensor = _only(file, [name for name in tensors if re.search(LINEAR, name) and name.endswith(part)], tensors)
-        if tensor is not None and tensor.shape != shape:
-            raise UsageError(
-                f'{file}: prompt_normalizer.{part} is of shape {list(tensor.shape)}, not {list(shape)}, though its prompts are '
-                f'{width} wide; give a checkpoint with the linear layer ("normalizer: linear" in its configuration).'
-            )
-        linear[part] = tensor
-    return AuthorsCheckpoint(torch.stack(prompts), **linear)
+    weight = _linear(file, tensors, 'weight', (width, width))
+    bias = _linear(file, tensors, 'bias', (width,))
+    return AuthorsCheckpoint(torch.stack(prompts), weight, bias)
+
+
+def _linear(file: Path, tensors: dict[str, Tensor], part: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The weight or bias of the linear layer, which must have this shape, or None if the file has none."""
+    names = [name for name in tensors if re.search(LINEAR, name) and name.endswith(part)]
+    if not names:
+        return None
+    tensor = _only(file, names, tensors)
+    if tensor.shape != shape:
+        raise UsageError(
+            f'{file}: prompt_normalizer.{part} is of shape {list(tensor.shape)}, not {list(shape)}, though its prompts '
+            f'are {shape[-1]} wide; give a checkpoint with the linear layer ("normalizer: linear" in its '
+            'configuration).'
+        )
+    return tensor
 
 
 def _numbered(file: Path, tensors: dict[str, Tensor]) -> list[Tensor]:
-    """The prompts in the order of their numbers, checked to be 0 … K-1 and of one shape [L, D]."""
+    """The prompts in the order of their numbers, which must be 0 … K-1; all must have one shape [L, D]."""
     names: dict[int, list[str]] = {}
     for name in tensors:
         if match := re.search(PROMPT, name):
@@ -80,7 +94,8 @@ def _numbered(file: Path, tensors: dict[str, Tensor]) -> list[Tensor]:
     missing = next((i for i in range(len(names)) if i not in names), None)
     if missing is not None:
         raise UsageError(
-            f'{file} holds models.{max(names)} but not models.{missing}: a prompt is missing; give the whole checkpoint.'
+            f'{file} holds models.{max(names)} but not models.{missing}: a prompt is missing; give the whole '
+            'checkpoint.'
         )
     prompts = [_only(file, names[i], tensors) for i in sorted(names)]
     shapes = [list(prompt.shape) for prompt in prompts]
@@ -93,14 +108,15 @@ def _numbered(file: Path, tensors: dict[str, Tensor]) -> list[Tensor]:
     return prompts
 
 
-def _only(file: Path, names: list[str], tensors: dict[str, Tensor]) -> Tensor | None:
+def _only(file: Path, names: list[str], tensors: dict[str, Tensor]) -> Tensor:
+    """The one tensor of these names, as float32."""
     if len(names) > 1:
         raise UsageError(f'{file} holds both {names[0]} and {names[1]}; give a file with one model.')
-    return tensors[names[0]].float() if names else None
+    return tensors[names[0]].float()
 
 
 def _state_file(source: Path) -> Path:
-    """SOURCE itself if a file; in a folder, the file that its `latest` leads to, or the only one there is."""
+    """`source` itself if it is a file; in a folder, the file that `latest` names, or else the only one there is."""
     if os.path.isfile(source):
         return source
     if not os.path.isdir(source):
@@ -119,31 +135,31 @@ def _state_file(source: Path) -> Path:
     if any(folder.rglob('zero_pp_rank_*_model_states.pt')):
         raise _scattered(folder)
     raise UsageError(
-        f'{source} holds no {", ".join(STATE_FILES[:-1])} or {STATE_FILES[-1]}; give a checkpoint of the published code.'
+        f'{source} holds no {", ".join(STATE_FILES[:-1])} or {STATE_FILES[-1]}; give a checkpoint of the published '
+        'code.'
     )
 
 
 def _scattered(path: Path) -> UsageError:
     return UsageError(
-        f'{path} was saved by DeepSpeed ZeRO stage 3, which scatters its tensors over files of its own; '
-        'run the zero_to_fp32.py that lies beside it and give what that writes.'
+        f'{path} was saved by DeepSpeed ZeRO stage 3, which spreads its tensors over several files; '
+        'run the zero_to_fp32.py beside it and give the file that it writes.'
     )
 
 
-# ---- a model file of ours --------------------------------------------------------------------------------
+# ---- importing -------------------------------------------------------------------------------------------
 
 
 def import_authors(
     source: str | Path, llm: str, out: str | Path, revision: str | None = None, dtype: str = 'auto', force: bool = False
 ) -> AuthorsCheckpoint:
-    """Write `out`, `out`.opt and `out`.dict: an SptAgent around `llm` with the prompts and the linear layer of `source`.
+    """Write `out`, `out`.opt and `out`.dict: an SptAgent around `llm` with the prompts and linear layer of `source`.
 
-    The agent itself writes them, so they are what training would have left. Returns what was read.
+    The agent itself writes these files, so they are like those of a training run.
 
-    :raises UsageError: for a source that cannot be used, an `llm` of another width, or an `out` that exists (unless `force`).
+    :return: what was read.
+    :raises UsageError: if the source cannot be used, `llm` has another width, or `out` exists (unless `force`).
     """
-    from spt_parlai.hub import load_config
-
     out = _writable(Path(out).expanduser(), force)
     found = read_authors(source)
     if found.weight is None or found.bias is None:
@@ -156,7 +172,8 @@ def import_authors(
     hidden_size = load_config(llm, revision).hidden_size
     if hidden_size != D:
         raise UsageError(
-            f'{source} holds prompts {D} wide, but --llm {llm} is {hidden_size} wide; give the LLM they were trained around.'
+            f'{source} holds prompts {D} wide, but --llm {llm} is {hidden_size} wide; give the LLM they were trained '
+            'around.'
         )
     agent = _new_agent(llm=llm, llm_revision=revision, llm_dtype=dtype, num_prompts=K, prompt_length=L)
     linear = {'weight': found.weight, 'bias': found.bias}
@@ -165,14 +182,17 @@ def import_authors(
     agent.bare_model.retriever.lin_prompt.load_state_dict(linear)
     for stale in _training_files(out):
         stale.unlink()
-    agent.opt.update(model_file=str(out), datatype='train')  # as training would have left them
+    agent.opt.update(model_file=str(out), datatype='train')  # the options of a training run
     agent.opt['override'].pop('datatype')
     agent.save()
     return found
 
 
-def _new_agent(**options):
-    """An untrained SptAgent with training's defaults, but no optimizer; without a model file, so that it loads no old one."""
+def _new_agent(**options) -> Any:
+    """An untrained SptAgent with the defaults of training but no optimizer.
+
+    It has no model file yet, so that it does not load an old one.
+    """
     from parlai.core.agents import create_agent
     from parlai.scripts.train_model import TrainModel
 
@@ -194,7 +214,7 @@ def _writable(out: Path, force: bool) -> Path:
 
 
 def _training_files(out: Path) -> list[Path]:
-    """What a training run left beside a model: its later checkpoints would be resumed, its reports are of another model."""
+    """Files that a training run left beside a model: checkpoints that would be resumed, reports of another model."""
     return sorted(
         path
         for path in out.parent.glob('*')

@@ -1,7 +1,7 @@
-"""What a checkpoint says besides its tensors, and how one is written and read without ever being half there.
+"""Checkpoints are written whole or not at all, and read without running code.
 
-A checkpoint holds the trainable tensors, optimizer and scheduler, the LLM's name, revision and shape fingerprint,
-and the progress of the training run; never the LLM. It is plain data: reading one runs no code.
+A checkpoint holds the trained tensors, the optimizer and the scheduler, the progress of the training run, and a
+description of the LLM (name, revision, shapes), but never the LLM itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from spt_parlai.checkpoints.schema import Damage, check_container, check_states
 from spt_parlai.errors import UsageError, shorten
 
 FORMAT = 1
-DESCRIPTION = ('llm', 'fingerprint', 'num_prompts', 'prompt_length')
+DESCRIPTION = ('llm', 'fingerprint', 'num_prompts', 'prompt_length')  # what every description must contain
 
 
-def write_atomically(path: str | os.PathLike, write) -> None:
-    """`write(temporary path)`, then rename: whoever reads `path` sees the old file or the whole new one.
+# ---- writing ----------------------------------------------------------------------------------------------
 
-    :raises UsageError: where nothing can be written, or the disk is full.
+
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+    """Call `write(temporary path)`, then rename: whoever reads `path` sees the old file or the whole new one.
+
+    :raises UsageError: if the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     part = path.with_name(f'{path.name}.part{os.getpid()}')
@@ -44,29 +48,39 @@ def write_atomically(path: str | os.PathLike, write) -> None:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f'{str(path).removesuffix(".probe")} cannot be written ({error.strerror or error}); make room or give another --model-file. What was there is unchanged.'
+            f'{path} cannot be written ({error.strerror or error}); make room or give another path. '
+            'What was there is unchanged.'
         ) from error
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Before anything slow: can a file be written at `path`? Raises UsageError if not. Leaves nothing behind."""
-    blocked = [folder for folder in Path(path).parents if folder.is_file()]
-    if blocked:
-        raise UsageError(
-            f'--model-file {path}: {blocked[0]} is a file, so nothing can be written below it; give another path.'
-        )
-    probe = Path(f'{path}.probe')
-    write_atomically(probe, lambda part: part.touch())
-    probe.unlink()
+    """Check before a long computation that a file can be written at `path`. Leaves nothing behind but its folder.
+
+    :raises ValueError: with the reason.
+    """
+    path = Path(path)
+    for folder in path.parents:
+        if folder.is_file():
+            raise ValueError(f'{folder} is a file, so nothing can be written below it; give another path')
+    probe = path.with_name(f'{path.name}.probe')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f'it cannot be written ({error.strerror or error}); give another path') from error
 
 
 def save_states(states: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a checkpoint."""
     write_atomically(path, lambda part: torch.save(_plain(states), part))
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers (ParlAI's invsqrt scheduler computes learning rates with them) as Python's: a checkpoint with
-    any of them could not be read without running code."""
+    """Turn NumPy's numbers into Python's, because a checkpoint with NumPy's could not be read without running code.
+
+    They come from ParlAI's invsqrt scheduler, which computes learning rates with NumPy.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -77,17 +91,24 @@ def _plain(value: Any) -> Any:
 
 
 def save_json(value: Any, path: str | os.PathLike) -> None:
+    """Write a value as JSON."""
     write_atomically(path, lambda part: part.write_text(json.dumps(value, indent=4), encoding='utf-8'))
 
 
+# ---- reading ----------------------------------------------------------------------------------------------
+
+
 def load_states(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint on the CPU. Raises UsageError for a file that is damaged or not one of ours."""
+    """Read a checkpoint, with its tensors on the CPU.
+
+    :raises UsageError: if the file is missing, damaged, of another format or not a checkpoint of this package.
+    """
     try:
         with open(path, 'rb'):
             pass
         check_container(path)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of what a foreign file makes torch deprecate
+            warnings.simplefilter('ignore')  # torch warns of deprecated content in foreign files
             states = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file; give the model file of an SptAgent.') from error
@@ -96,15 +117,17 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
     except Exception as error:  # foreign bytes make the unpickler raise almost anything
         reason = str(error) if isinstance(error, Damage) else type(error).__name__
         raise UsageError(
-            f'{path} is damaged or no checkpoint of this agent ({reason}); restore it from a copy, or give another model file.'
+            f'{path} is damaged or no checkpoint of this agent ({reason}); restore it from a copy, or give another '
+            'model file.'
         ) from error
     if not isinstance(states, dict) or not isinstance(states.get('spt'), dict) or 'model' not in states:
         raise UsageError(f'{path} was not written by spt_parlai; give the model file of an SptAgent.')
     version = states['spt'].get('format')
     if type(version) is not int or version != FORMAT:
+        found = shorten(version) if type(version) is int and abs(version) < 10**9 else 'unknown'
         raise UsageError(
-            f'{path} has checkpoint format {shorten(version) if type(version) is int and abs(version) < 10**9 else "unknown"}, this version '
-            f'of spt_parlai reads {FORMAT}; install the version that wrote it.'
+            f'{path} has checkpoint format {found}, this version of spt_parlai reads {FORMAT}; install the version '
+            'that wrote it.'
         )
     missing = [key for key in DESCRIPTION if key not in states['spt']]
     if missing:
@@ -117,8 +140,8 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def damage_explained(path: str | os.PathLike | None):
-    """Whatever goes wrong while a checkpoint is taken in is the checkpoint's fault, and said as that."""
+def damage_explained(path: str | os.PathLike | None) -> Iterator[None]:
+    """Report whatever goes wrong while the content of a checkpoint is used as damage of that file."""
     try:
         yield
     except UsageError:
@@ -130,8 +153,15 @@ def damage_explained(path: str | os.PathLike | None):
         ) from error
 
 
+# ---- the description --------------------------------------------------------------------------------------
+
+
 def describe(opt, llm, model, agent: str = 'SptAgent', tuning: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The `spt` entry of a checkpoint. agent: its kind; tuning: which weights of the LLM train, option → value."""
+    """Describe what trained tensors belong to: the entry `spt` of a checkpoint.
+
+    :param agent: kind of the agent.
+    :param tuning: which weights of the LLM train, as option → value.
+    """
     return {
         'format': FORMAT,
         'agent': agent,
@@ -147,8 +177,11 @@ def describe(opt, llm, model, agent: str = 'SptAgent', tuning: dict[str, Any] | 
 
 
 def check_kind(path: str | os.PathLike, saved: dict[str, Any], agent: str) -> None:
-    """Refuse the checkpoint of an agent that trains something else."""
-    other = saved.get('agent', 'SptAgent')  # which wrote all that do not say
+    """Refuse the checkpoint of an agent that trains something else.
+
+    :raises UsageError: that names both agents.
+    """
+    other = saved.get('agent', 'SptAgent')  # the only agent there was when checkpoints did not say which
     if other != agent:
         raise UsageError(
             f'{path} is of {other}, not of {agent}: use -m spt_parlai.agents:{other}, or another model file.'
@@ -156,13 +189,16 @@ def check_kind(path: str | os.PathLike, saved: dict[str, Any], agent: str) -> No
 
 
 def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse a checkpoint made around another LLM or with other K and L, naming both sides."""
+    """Refuse a checkpoint whose description does not match that of this run: another LLM, K, L or LoRA option.
+
+    :raises UsageError: that names both sides.
+    """
     if saved['fingerprint'] != here['fingerprint']:
         differing = [k for k, v in here['fingerprint'].items() if saved['fingerprint'].get(k) != v]
         detail = ', '.join(f'{k} {saved["fingerprint"].get(k)} / {here["fingerprint"][k]}' for k in differing)
         raise UsageError(
-            f'{path} was trained around --llm {saved["llm"]}, which differs in shape from --llm {here["llm"]} ({detail}); '
-            f'use --llm {saved["llm"]} or another model file.'
+            f'{path} was trained around --llm {saved["llm"]}, which differs in shape from --llm {here["llm"]} '
+            f'({detail}); use --llm {saved["llm"]} or another model file.'
         )
     for key, flag in (('num_prompts', '--num-prompts'), ('prompt_length', '--prompt-length')):
         if saved[key] != here[key]:

@@ -1,7 +1,7 @@
-"""One of our soft prompts ↔ a prompt-tuning adapter of Hugging Face PEFT: a folder with a config and one tensor [L, D].
+"""Write and read a soft prompt as a prompt-tuning adapter of PEFT: a folder with a config and one tensor [L, D].
 
-PEFT puts the prompt before the word embeddings of its input, [sp ; c ; y], which is what this package does: the same
-logits. The retriever has no counterpart there, so choosing the prompt is left to who loads it.
+PEFT puts the prompt before the word embeddings of its input, [sp ; c ; y], as this package does, so the logits are the
+same. The retriever has no counterpart in PEFT: whoever loads the adapters chooses among them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ TENSOR = 'prompt_embeddings'
 KIND = 'PROMPT_TUNING'
 
 
-# ---- export ----------------------------------------------------------------------------------------------
+# ---- writing ---------------------------------------------------------------------------------------------
 
 
 def export_peft(model_file: str | Path, out: str | Path, prompt: int | None = None, force: bool = False) -> list[Path]:
     """Write soft prompt `prompt` of a checkpoint as an adapter folder `out`, or each of them as `out`/prompt_{i}.
 
-    Needs neither the LLM nor the network: all that an adapter says of its LLM is in the checkpoint. Returns the folders.
+    This needs neither the LLM nor the network, because the checkpoint contains all that an adapter says about its LLM.
 
-    :raises UsageError: for a missing peft, a prompt that is not there, adapters that exist (unless `force`), and an LLM
-        that projects its word embeddings.
+    :return: the folders.
+    :raises UsageError: if peft is missing, there is no such prompt, an adapter exists (unless `force`), or the LLM
+        projects its word embeddings.
     """
     if importlib.util.find_spec('peft') is None:
         raise UsageError("spt export-peft needs peft: pip install 'spt_parlai[peft]'.")
@@ -63,7 +64,7 @@ def export_peft(model_file: str | Path, out: str | Path, prompt: int | None = No
 
 
 def checkpoint_prompts(path: str | Path, states: dict[str, Any]) -> Tensor:
-    """The soft prompts float32 [K, L, D] of a loaded checkpoint of ours."""
+    """The soft prompts float32 [K, L, D] of a checkpoint that was read from `path`."""
     prompts = states['model'].get('soft_prompts.tokens') if isinstance(states['model'], dict) else None
     agent = states['spt'].get('agent')
     if prompts is None and agent is not None and not states['spt']['prompt_length']:
@@ -79,13 +80,13 @@ def _check_widths(model_file: str | Path, spt: dict[str, Any], width: int) -> No
     words = spt.get('word_size', width)
     if words != width:
         raise UsageError(
-            f"{model_file}: --llm {spt['llm']} projects word embeddings {words} wide to the prompts' {width}, and PEFT puts prompts "
-            'before that projection, so no adapter can hold them; use the model file with this package.'
+            f"{model_file}: --llm {spt['llm']} projects word embeddings {words} wide to the prompts' {width}, and PEFT "
+            'puts prompts before that projection, so no adapter can hold them; use the model file with this package.'
         )
 
 
 def _write(folder: Path, tokens: Tensor, spt: dict[str, Any]) -> None:
-    """Both files whole or not at all, the config last: a folder with a config is an adapter."""
+    """Write both files whole or not at all, the config last: a folder with a config counts as an adapter."""
     from peft import PromptTuningConfig, TaskType
     from safetensors.torch import save_file
 
@@ -113,7 +114,7 @@ def _write(folder: Path, tokens: Tensor, spt: dict[str, Any]) -> None:
 
 
 def adapter_folders(folder: Path) -> list[Path]:
-    """`folder` if it is an adapter; else its sub-folders prompt_0, prompt_1 … that are, in the order of their numbers."""
+    """`folder` if it is an adapter, else those of its sub-folders prompt_0, prompt_1 … that are, in this order."""
     if (folder / CONFIG).is_file():
         return [folder]
     numbered = {
@@ -125,9 +126,9 @@ def adapter_folders(folder: Path) -> list[Path]:
 
 
 def read_adapter(folder: Path) -> Tensor:
-    """The prompt float32 [L, D] of an adapter folder; needs no peft.
+    """The prompt float32 [L, D] of an adapter folder; peft itself is not needed.
 
-    :raises UsageError: for a folder whose config or tensor is not a prompt-tuning adapter's.
+    :raises UsageError: if its config or its tensor is not that of a prompt-tuning adapter.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))

@@ -1,4 +1,4 @@
-"""Soft prompts out of any file that holds some."""
+"""Read soft prompts from any kind of file that contains some."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from spt_parlai.errors import UsageError
 
 
 def read_prompts(path: str | Path) -> Tensor:
-    """The soft prompts float32 [K, L, D] of a checkpoint of ours, a checkpoint of the paper's authors (file or folder), a
-    PEFT prompt-tuning adapter (a folder: K = 1), or a folder of adapters prompt_0 … as `spt export-peft` writes it.
+    """The soft prompts of a file or folder, float32 [K, L, D].
 
-    :raises UsageError: for a path that is none of these, or damaged.
+    It may be a checkpoint of this package, a checkpoint of the paper's authors (file or folder), a PEFT prompt-tuning
+    adapter (a folder, with K = 1), or a folder with adapters prompt_0, prompt_1 … as `spt export-peft` writes them.
+
+    :raises UsageError: if the path is none of these, or damaged.
     """
     path = Path(path).expanduser()
     if os.path.isdir(path) and (folders := adapter_folders(path)):
@@ -36,5 +38,5 @@ def read_prompts(path: str | Path) -> Tensor:
     return read_authors(path).prompts
 
 
-def _is_ours(states) -> bool:
+def _is_ours(states: object) -> bool:
     return isinstance(states, dict) and isinstance(states.get('spt'), dict)

@@ -1,28 +1,36 @@
-"""What a checkpoint may hold. Anybody can write a file that `torch.load` reads; here it is refused before it is used."""
+"""What a checkpoint may contain.
+
+Anybody can write a file that `torch.load` reads, so the content is checked before it is used.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-MOST_VALUES, DEEPEST = 2_000_000, 32  # of nested dictionaries and lists; ours have some thousands and six
+MOST_VALUES, DEEPEST = 2_000_000, 32  # our checkpoints have some thousand values, at most six levels deep
 _LARGEST = 2**63
+
+_Check = Callable[[Any], bool]
 
 
 class Damage(ValueError):
-    """What is wrong with a checkpoint, in a few words."""
+    """A checkpoint is damaged; the message says in a few words how."""
 
 
-def check_container(path) -> None:
-    """torch.save writes a zip archive whose records are stored as they are: what is compressed or changed is not ours.
+def check_container(path: str | os.PathLike) -> None:
+    """Check that this is a zip archive of uncompressed records with the right checksums, as torch.save writes it.
 
-    :raises Damage: also for a record whose content does not have its checksum.
+    :raises Damage: if a record is compressed or its checksum is wrong.
+    :raises zipfile.BadZipFile: if this is no zip archive.
     """
     with zipfile.ZipFile(path) as archive:
         if any(
@@ -36,9 +44,9 @@ def check_container(path) -> None:
 
 
 def check_states(states: dict[str, Any]) -> None:
-    """Everything that is read from a checkpoint by name has the type it is read as.
+    """Check the type of every entry that is read from a checkpoint by name.
 
-    :raises Damage: naming the entry that is not as it should be.
+    :raises Damage: that names the first wrong entry.
     """
     _check_plain(states)
     spt = states['spt']
@@ -84,7 +92,7 @@ def check_states(states: dict[str, Any]) -> None:
                 'gradients': lambda v: (
                     isinstance(v, list)
                     and len(v) == len(weights)
-                    and all(g is None or _weight(g) and g.shape == w.shape for g, w in zip(v, weights))
+                    and all(g is None or _weight(g) and g.shape == w.shape for g, w in zip(v, weights, strict=True))
                 ),
             },
             required=True,
@@ -114,9 +122,10 @@ def check_states(states: dict[str, Any]) -> None:
 
 
 def check_fits(saved: Any, fresh: Any, where: str) -> None:
-    """What a new optimizer or scheduler says of itself is what a saved one may say, with other numbers.
+    """Check that a saved optimizer or scheduler state is built like that of a new one, with other numbers.
 
-    :raises Damage: for another type, or a name that is new.
+    :param where: what the state is called in the error.
+    :raises Damage: for a value of another type, or a name that the new state does not have.
     """
     if isinstance(fresh, dict) and isinstance(saved, dict):
         for name, value in saved.items():
@@ -126,14 +135,14 @@ def check_fits(saved: Any, fresh: Any, where: str) -> None:
     elif isinstance(fresh, (list, tuple)) and isinstance(saved, (list, tuple)):
         if len(fresh) != len(saved):
             raise Damage(f'{where} has another length')
-        for a, b in zip(saved, fresh):
+        for a, b in zip(saved, fresh, strict=True):
             check_fits(a, b, where)
     elif not (_number(saved) and _number(fresh) or type(saved) is type(fresh)):
         raise Damage(f'{where} is of another type')
 
 
 def _check_plain(states: Any) -> None:
-    """Nothing but plain values, dense tensors and finite numbers in these, in reasonable number."""
+    """Check that there are only plain values and dense finite tensors, and not too many of them."""
     count, waiting = 0, [(states, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -169,58 +178,59 @@ def _check_tensor(tensor: torch.Tensor) -> None:
         raise Damage('a tensor in it is not finite')
 
 
-def _expect(entries: dict, where: str, kinds: dict, required: bool = False) -> None:
+def _expect(entries: dict, where: str, kinds: dict[str, _Check], required: bool = False) -> None:
+    """Check the entries that have a kind; with `required`, they must all be there."""
     for name, is_right in kinds.items():
         if name in entries and not is_right(entries[name]) or required and name not in entries:
             raise Damage(f'its {where} has no proper {name!r}')
 
 
-def _text(value) -> bool:
+def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _line(value) -> bool:
-    """What a message can quote."""
+def _line(value: Any) -> bool:
+    """A text that fits into an error message."""
     return _text(value) and value.isprintable()
 
 
-def _shape(value) -> bool:
+def _shape(value: Any) -> bool:
     return isinstance(value, dict) and all(
         _line(k) and (v is None or _line(v) or isinstance(v, int)) for k, v in value.items()
     )
 
 
-def _whole(value) -> bool:
+def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _count(value) -> bool:
+def _count(value: Any) -> bool:
     return _whole(value) and value >= 0
 
 
-def _number(value) -> bool:
+def _number(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
-def _or_none(kind):
+def _or_none(kind: _Check) -> _Check:
     return lambda value: value is None or kind(value)
 
 
-def _weight(value) -> bool:
+def _weight(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
-def _param_groups(value) -> bool:
-    """ParlAI's schedulers compute with both rates before anything else looks at them."""
+def _param_groups(value: Any) -> bool:
+    """Both learning rates are checked because ParlAI's schedulers compute with them before anything else does."""
     return _dicts(value) and all(_number(group.get(name, 0.0)) for group in value for name in ('lr', 'initial_lr'))
 
 
-def _dicts(value) -> bool:
+def _dicts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(part, dict) for part in value)
 
 
-def _report(value) -> bool:
-    """A report of ParlAI's: names and, where anything is computed with them, numbers."""
+def _report(value: Any) -> bool:
+    """A report of ParlAI's; the entries that are computed with must be finite numbers."""
     return (
         isinstance(value, dict)
         and all(_text(name) for name in value)
@@ -231,8 +241,8 @@ def _report(value) -> bool:
     )
 
 
-def _writable(value) -> bool:
-    """Can it stand in the JSON file beside the checkpoint?"""
+def _writable(value: Any) -> bool:
+    """Whether the value can be written to the JSON file beside the checkpoint."""
     try:
         json.dumps(value).encode()
     except (TypeError, ValueError):
@@ -240,8 +250,8 @@ def _writable(value) -> bool:
     return True
 
 
-def _restorable(state) -> bool:
-    """Are these the states of random generators? Asked of generators that nobody else uses."""
+def _restorable(state: Any) -> bool:
+    """Whether these are states of random generators. They are tried on new generators, which nothing else uses."""
     try:
         version, words, gauss = state['python']
         random.Random().setstate((version, tuple(words), gauss))

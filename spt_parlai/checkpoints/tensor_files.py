@@ -1,4 +1,4 @@
-"""Chosen tensors out of other people's files: the rest of the file is neither read into memory nor run."""
+"""Read chosen tensors from files of other projects, without reading the rest into memory and without running code."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 
 from spt_parlai.errors import UsageError
 
-NESTS = ('module', 'state_dict')  # where DeepSpeed, and many others, keep the state dict
+NESTS = ('module', 'state_dict')  # the entries under which DeepSpeed and many others keep the state dict
 _DEEPEST = 4
 
 
 class _Inert:
-    """Stands in for an object of any other class: takes what it is given and does nothing with it."""
+    """Stands in for an object of an unknown class: it accepts any content and drops it."""
 
     def __new__(cls, *_args):
         return super().__new__(cls)
 
     def __setstate__(self, state):
-        """The object's contents are dropped."""
+        """Drop the object's content."""
 
 
 def load_plain(path: Path) -> Any:
-    """What a torch file holds, with tensors mapped into memory and objects of unknown classes replaced by inert ones.
+    """Read a torch file. Tensors are memory-mapped, and objects of unknown classes are replaced by inert ones.
 
-    torch's `weights_only` reader looks names up in a table and imports nothing; here the table maps each name that
-    it would refuse (argparse.Namespace, DeepSpeed's classes) to `_Inert`. Files from before torch 1.6 have no index
-    of their names, so such a file must hold plain data alone.
+    torch's `weights_only` reader looks names up in a table and imports nothing. Here the table maps each name that the
+    reader would refuse (argparse.Namespace, DeepSpeed's classes) to `_Inert`. Files from before torch 1.6 do not list
+    their names, so they must contain only plain data.
 
-    :raises UsageError: for a file that cannot be read in this way.
+    :raises UsageError: if the file cannot be read in this way.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -50,9 +50,9 @@ def load_plain(path: Path) -> Any:
 
 
 def read_tensors(path: Path, wanted: re.Pattern) -> dict[str, Tensor]:
-    """Name → tensor on the CPU, as stored, for each name of the file's state dict that `wanted` is found in.
+    """The tensors of a file's state dict whose names match `wanted` anywhere, on the CPU and with the stored dtype.
 
-    :raises UsageError: for a file that is no .safetensors file where its name says so, and no torch file otherwise.
+    :raises UsageError: if the file is neither a .safetensors file, by its name, nor a torch file with a state dict.
     """
     if path.suffix == '.safetensors':
         try:
@@ -76,5 +76,5 @@ def read_tensors(path: Path, wanted: re.Pattern) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Any) -> bool:
-    """A dense tensor with values, and not one of a shape without any (torch's meta device)."""
+    """Whether this is a dense tensor that has values, unlike tensors on torch's meta device."""
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == 'cpu'

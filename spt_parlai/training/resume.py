@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from spt_parlai.checkpoints.files import check_writable, load_states, save_json
 from spt_parlai.dialogue.mutator import packs
-from spt_parlai.errors import UsageError
+from spt_parlai.errors import UsageError, naming
 from spt_parlai.options.declare import settle_validation
 from spt_parlai.training.distributed import (
     AgreedInterrupt,
@@ -85,7 +85,8 @@ def _init(original, loop, opt) -> None:
     settle_validation(opt)
     settle_model_file(opt)
     if opt.get('model_file') and is_primary_worker():
-        check_writable(opt['model_file'])
+        with naming('--model-file', opt['model_file']):
+            check_writable(opt['model_file'])
     path = _checkpoint_to_resume(opt)
     saved = load_states(path) if path else {}
     if path:

@@ -197,5 +197,5 @@ def test_checking_leaves_nothing_behind(tmp_path):
     files.check_writable(tmp_path / 'new' / 'model')
     assert not [*(tmp_path / 'new').iterdir()]
     (tmp_path / 'file').touch()
-    with pytest.raises(UsageError, match='file is a file, so nothing can be written below it'):
+    with pytest.raises(ValueError, match='file is a file, so nothing can be written below it'):
         files.check_writable(tmp_path / 'file' / 'model')
