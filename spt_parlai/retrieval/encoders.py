@@ -1,4 +1,4 @@
-"""Texts → vectors whose cosine says how alike they are."""
+"""Text encoders: they turn texts into vectors whose cosine measures how similar the texts are."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from spt_parlai import hub
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import context_mean
 
-LLM = 'llm'  # --retrieval-encoder: the frozen LLM's own word embeddings
+LLM = 'llm'  # the value of --retrieval-encoder for the frozen LLM's own word embeddings
 _OPTION = '--retrieval-encoder'
-_LONGEST = 512  # tokens; what most encoders were trained with
+_LONGEST = 512  # tokens, the length that most encoders were trained with
 
 
 class TextEncoder(Protocol):
-    """fingerprint: changes when the vectors may."""
+    """Encodes texts as vectors of E values.
+
+    :param fingerprint: identifies the encoder; another fingerprint means that the vectors may differ.
+    """
 
     fingerprint: str
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """float32 [N, E] on the CPU; a text's vector does not depend on the others."""
+        """The vectors of N texts, float32 [N, E] on the CPU. A text's vector does not depend on the other texts."""
 
 
 class TransformerEncoder:
-    """Mean of a Hugging Face encoder's last hidden states over a text's tokens, as Contriever does.
+    """The mean of a Hugging Face encoder's last hidden states over the tokens of a text, as in Contriever.
 
-    :param name: hub id or local folder.
+    :param name: Hugging Face id or local folder.
+    :raises UsageError: if the encoder cannot be loaded.
     """
 
     def __init__(self, name: str, device: torch.device | str = 'cpu'):
@@ -55,22 +59,23 @@ class TransformerEncoder:
 
 
 class WordEncoder:
-    """Weighted mean of the LLM's own word embeddings: a token of which a text has c weighs (1 + ln c) · ln((N + 2) / (n + 1)) where n of
-    the N `texts` have it.
+    """A weighted mean of the LLM's own word embeddings, which needs neither another model nor a pass through the LLM.
 
-    Needs nothing but the LLM, and no pass through it.
+    A token that occurs c times in a text has the weight (1 + ln c) · ln((N + 2) / (n + 1)), where n of the N indexed
+    texts contain it. Scikit-learn's `TfidfVectorizer` adds 1 to the second factor, so that common words count more:
+    with its weights every third query finds another dialogue.
 
-    :param tokenize: text → token ids.
-    :param texts: what is indexed.
+    :param tokenize: turns a text into token ids.
+    :param texts: the texts that are indexed.
     """
 
     def __init__(self, llm: CausalLM, tokenize: Callable[[str], Sequence[int]], texts: Sequence[str]):
         self.llm, self.tokenize = llm, tokenize
         weight = llm.lm.get_input_embeddings().weight
-        found_in = torch.zeros(len(weight))  # in how many texts each token is
+        found_in = torch.zeros(len(weight))  # the number of texts that contain each token
         for text in texts:
             found_in[list(set(tokenize(text)))] += 1
-        self.rarity = torch.log((len(texts) + 2) / (found_in + 1))  # above 0 also for a token that all texts have
+        self.rarity = torch.log((len(texts) + 2) / (found_in + 1))  # above 0 also for a token in every text
         self.fingerprint = _digest([weight])
 
     def __call__(self, texts):
@@ -86,5 +91,5 @@ def _digest(weights: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for weight in weights:
         digest.update(str(tuple(weight.shape)).encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

@@ -1,4 +1,7 @@
-"""The training dialogues and their vectors: which are most like a text. A plain matrix product; kept on disk."""
+"""An index of the training dialogues: a matrix of their vectors, which is kept on disk.
+
+A search is one matrix product, which is fast enough for the some ten thousand dialogues of a task.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,23 @@ from spt_parlai.dialogue.training_set import has_in_order
 from spt_parlai.retrieval.encoders import TextEncoder
 
 _FORMAT = '1'
-_AT_ONCE = 16  # texts of like length
+_AT_ONCE = 16  # texts of similar length that are encoded together
 
 
 @dataclass
 class DialogueIndex:
-    """N dialogues and their vectors, float32 [N, E], each of length 1."""
+    """N dialogues and the encoder's vectors of them, float32 [N, E], each of length 1."""
 
     dialogues: Sequence[Dialogue]
     vectors: Tensor
     encoder: TextEncoder
 
     def most_similar(self, text: str, n: int, without: Sequence[str] = ()) -> list[int]:
-        """The n dialogues whose vectors have the largest cosine with that of `text`, best first; of equals the earlier.
+        """The numbers of the n dialogues whose vectors have the largest cosine with that of `text`, best first.
 
-        :param without: utterances; a dialogue that has them all, in this order, is passed over.
+        Of equal cosines the earlier dialogue comes first.
+
+        :param without: utterances; a dialogue that contains all of them in this order is left out.
         """
         scores = self.vectors @ F.normalize(self.encoder([text]), dim=1)[0]  # [N]
         found: list[int] = []
@@ -50,11 +55,15 @@ class DialogueIndex:
 
 
 def fingerprint(texts: Sequence[str]) -> str:
+    """A hash of these texts in this order."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]
 
 
 def load_or_make(dialogues: Sequence[Dialogue], encoder: TextEncoder, cache: Path, keep: bool = True) -> DialogueIndex:
-    """The index of these dialogues by this encoder: the one in the folder `cache` if it is there, else a new one, which is kept there."""
+    """Read the index of these dialogues by this encoder from the folder `cache`, or make it.
+
+    :param keep: whether to write a new index into that folder.
+    """
     texts = [render(dialogue) for dialogue in dialogues]
     key = {'format': _FORMAT, 'dialogues': fingerprint(texts), 'encoder': encoder.fingerprint}
     path = cache / f'{fingerprint(sorted(key.values()))[:16]}.safetensors'
@@ -68,7 +77,7 @@ def load_or_make(dialogues: Sequence[Dialogue], encoder: TextEncoder, cache: Pat
 
 
 def _read(path: Path, key: dict[str, str], count: int) -> Tensor | None:
-    """Vectors [N, E] from a file that holds what `key` says; None where there is none, or it is damaged."""
+    """The vectors [N, E] of a file with the metadata `key`, or None if there is no such file or it is damaged."""
     if not path.exists():
         return None
     try:
@@ -82,7 +91,7 @@ def _read(path: Path, key: dict[str, str], count: int) -> Tensor | None:
             )
         if right and (vectors.norm(dim=1) - 1).abs().max() < 1e-3:
             return vectors
-        reason = 'it is not what its name says'
+        reason = 'its content does not match its name'
     except (SafetensorError, OSError) as error:
         reason = ' '.join(str(error).split())[:100]
     logging.warning(f'{path} is damaged ({reason}): the index is made anew.')
@@ -90,6 +99,7 @@ def _read(path: Path, key: dict[str, str], count: int) -> Tensor | None:
 
 
 def _encode(texts: Sequence[str], encoder: TextEncoder) -> Tensor:
+    """The vectors of N texts, float32 [N, E], each of length 1. Texts of similar length are encoded together."""
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     parts = [
         encoder([texts[i] for i in by_length[first : first + _AT_ONCE]])

@@ -1,4 +1,4 @@
-"""Install a user's own copy of ConvAI2 in ParlAI's data folder."""
+"""Install a user's own copy of ConvAI2 in ParlAI's data folder, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ CONVAI2_NEEDED = ('train_self_original', 'valid_self_original')
 def install_convai2(source: Path, datapath: Path | None = None, force: bool = False) -> Path:
     """Copy ConvAI2's text files into `<datapath>/ConvAI2` and mark them as built.
 
-    Where only one of `X.txt` (with candidates) and `X_no_cands.txt` is given, the one is made from the other.
+    If only one of `X.txt` (with candidates) and `X_no_cands.txt` is there, the other is made from it.
 
-    :return: the folder installed into. Raises UsageError for a missing file, a wrong format or files in the way.
+    :return: the folder that now holds the files.
+    :raises UsageError: if a file is missing, has another format, or would be replaced without `force`.
     """
     if not source.is_dir():
         raise UsageError(f"--from {source}: no such folder; give the folder that holds ConvAI2's .txt files.")
@@ -34,7 +35,8 @@ def install_convai2(source: Path, datapath: Path | None = None, force: bool = Fa
     for name in CONVAI2_NEEDED:
         if f'{name}.txt' not in files and f'{name}_no_cands.txt' not in files:
             raise UsageError(
-                f'--from {source}: neither {name}.txt nor {name}_no_cands.txt is there; give the folder that holds them.'
+                f'--from {source}: neither {name}.txt nor {name}_no_cands.txt is there; give the folder that holds '
+                'them.'
             )
     for path in files.values():
         _check_format(path)
@@ -62,14 +64,15 @@ def install_convai2(source: Path, datapath: Path | None = None, force: bool = Fa
 
 
 def _check_format(path: Path) -> None:
-    """ConvAI2 is UTF-8, and its first line is `1 your persona: …` (or a dialogue line where there are no personas)."""
+    """Check that the file is UTF-8 and begins with line number 1, as `1 your persona: …` or a line of dialogue does."""
     try:
         first = path.read_text(encoding='utf-8').partition('\n')[0]
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text: give ConvAI2's own files.") from error
     if not first.startswith('1 '):
         raise UsageError(
-            f'{path} is not in ConvAI2\'s format: its first line starts {first[:30]!r}, not with "1 "; give ConvAI2\'s own files.'
+            f'{path} is not in ConvAI2\'s format: its first line starts {first[:30]!r}, not with "1 "; give ConvAI2\'s '
+            'own files.'
         )
 
 

@@ -25,8 +25,9 @@ BASIC = {
     'instruction': 'reply .',
 }
 CHAT = (
-    "{% for m in messages %}{% if loop.index0 and (m['role'] == 'user') != (loop.index0 % 2 == SHIFT) %}{{ raise_exception('order') }}{% endif %}"
-    "NO_SYSTEM{{ '</s>' + m['role'][0] + ' ' + m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '</s>a ' }}{% endif %}"
+    "{% for m in messages %}{% if loop.index0 and (m['role'] == 'user') != (loop.index0 % 2 == SHIFT) %}"
+    "{{ raise_exception('order') }}{% endif %}NO_SYSTEM{{ '</s>' + m['role'][0] + ' ' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '</s>a ' }}{% endif %}"
 )
 TEMPLATES = {
     'system': CHAT.replace('SHIFT', '1').replace('NO_SYSTEM', ''),
@@ -119,7 +120,7 @@ def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
             (('hi', 'what do you do ?'), 'i am a nurse .'),
         )
     ]
-    for row, reply in zip(heard, agent.batch_act(heard)):
+    for row, reply in zip(heard, agent.batch_act(heard), strict=True):
         context, target = row['text_vec'], row['eval_labels_vec']
         with torch.no_grad():
             logits = lm(input_ids=torch.cat([context, target])[None]).logits[0, len(context) - 1 : -1]

@@ -1,4 +1,4 @@
-"""Checkpoints as the authors' code leaves them: DeepSpeed's folder, with objects of classes that are not installed here."""
+"""Checkpoints as the authors' code writes them: a DeepSpeed folder with objects of classes that are not installed."""
 
 import argparse
 import sys

@@ -29,7 +29,7 @@ HUB_ID = 'nobody/has-this-model'
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """checkpoint(family, **description) → (model file, its PromptedLM): K = 3, L = 2, around an LLM found nowhere on disk."""
+    """checkpoint(family, **description) → (model file, its PromptedLM): K = 3, L = 2; the LLM is not on disk."""
 
     def make(family, **description):
         model, _ = build(tiny_lm(family))
@@ -197,7 +197,7 @@ def _forbid(event, args):
 
 @pytest.fixture
 def attempts(monkeypatch):
-    """Whatever the interpreter asks of the network raises, and is listed here; the hub library believes itself online."""
+    """Every use of the network raises an error and is listed here, while the hub library believes itself online."""
     global _attempts
     from huggingface_hub import constants
 

@@ -292,8 +292,8 @@ def test_a_zip_bomb_stays_shut(resumed, real, record, filling):
 
 
 def test_nested_and_repeated_without_end(resumed, folder):
-    """A list that holds itself; ten levels of a list that holds the one before ten times; a very deep one; a number of more
-    digits than Python writes."""
+    """A list that contains itself; ten levels of lists that contain the one below ten times; a very deep list; a number
+    of more digits than Python writes."""
     states = load_states(folder / 'model')
     itself, levels, deep = [], [0], []
     itself.append(itself)

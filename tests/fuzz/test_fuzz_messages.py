@@ -1,4 +1,4 @@
-"""Whatever a ParlAI message holds, the agent turns it into a context and a target that fit, or says what is wrong with it."""
+"""The agent turns any ParlAI message into a context and a target that fit, or says what is wrong with it."""
 
 import pytest
 from helpers.fuzz_settings import fuzz

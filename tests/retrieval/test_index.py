@@ -136,7 +136,8 @@ def test_order_and_batches_do_not_change_the_index(watched, bert, tmp_path, monk
 
 @pytest.mark.skipif(not SHARED, reason='SPT_SHARED_DATA, the folder with ConvAI2, is not set')
 def test_a_real_dialogue_with_words_changed_finds_itself(word_encoder, tmp_path):
-    """500 dialogues of ConvAI2, of every 20th a copy with a word in eight replaced; and never what is to be passed over."""
+    """Of 500 dialogues of ConvAI2, every 20th is found by a copy in which one word of eight is replaced, and is never
+    found where it must be left out."""
     (tmp_path / 'ConvAI2').symlink_to(Path(SHARED) / 'parlai_data' / 'ConvAI2')
     opt = TrainModel.setup_args().parse_kwargs(
         task='convai2:self', datapath=str(tmp_path), model='spt_parlai.agents:InContextAgent'

@@ -1,6 +1,6 @@
 """Teachers of the sample task: ``-t spt_parlai.tasks.sample``.
 
-The files lie beside this module, so nothing is downloaded, no datapath is read and nothing is ever written.
+The files are beside this module, so nothing is downloaded, no datapath is read and nothing is ever written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 def _path(datatype: str) -> str:
     """
-    Return the file of a datatype; there is no test set, so 'test' reads the valid file, as ConvAI2 does.
+    Return the file of a datatype. There is no test set, so 'test' reads the valid file, as in ConvAI2.
 
     :param datatype: ParlAI's ``--datatype``, e.g. 'train:ordered'
     """
@@ -25,7 +25,7 @@ def _path(datatype: str) -> str:
 
 
 class SelfTeacher(FbDeprecatedDialogTeacher):
-    """Dialogues headed by the persona of the speaker to be modelled, as ``convai2:SelfOriginal:no_cands``."""
+    """Dialogues that begin with the persona of the speaker to model, as in ``convai2:SelfOriginal:no_cands``."""
 
     def __init__(self, opt, shared=None):
         opt = copy.deepcopy(opt)
@@ -51,4 +51,4 @@ class SelfTeacher(FbDeprecatedDialogTeacher):
 
 
 class DefaultTeacher(SelfTeacher):
-    """What ``-t spt_parlai.tasks.sample`` gives."""
+    """The teacher of a bare ``-t spt_parlai.tasks.sample``."""
