@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.baseline_runs import AGENTS
+from helpers.runs import AGENTS
 from parlai.scripts.train_model import TrainModel
 
 from spt_parlai.agents import SptAgent

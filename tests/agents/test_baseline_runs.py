@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from helpers.baseline_runs import agent_of, curve, evaluate, states, train
+from helpers.runs import agent_of, evaluate, logged, states, train
 from parlai.core.agents import create_agent_from_model_file
 
 from spt_parlai.agents.base import LLMAgent
@@ -17,14 +17,18 @@ RUNS = {
     'LoraAgent': {'match_spt': '1,1', 'lora_dropout': 0.3, 'learningrate': 0.01},
     'FullFineTuningAgent': {'learningrate': 0.001},
 }
-STEPS = {'max_train_steps': 6}  # without a validation on the way the model file is the last step's
+STEPS = {
+    'max_train_steps': 6,
+    'batchsize': 2,
+    'log_every_n_steps': 1,
+}  # without a validation on the way the model file is the last step's
 
 
 @pytest.fixture(scope='module', params=RUNS)
 def trained(request, tiny_llms, tmp_path_factory):
     """(agent, model file, validation report) of an uninterrupted run."""
     folder = tmp_path_factory.mktemp(request.param)
-    valid, _ = train(request.param, tiny_llms.opt, folder / 'm', **STEPS, **RUNS[request.param])
+    valid, _ = train(folder / 'm', tiny_llms.opt, request.param, **STEPS, **RUNS[request.param])
     return request.param, folder / 'm', valid
 
 
@@ -41,11 +45,11 @@ def test_an_interrupted_run_continues_exactly(trained, tiny_llms, tmp_path, monk
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match=str(128 + signal.SIGINT)):
         patch.setattr(LLMAgent, 'train_step', interrupted)
-        train(agent, tiny_llms.opt, tmp_path / 'm', **STEPS, **RUNS[agent])
+        train(tmp_path / 'm', tiny_llms.opt, agent, **STEPS, **RUNS[agent])
     stopped = states(tmp_path / 'm.checkpoint')['model']
-    train(agent, tiny_llms.opt, tmp_path / 'm', **STEPS, **RUNS[agent])
-    logged, expected = curve(tmp_path / 'm'), curve(whole)
-    assert expected.keys() - logged.keys() == {4} and logged == {
+    train(tmp_path / 'm', tiny_llms.opt, agent, **STEPS, **RUNS[agent])
+    curve, expected = logged(tmp_path / 'm'), logged(whole)
+    assert expected.keys() - curve.keys() == {4} and curve == {
         step: expected[step] for step in (1, 2, 3, 5)
     }  # 4: not yet logged
     final = states(tmp_path / 'm')['model']
@@ -77,9 +81,9 @@ def test_a_model_file_holds_what_trains(trained, tiny_llms):
 
 def test_evaluates_and_talks_from_the_model_file_alone(trained):
     agent, model_file, valid = trained
-    assert evaluate(model_file=str(model_file), num_examples=8, batchsize=2, skip_generation=True)[
-        'ppl'
-    ] == pytest.approx(float(valid['ppl']), rel=1e-5)
+    assert evaluate(model_file, num_examples=8, batchsize=2, skip_generation=True)['ppl'] == pytest.approx(
+        float(valid['ppl']), rel=1e-5
+    )
     loaded = create_agent_from_model_file(str(model_file), {'interactive_mode': True, 'persona': 'i ski.'})
     assert type(loaded).__name__ == agent
     loaded.observe({'text': 'hi', 'label_candidates': ['hello', 'bye'], 'episode_done': False})
@@ -92,9 +96,9 @@ def test_is_taken_for_what_it_is(trained, tiny_llms):
     with pytest.raises(
         UsageError, match=f'm is of {agent}, not of SptAgent: use -m spt_parlai.agents:{agent}, or another model file.$'
     ):
-        agent_of('SptAgent', tiny_llms.opt, model_file=model_file)
+        agent_of(tiny_llms.opt, 'SptAgent', model_file=model_file)
     with pytest.raises(UsageError, match='was trained around --llm .*/opt, which differs in shape'):
-        agent_of(agent, tiny_llms.gpt2, model_file=model_file, **RUNS[agent])
+        agent_of(tiny_llms.gpt2, agent, model_file=model_file, **RUNS[agent])
     wrong = {'PromptTuningAgent': {'prompt_length': 4}, 'LoraAgent': {'lora_rank': 3}, 'FullFineTuningAgent': None}[
         agent
     ]
@@ -102,7 +106,7 @@ def test_is_taken_for_what_it_is(trained, tiny_llms):
         ((name, value),) = wrong.items()
         flag = '--' + name.replace('_', '-')
         with pytest.raises(UsageError, match=f'm holds {flag} {4 if agent == "LoraAgent" else 3}, not {value}: '):
-            agent_of(agent, tiny_llms.opt, model_file=model_file, **{**RUNS[agent], 'match_spt': None, **wrong})
+            agent_of(tiny_llms.opt, agent, model_file=model_file, **{**RUNS[agent], 'match_spt': None, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -113,15 +117,15 @@ def test_is_taken_for_what_it_is(trained, tiny_llms):
     ],
 )
 def test_lora_of_other_settings_is_refused(tiny_llms, tmp_path, options, named):
-    agent_of('LoraAgent', tiny_llms.opt, model_file=tmp_path / 'm', lora_rank=4).save()
+    agent_of(tiny_llms.opt, 'LoraAgent', model_file=tmp_path / 'm', lora_rank=4).save()
     with pytest.raises(UsageError, match=named):
-        agent_of('LoraAgent', tiny_llms.opt, model_file=tmp_path / 'm', lora_rank=4, **options)
+        agent_of(tiny_llms.opt, 'LoraAgent', model_file=tmp_path / 'm', lora_rank=4, **options)
     assert agent_of(
-        'LoraAgent', tiny_llms.opt, model_file=tmp_path / 'm', lora_rank=4, lora_dropout=0.5
+        tiny_llms.opt, 'LoraAgent', model_file=tmp_path / 'm', lora_rank=4, lora_dropout=0.5
     )  # changes no function
 
 
 def test_a_file_without_soft_prompts_says_so(tiny_llms, tmp_path):
-    agent_of('LoraAgent', tiny_llms.opt, model_file=tmp_path / 'm').save()
+    agent_of(tiny_llms.opt, 'LoraAgent', model_file=tmp_path / 'm').save()
     with pytest.raises(UsageError, match='m is of LoraAgent and holds no soft prompts'):
         read_prompts(tmp_path / 'm')

@@ -4,7 +4,7 @@ import collections
 
 import pytest
 import torch
-from helpers.contract_runs import SAMPLE, agent_of, evaluate, logged, train
+from helpers.runs import SAMPLE, agent_of, evaluate, logged, train
 
 from spt_parlai.agents import SptAgent
 
@@ -84,7 +84,7 @@ def test_gradient_clip_bounds_the_step(tiny_llms, tmp_path):
 @pytest.fixture(scope='module')
 def model_file(tiny_llms, tmp_path_factory):
     path = tmp_path_factory.mktemp('batching') / 'm'
-    train(tiny_llms.opt, model_file=path, max_train_steps=6)
+    train(path, tiny_llms.opt, max_train_steps=6)
     return path
 
 
@@ -144,14 +144,7 @@ def counted(batches):
 def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
     """Trained in order, and evaluated in batches of every kind."""
     seen, tokens = batches
-    train(
-        tiny_llms.opt,
-        model_file=tmp_path / 'm',
-        datatype='train:ordered',
-        num_epochs=1,
-        validation_every_n_epochs=-1,
-        **VARIED,
-    )
+    train(tmp_path / 'm', tiny_llms.opt, datatype='train:ordered', num_epochs=1, validation_every_n_epochs=-1, **VARIED)
     trained = [pair for batch in seen for pair in batch][:500]  # the last batch begins the next epoch
     epochs = []
     for options in ({}, {'dynamic_batching': 'full'}, {'dynamic_batching': 'batchsort'}):
@@ -179,10 +172,10 @@ def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
 )
 def test_a_stopped_run_continues_with_the_same_batches(tiny_llms, tmp_path, options):
     options = {'log_every_n_steps': 1, 'validation_every_n_steps': 2, 'validation_max_exs': 4, **options}
-    train(tiny_llms.opt, model_file=tmp_path / 'whole', max_train_steps=7, **options)
-    train(tiny_llms.opt, model_file=tmp_path / 'stopped', max_train_steps=3, **options)
-    train(tiny_llms.opt, model_file=tmp_path / 'stopped', max_train_steps=7, **options)
-    whole, stopped = logged(tmp_path / 'whole', 'spt_loss'), logged(tmp_path / 'stopped', 'spt_loss')
+    train(tmp_path / 'whole', tiny_llms.opt, max_train_steps=7, **options)
+    train(tmp_path / 'stopped', tiny_llms.opt, max_train_steps=3, **options)
+    train(tmp_path / 'stopped', tiny_llms.opt, max_train_steps=7, **options)
+    whole, stopped = logged(tmp_path / 'whole'), logged(tmp_path / 'stopped')
     assert {4, 5, 6} <= set(whole) & set(stopped)
     assert stopped == pytest.approx({step: whole[step] for step in stopped}, rel=1e-5)
 
@@ -200,8 +193,8 @@ def test_validation_has_its_own_batches(tiny_llms, tmp_path, monkeypatch, option
 
     monkeypatch.setattr(SptAgent, 'eval_step', record)
     train(
+        tmp_path / 'm',
         tiny_llms.opt,
-        model_file=tmp_path / 'm',
         max_train_steps=1,
         validation_max_exs=-1,
         short_final_eval=False,

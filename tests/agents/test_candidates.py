@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.contract_runs import evaluate, train, turns
+from helpers.runs import evaluate, train, turns
 
 from spt_parlai.model.loading import load_llm
 
@@ -13,7 +13,7 @@ from spt_parlai.model.loading import load_llm
 @pytest.fixture(scope='module')
 def model_file(tiny_llms, tmp_path_factory):
     path = tmp_path_factory.mktemp('candidates') / 'm'
-    train(tiny_llms.opt, model_file=path, max_train_steps=6, learningrate=0.1)
+    train(path, tiny_llms.opt, max_train_steps=6, learningrate=0.1)
     return path
 
 

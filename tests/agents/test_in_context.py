@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.baseline_runs import AGENTS, SAMPLE, evaluate
+from helpers.runs import AGENTS, SAMPLE, evaluate
 from parlai.core.agents import create_agent
 from parlai.core.message import Message
 from parlai.scripts.eval_model import EvalModel

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from helpers.baseline_runs import AGENTS, SAMPLE
 from helpers.chat_server import Answer, chat_server
+from helpers.runs import AGENTS, SAMPLE
 from parlai.core.agents import create_agent
 from parlai.scripts.eval_model import EvalModel
 from parlai.scripts.interactive import Interactive

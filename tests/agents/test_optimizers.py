@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.contract_runs import agent_of, train
+from helpers.runs import agent_of, train
 
 SETTINGS = {
     'adafactor': {'adafactor_eps': '1e-20,1e-2'},
@@ -33,7 +33,7 @@ def test_trains_and_continues_exactly(tiny_llms, tmp_path, optimizer):
 
     def run(name, steps):
         options['validation_every_n_epochs'] = -1
-        train(tiny_llms.opt, model_file=tmp_path / name, max_train_steps=steps, validation_max_exs=4, **options)
+        train(tmp_path / name, tiny_llms.opt, max_train_steps=steps, validation_max_exs=4, **options)
         return trained(tmp_path / name)
 
     begun = agent_of(tiny_llms.opt, model_file=tmp_path / 'begun').model.state_dict()

@@ -5,10 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.baseline_runs import curve, evaluate, states, train
+from helpers.runs import evaluate, logged, states, train
 
 SPT = {'num_prompts': 1, 'lambda_selection': 0.0, 'lambda_contrastive': 0.0, 'lambda_fusion': 0.0}
-RUN = {'max_train_steps': 6, 'prompt_length': 3, 'validation_every_n_steps': 3, 'prompt_init': 'embedding-scale'}
+RUN = {
+    'max_train_steps': 6,
+    'batchsize': 2,
+    'log_every_n_steps': 1,
+    'prompt_length': 3,
+    'validation_every_n_steps': 3,
+    'prompt_init': 'embedding-scale',
+}
 
 
 @pytest.mark.parametrize('llm', ['opt', 'llama'])
@@ -16,10 +23,10 @@ def test_equals_spt_with_one_prompt_and_no_other_loss(tiny_llms, tmp_path, llm):
     """Step by step and bit for bit: losses, the prompt, and what evaluation says of it."""
     reports = {}
     for name, agent, more in (('pt', 'PromptTuningAgent', {}), ('spt', 'SptAgent', SPT)):
-        reports[name] = train(agent, getattr(tiny_llms, llm), tmp_path / name, **RUN, **more)
+        reports[name] = train(tmp_path / name, getattr(tiny_llms, llm), agent, **RUN, **more)
     pt, spt = (states(tmp_path / name) for name in ('pt', 'spt'))
-    assert len(curve(tmp_path / 'pt')) == 5 and curve(tmp_path / 'pt') == curve(tmp_path / 'spt')
-    assert curve(tmp_path / 'pt', 'gnorm') == curve(tmp_path / 'spt', 'gnorm')
+    assert len(logged(tmp_path / 'pt')) == 5 and logged(tmp_path / 'pt') == logged(tmp_path / 'spt')
+    assert logged(tmp_path / 'pt', 'gnorm') == logged(tmp_path / 'spt', 'gnorm')
     assert pt['model'].keys() == {'soft_prompts.tokens'} and pt['model']['soft_prompts.tokens'].shape == (1, 3, 16)
     assert torch.equal(pt['model']['soft_prompts.tokens'], spt['model']['soft_prompts.tokens'])
     for ours, theirs in zip(reports['pt'], reports['spt']):
@@ -29,12 +36,12 @@ def test_equals_spt_with_one_prompt_and_no_other_loss(tiny_llms, tmp_path, llm):
 @pytest.fixture(scope='module')
 def trained(tiny_llms, tmp_path_factory):
     folder = tmp_path_factory.mktemp('pt')
-    train('PromptTuningAgent', tiny_llms.opt, folder / 'm', **RUN)
+    train(folder / 'm', tiny_llms.opt, 'PromptTuningAgent', **RUN)
     return folder / 'm'
 
 
 def test_reports_nothing_of_a_choice_that_is_none(trained):
     stats = json.loads(Path(f'{trained}.trainstats').read_text())
-    for report in (*stats['train_reports'], *stats['valid_reports'], evaluate(model_file=str(trained), num_examples=4)):
+    for report in (*stats['train_reports'], *stats['valid_reports'], evaluate(trained, num_examples=4)):
         assert 'nll' in report and 'ppl' in report
         assert not [name for name in report if 'prompt_usage' in name or name in ('selection', 'contrastive', 'fusion')]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from helpers.baseline_runs import AGENTS, SAMPLE, agent_of, curve, evaluate, options, states, train
+from helpers.runs import AGENTS, SAMPLE, agent_of, evaluate, logged, options, states, train
 from parlai.core.agents import create_agent
 from parlai.core.worlds import create_task
 from parlai.scripts.interactive import Interactive
@@ -16,7 +16,14 @@ from spt_parlai.agents.rag import MARKER
 from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.errors import UsageError
 
-RUN = {'prompt_length': 2, 'retrieval_encoder': 'llm', 'max_train_steps': 4, 'validation_every_n_steps': 2}
+RUN = {
+    'batchsize': 2,
+    'log_every_n_steps': 1,
+    'prompt_length': 2,
+    'retrieval_encoder': 'llm',
+    'max_train_steps': 4,
+    'validation_every_n_steps': 2,
+}
 
 
 @pytest.fixture(scope='module')
@@ -63,8 +70,8 @@ def test_no_training_context_tells_its_reply(two_sided, tmp_path, per, more):
     """Not by its own dialogue, nor by a copy, nor by the dialogue as the other side had it."""
     opt = TrainModel.setup_args().parse_kwargs(
         **options(
-            'RagAgent',
             'demo',
+            'RagAgent',
             task='fromfile:parlaiformat',
             fromfile_datapath=two_sided,
             datatype='train:ordered',
@@ -89,15 +96,15 @@ def test_no_training_context_tells_its_reply(two_sided, tmp_path, per, more):
 
 def test_what_is_retrieved_stands_before_the_context(tmp_path):
     agent = agent_of(
-        'RagAgent',
         'demo',
+        'RagAgent',
         retrieval_encoder='llm',
         retrieval_cache=tmp_path,
         datatype='valid',
         retrieved=1,
         retrieved_length=200,
     )
-    plain = agent_of('PromptTuningAgent', 'demo', datatype='valid')
+    plain = agent_of('demo', 'PromptTuningAgent', datatype='valid')
     for text in ('your persona: i collect sea glass .\nyour persona: i live on an island .\nhello', 'do you swim ?'):
         heard, alone = (
             a.observe({'text': text, 'eval_labels': ['no .'], 'episode_done': False}) for a in (agent, plain)
@@ -119,8 +126,8 @@ def test_is_as_long_as_it_may_be_and_the_window_holds(tiny_llms, tmp_path):
     lengths = {}
     for length in (20, -1, 89):
         agent = agent_of(
-            'RagAgent',
             tiny_llms.opt,
+            'RagAgent',
             prompt_length=2,
             retrieval_encoder='llm',
             retrieval_cache=tmp_path,
@@ -145,13 +152,13 @@ def test_is_as_long_as_it_may_be_and_the_window_holds(tiny_llms, tmp_path):
 @pytest.fixture(scope='module')
 def trained(tiny_llms, tmp_path_factory):
     folder = tmp_path_factory.mktemp('rag')
-    reports = train('SptRagAgent', tiny_llms.opt, folder / 'm', **RUN, num_prompts=3, retrieval_cache=folder / 'cache')
+    reports = train(folder / 'm', tiny_llms.opt, 'SptRagAgent', **RUN, num_prompts=3, retrieval_cache=folder / 'cache')
     return folder, reports
 
 
 def test_trains_evaluates_and_tells_how_much_was_retrieved(trained):
     folder, _ = trained
-    report = evaluate(model_file=str(folder / 'm'), num_examples=8)
+    report = evaluate(folder / 'm', num_examples=8)
     assert (
         report['exs'] == 8 and report['rlen'] > 0 and {'ppl', 'unigram_f1', 'prompt_usage_0', 'rtrunc'} <= report.keys()
     )
@@ -159,17 +166,17 @@ def test_trains_evaluates_and_tells_how_much_was_retrieved(trained):
     stored = json.loads((folder / 'm.opt').read_text())
     assert stored['training_task'] == SAMPLE and stored['task'] == SAMPLE
     with pytest.raises(UsageError, match='m is of SptRagAgent, not of RagAgent'):
-        evaluate(model_file=str(folder / 'm'), model=AGENTS + 'RagAgent')
+        evaluate(folder / 'm', model=AGENTS + 'RagAgent')
 
 
 def test_the_same_run_reads_the_index_and_is_the_same(trained, tiny_llms, tmp_path):
     folder, reports = trained
     (index,) = (folder / 'cache').iterdir()
     made = index.stat().st_mtime_ns
-    again = train('SptRagAgent', tiny_llms.opt, tmp_path / 'm', **RUN, num_prompts=3, retrieval_cache=folder / 'cache')
-    assert index.stat().st_mtime_ns == made and curve(tmp_path / 'm') == curve(folder / 'm')
+    again = train(tmp_path / 'm', tiny_llms.opt, 'SptRagAgent', **RUN, num_prompts=3, retrieval_cache=folder / 'cache')
+    assert index.stat().st_mtime_ns == made and logged(tmp_path / 'm') == logged(folder / 'm')
     assert [float(r['ppl']) for r in again] == [float(r['ppl']) for r in reports]
-    anew = train('SptRagAgent', tiny_llms.opt, tmp_path / 'n', **RUN, num_prompts=3, retrieval_cache=tmp_path / 'cache')
+    anew = train(tmp_path / 'n', tiny_llms.opt, 'SptRagAgent', **RUN, num_prompts=3, retrieval_cache=tmp_path / 'cache')
     assert [float(r['ppl']) for r in anew] == [float(r['ppl']) for r in reports]
     for name, tensor in states(tmp_path / 'n')['model'].items():
         assert torch.equal(tensor, states(folder / 'm')['model'][name])
@@ -179,9 +186,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(trained, tiny_llms, tmp_
     folder, _ = trained
     for steps in (2, 4):
         train(
-            'SptRagAgent',
-            tiny_llms.opt,
             tmp_path / 'm',
+            tiny_llms.opt,
+            'SptRagAgent',
             **{**RUN, 'max_train_steps': steps},
             num_prompts=3,
             retrieval_cache=folder / 'cache',
@@ -194,10 +201,10 @@ def test_other_dialogues_than_in_training_are_told(trained, two_sided, monkeypat
     folder, _ = trained
     words = []
     monkeypatch.setattr(logging, 'warning', words.append)
-    evaluate(model_file=str(folder / 'm'), num_examples=1)
+    evaluate(folder / 'm', num_examples=1)
     assert not [w for w in words if 'trained with' in w]
     other = 'fromfile:parlaiformat'
-    evaluate(model_file=str(folder / 'm'), num_examples=1, training_task=other, task=other, fromfile_datapath=two_sided)
+    evaluate(folder / 'm', num_examples=1, training_task=other, task=other, fromfile_datapath=two_sided)
     assert [
         w
         for w in words
@@ -218,8 +225,8 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
     seen = {}
     for name, more in (('SptAgent', {}), ('SptRagAgent', {'retrieval_encoder': 'llm', 'retrieval_cache': tmp_path})):
         given = options(
-            name,
             'demo',
+            name,
             num_prompts=3,
             prompt_length=2,
             datatype='train:ordered',
@@ -267,7 +274,7 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
 )
 def test_what_cannot_work_is_refused(tiny_llms, tmp_path, more, named, way_out):
     with pytest.raises(UsageError) as error:
-        agent_of('RagAgent', tiny_llms.opt, **{**RUN, 'retrieval_cache': tmp_path, **more})
+        agent_of(tiny_llms.opt, 'RagAgent', **{**RUN, 'retrieval_cache': tmp_path, **more})
     sentence = str(error.value)
     assert named in sentence and way_out in sentence and sentence.endswith('.') and '\n' not in sentence
 
@@ -276,6 +283,6 @@ def test_a_datapath_that_cannot_be_written_is_no_obstacle(tiny_llms, monkeypatch
     words = []
     monkeypatch.setattr(logging, 'warning', words.append)
     (tmp_path / 'spt_retrieval').write_text('a file in its place')
-    agent = agent_of('RagAgent', tiny_llms.opt, **RUN, datapath=str(tmp_path), datatype='valid')
+    agent = agent_of(tiny_llms.opt, 'RagAgent', **RUN, datapath=str(tmp_path), datatype='valid')
     assert agent.observe({'text': 'hi', 'episode_done': False})['text_vec'].numel() > 20
     assert [w for w in words if '--retrieval-cache' in w and 'is not kept' in w]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.contract_runs import evaluate, train, turns
+from helpers.runs import evaluate, train, turns
 from parlai.core.agents import create_agent_from_model_file
 
 from spt_parlai.agents import SptAgent
@@ -26,7 +26,7 @@ TEXTS = (
 @pytest.fixture(scope='module')
 def model_file(tiny_llms, tmp_path_factory):
     path = tmp_path_factory.mktemp('replies') / 'm'
-    train(tiny_llms.opt, model_file=path, max_train_steps=4)
+    train(path, tiny_llms.opt, max_train_steps=4, num_prompts=2)
     return path
 
 

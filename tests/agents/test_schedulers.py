@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from helpers.contract_runs import training
+from helpers.runs import training_opt
 from parlai.scripts import train_model
 
 from spt_parlai.agents import SptAgent
@@ -36,7 +36,7 @@ def rates(monkeypatch):
 def run(llm, model_file, steps, **options):
     """`steps` updates of a run that is set to make STEPS of them."""
     loop = train_model.TrainLoop(
-        training(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **options)
+        training_opt(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **options)
     )
     if steps == STEPS:
         return loop.train()

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers.baseline_runs import evaluate, options
 from helpers.real_agents import computed, heard
+from helpers.runs import evaluate, options
 from parlai.core.agents import create_agent, create_agent_from_model_file
 from parlai.scripts.eval_model import EvalModel
 from parlai.scripts.train_model import TrainModel
@@ -76,7 +76,7 @@ def test_evaluates_and_replies_without_a_model_file_and_from_one(tiny_llms, tmp_
     report = evaluate(**given)
     assert report['exs'] == 4 and report['gen_n_toks'] > 0 and not [name for name in report if 'prompt_usage' in name]
     agent_with(tiny_llms.opt, TEXT).save(str(tmp_path / 'm'))
-    stored = evaluate(model_file=str(tmp_path / 'm'), num_examples=4)
+    stored = evaluate(tmp_path / 'm', num_examples=4)
     assert stored['ppl'] == report['ppl'] != evaluate(**{**given, 'prompt_text': ''})['ppl']
     agent = create_agent_from_model_file(str(tmp_path / 'm'), {'interactive_mode': True, 'persona': 'i ski.'})
     agent.observe({'text': 'hi', 'episode_done': False})
@@ -88,7 +88,7 @@ def test_there_is_nothing_to_train(tiny_llms, tmp_path):
     with pytest.raises(
         UsageError, match='^-m spt_parlai.agents:TextPromptAgent has nothing to train: run parlai eval_model'
     ):
-        TrainModel.main(**options('TextPromptAgent', tiny_llms.opt, model_file=tmp_path / 'm'))
+        TrainModel.main(**options(tiny_llms.opt, 'TextPromptAgent', model_file=tmp_path / 'm'))
 
 
 def test_a_text_must_leave_room_for_the_context(tiny_llms):

@@ -3,8 +3,8 @@
 import peft
 import pytest
 import torch
-from helpers.baseline_runs import agent_of
 from helpers.real_agents import computed, heard
+from helpers.runs import agent_of
 from transformers import AutoModelForCausalLM
 
 from spt_parlai.errors import UsageError
@@ -41,7 +41,7 @@ def loss_of(lm, batch):
 
 def agent_for(name, llm, **more):
     more = {**SGD, **more, **({'lora_rank': 3, 'lora_alpha': 12.0} if name == 'LoraAgent' else {})}
-    return agent_of(name, llm, no_cuda=True, **more)
+    return agent_of(llm, name, no_cuda=True, **more)
 
 
 @pytest.mark.parametrize('llm', ['opt', 'llama', 'gpt2'])
@@ -134,7 +134,7 @@ def test_dropout_is_of_training_alone_and_recomputed_alike(tiny_llms):
 @pytest.mark.parametrize('llm', ['opt', 'llama'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_untrained_lora_is_the_plain_llm(tiny_llms, llm, dtype):
-    agent = agent_of('LoraAgent', getattr(tiny_llms, llm), llm_dtype=dtype, no_cuda=True)
+    agent = agent_of(getattr(tiny_llms, llm), 'LoraAgent', llm_dtype=dtype, no_cuda=True)
     batch = agent.batchify(heard(agent, DIALOGUES, labels='labels'))
     assert all(p.dtype == torch.float32 for p in agent.model.parameters())
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_untrained_lora_is_the_plain_llm(tiny_llms, llm, dtype):
 )
 def test_rank_that_matches_spt(tiny_llms, options, rank, values):
     """Around a width of 16 SPT trains K·L·16 + 544 values; an adapted layer 16 → 16 takes 32 a rank, one of 16 → 32 takes 48."""
-    agent = agent_of('LoraAgent', tiny_llms.opt, no_cuda=True, **options)
+    agent = agent_of(tiny_llms.opt, 'LoraAgent', no_cuda=True, **options)
     assert sum(p.numel() for p in agent.model.parameters()) == values
     assert agent.description['tuning'] == {
         '--lora-rank': rank,
@@ -169,7 +169,7 @@ def test_rank_that_matches_spt(tiny_llms, options, rank, values):
         K, L = map(int, options['match_spt'].split(','))
         trained = K * L * 16 + 544
         assert abs(values - trained) <= values / rank / 2
-        spt = agent_of('SptAgent', tiny_llms.opt, num_prompts=K, prompt_length=L, no_cuda=True) if L < 9 else None
+        spt = agent_of(tiny_llms.opt, 'SptAgent', num_prompts=K, prompt_length=L, no_cuda=True) if L < 9 else None
         assert spt is None or sum(p.numel() for p in spt.model.parameters()) == trained
 
 
@@ -199,7 +199,7 @@ def test_rank_that_matches_spt(tiny_llms, options, rank, values):
 )
 def test_lora_that_cannot_be_is_refused(tiny_llms, options, sentence):
     with pytest.raises(UsageError, match=sentence):
-        agent_of('LoraAgent', tiny_llms.opt, no_cuda=True, **options)
+        agent_of(tiny_llms.opt, 'LoraAgent', no_cuda=True, **options)
 
 
 def test_without_peft_the_extra_is_named(tiny_llms, monkeypatch):
@@ -210,7 +210,7 @@ def test_without_peft_the_extra_is_named(tiny_llms, monkeypatch):
     with pytest.raises(
         UsageError, match=r"^-m spt_parlai.agents:LoraAgent needs peft: pip install 'spt_parlai\[peft\]'.$"
     ):
-        agent_of('LoraAgent', tiny_llms.opt)
+        agent_of(tiny_llms.opt, 'LoraAgent')
 
 
 @pytest.mark.parametrize('options', [{'llm_dtype': 'bfloat16'}, {'llm_quantization': '8bit'}, {'fp16': True}])
@@ -219,7 +219,7 @@ def test_full_fine_tuning_is_float32(tiny_llms, options):
         UsageError,
         match='^--(llm-dtype|llm-quantization|fp16) .*: all weights train, and do so in float32; leave it out',
     ):
-        agent_of('FullFineTuningAgent', tiny_llms.opt, **options)
+        agent_of(tiny_llms.opt, 'FullFineTuningAgent', **options)
 
 
 def test_a_tied_embedding_and_an_input_projection_train_once(tmp_path, tiny_llms):

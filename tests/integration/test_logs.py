@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from helpers.contract_runs import AGENT, SAMPLE, TINY, evaluate, train, turns
+from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, train, turns
 from parlai.core.agents import create_agent_from_model_file
 from parlai.scripts.build_dict import BuildDict
 from parlai.scripts.display_model import DisplayModel
@@ -25,7 +25,7 @@ from parlai.scripts.vacuum import Vacuum
 @pytest.fixture(scope='module')
 def model_file(tiny_llms, tmp_path_factory):
     path = tmp_path_factory.mktemp('logs') / 'm'
-    train(tiny_llms.opt, model_file=path, max_train_steps=4)
+    train(path, tiny_llms.opt, max_train_steps=4, num_prompts=2)
     return path
 
 
@@ -58,7 +58,7 @@ def test_world_logs_of_chosen_fields_in_parlais_text_format(model_file, tmp_path
 
 
 def test_world_logs_of_a_training_run(tiny_llms, tmp_path):
-    train(tiny_llms.opt, model_file=tmp_path / 'm', max_train_steps=1, world_logs=tmp_path / 'log.jsonl')
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=1, world_logs=tmp_path / 'log.jsonl')
     assert all('selected_prompt' in act for _, act in turns(tmp_path / 'log'))
 
 
@@ -125,7 +125,7 @@ def test_a_vacuumed_model_evaluates_the_same_and_can_be_trained_from(model_file,
     after = evaluate(tmp_path / 'm', num_examples=16)
     timed = {'exps', 'ltps', 'ctps', 'tps', 'gpu_mem', 'total_train_updates', 'lr'}
     assert {k: v for k, v in after.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
-    train(tiny_llms.opt, model_file=tmp_path / 'new', init_model=tmp_path / 'm', max_train_steps=1)
+    train(tmp_path / 'new', tiny_llms.opt, init_model=tmp_path / 'm', max_train_steps=1)
 
 
 def test_a_model_card_is_generated(model_file, tmp_path):
@@ -145,7 +145,7 @@ def test_a_model_card_is_generated(model_file, tmp_path):
 @pytest.mark.parametrize('options, shown', [({}, 'cumulative'), ({'torch': True}, 'CPU total')])
 def test_a_training_run_is_profiled(tiny_llms, tmp_path, capsys, options, shown):
     ProfileTrain.main(
-        **{**TINY, 'llm': tiny_llms.opt, 'model_file': str(tmp_path / 'm'), 'max_train_steps': 2, **options}
+        **{**SMALL, 'llm': tiny_llms.opt, 'model_file': str(tmp_path / 'm'), 'max_train_steps': 2, **options}
     )
     assert shown in capsys.readouterr().out and (tmp_path / 'm').exists()
 

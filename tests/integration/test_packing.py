@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, loss_curve, train
+from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, logged, train
 from parlai.core.agents import create_agent
 from parlai.core.worlds import create_task
 from parlai.scripts.train_model import TrainModel
@@ -234,5 +234,5 @@ def test_a_packed_run_continues_exactly(tiny_llms, tmp_path):
     train(tmp_path / 'whole', tiny_llms.opt, **settings)
     train(tmp_path / 'parts', tiny_llms.opt, **{**settings, 'max_train_steps': 4})
     train(tmp_path / 'parts', tiny_llms.opt, **settings)
-    whole, parts = dict(loss_curve(tmp_path / 'whole')), dict(loss_curve(tmp_path / 'parts'))
+    whole, parts = logged(tmp_path / 'whole'), logged(tmp_path / 'parts')
     assert [parts[i] for i in (5, 6, 7)] == [whole[i] for i in (5, 6, 7)]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, loss_curve, train
+from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, logged, train
 from parlai.core.agents import create_agent
 from parlai.core.worlds import create_task
 from parlai.scripts.train_model import TrainModel
@@ -229,7 +229,7 @@ def test_a_noisy_run_continues_exactly(tiny_llms, tmp_path, options):
     train(tmp_path / 'whole', tiny_llms.opt, **options)
     train(tmp_path / 'parts', tiny_llms.opt, **{**options, 'max_train_steps': 5})
     train(tmp_path / 'parts', tiny_llms.opt, **options)
-    whole, parts = dict(loss_curve(tmp_path / 'whole')), dict(loss_curve(tmp_path / 'parts'))
+    whole, parts = logged(tmp_path / 'whole'), logged(tmp_path / 'parts')
     assert [parts[i] for i in (6, 7)] == [whole[i] for i in (6, 7)]
 
 
@@ -294,7 +294,7 @@ def test_prompts_from_texts(tiny_llms, tmp_path):
     one, two = ({}, {})
     for report, init in ((one, 'text:i like tea|hello there you|my name is anna'), (two, f'file:{texts}')):
         train(tmp_path / str(len(init)), tiny_llms.opt, max_train_steps=2, log_every_n_steps=1, prompt_init=init)
-        report.update(loss_curve(tmp_path / str(len(init))))
+        report.update(logged(tmp_path / str(len(init))))
     assert one == two and one
     texts.unlink()  # a model that is trained needs the file no more
     assert evaluate(tmp_path / str(len(f'file:{texts}')), skip_generation=True)['exs'] > 0

@@ -1,7 +1,7 @@
 """No option of ParlAI's is taken and then ignored: each has an effect that a test shows, or is refused by name."""
 
 import pytest
-from helpers.contract_runs import evaluate, train, training
+from helpers.runs import evaluate, train, training_opt
 from parlai.scripts.display_model import DisplayModel
 from parlai.scripts.eval_wordstat import EvalWordStat
 from parlai.scripts.torchscript import TorchScript
@@ -19,7 +19,7 @@ def given(tmp_path):
     """given(**options): what a `parlai train_model` with these options checks before anything is loaded."""
 
     def check(**options):
-        opt = training('nowhere', model_file=tmp_path / 'm', **options)
+        opt = training_opt('nowhere', model_file=tmp_path / 'm', **options)
         opt['training_loop'] = True
         settle_validation(opt)
         check_options(opt)
@@ -180,19 +180,13 @@ def test_validation_knows_which_way_a_metric_improves(given, metric, mode, cutof
 
 def test_an_unknown_validation_metric_is_named_with_those_there_are(tiny_llms, tmp_path):
     with pytest.raises(UsageError, match='--validation-metric bleu-5: validation reports no such metric, but .*ppl'):
-        train(
-            tiny_llms.opt,
-            model_file=tmp_path / 'm',
-            max_train_steps=3,
-            validation_every_n_steps=1,
-            validation_metric='bleu-5',
-        )
+        train(tmp_path / 'm', tiny_llms.opt, max_train_steps=3, validation_every_n_steps=1, validation_metric='bleu-5')
 
 
 @pytest.fixture(scope='module')
 def model_file(tiny_llms, tmp_path_factory):
     path = tmp_path_factory.mktemp('stored') / 'm'
-    train(tiny_llms.opt, model_file=path, max_train_steps=1, inference='topk', topk=3, temperature=0.5, betas='0.5,0.9')
+    train(path, tiny_llms.opt, max_train_steps=1, inference='topk', topk=3, temperature=0.5, betas='0.5,0.9')
     return path
 
 

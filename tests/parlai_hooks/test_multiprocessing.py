@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.runs import SMALL, evaluate, loss_curve
+from helpers.runs import SMALL, evaluate, logged
 
 
 def run(command, **options):
@@ -65,5 +65,5 @@ def test_validation_equals_a_single_process(trained):
 def test_a_stopped_run_of_two_continues_exactly(trained, tiny_llms, tmp_path):
     train(tmp_path / 'model', tiny_llms.opt, 3)
     train(tmp_path / 'model', tiny_llms.opt, 6)
-    whole, continued = dict(loss_curve(trained)), dict(loss_curve(tmp_path / 'model'))
+    whole, continued = logged(trained), logged(tmp_path / 'model')
     assert continued[5] == pytest.approx(whole[5], rel=1e-5)

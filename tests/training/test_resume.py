@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from helpers.runs import SMALL, evaluate, loss_curve, train
+from helpers.runs import SMALL, evaluate, logged, train
 from parlai.scripts import train_model
 
 RUN = """
@@ -33,7 +33,7 @@ def command(model_file, llm):
 def uninterrupted(tiny_llms, tmp_path_factory):
     model_file = tmp_path_factory.mktemp('whole') / 'model'
     train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
-    return dict(loss_curve(model_file))
+    return logged(model_file)
 
 
 def wait_for(path, process, seconds=60):
@@ -51,9 +51,9 @@ def test_a_killed_run_continues_to_the_same_losses(uninterrupted, tiny_llms, tmp
     process.send_signal(kill)
     out, _ = process.communicate(timeout=60)
     assert process.returncode in (-kill, 128 + kill), out.decode()[-2000:]
-    assert max(dict(loss_curve(tmp_path / 'model.checkpoint')), default=0) < 30  # it was stopped in the middle
+    assert max(logged(tmp_path / 'model.checkpoint'), default=0) < 30  # it was stopped in the middle
     train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
-    curve = dict(loss_curve(model_file))
+    curve = logged(model_file)
     assert max(curve) == max(uninterrupted)
     assert {step: pytest.approx(loss, rel=1e-6) for step, loss in curve.items()} == {s: uninterrupted[s] for s in curve}
 
@@ -91,7 +91,7 @@ def test_interrupt_waits_for_the_batch_and_saves(uninterrupted, tiny_llms, tmp_p
 
     interrupt(5, run)
     run()
-    curve = dict(loss_curve(tmp_path / 'm'))
+    curve = logged(tmp_path / 'm')
     assert curve[max(curve)] == pytest.approx(uninterrupted[max(curve)], rel=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_the_model_file_alone_is_enough_to_continue(uninterrupted, tiny_llms, tm
     train_model.TrainModel.main(
         model_file=str(tmp_path / 'm'), task=SMALL['task'], max_train_steps=30, batchsize=SMALL['batchsize'], **options
     )
-    curve = dict(loss_curve(tmp_path / 'm'))
+    curve = logged(tmp_path / 'm')
     assert curve[max(curve)] == pytest.approx(uninterrupted[max(uninterrupted)], rel=1e-6)
 
 
