@@ -100,8 +100,8 @@ def with_generate(agent, batch, wanted, prompt: int):
 
 def groups(agent, batch):
     replies: list = [None] * batch.batchsize
-    for prompt in batch.selected_prompt.unique().tolist():
-        mine = (batch.selected_prompt == prompt).nonzero()[:, 0]
+    for prompt in batch.selection.selected.unique().tolist():
+        mine = (batch.selection.selected == prompt).nonzero()[:, 0]
         for row, tokens in zip(mine.tolist(), with_generate(agent, batch, mine, prompt)):
             replies[row] = tokens
     return replies
@@ -109,9 +109,9 @@ def groups(agent, batch):
 
 def reruns(agent, batch):
     replies: list = [None] * batch.batchsize
-    for prompt in batch.selected_prompt.unique().tolist():
+    for prompt in batch.selection.selected.unique().tolist():
         found = with_generate(agent, batch, torch.arange(batch.batchsize), prompt)
-        for row in (batch.selected_prompt == prompt).nonzero()[:, 0].tolist():
+        for row in (batch.selection.selected == prompt).nonzero()[:, 0].tolist():
             replies[row] = found[row]
     return replies
 
@@ -143,8 +143,8 @@ def main() -> None:
     batches = [agent.batchify(seen[i : i + args.batchsize]) for i in range(0, len(seen), args.batchsize)]
     torch.manual_seed(0)
     for batch in batches:
-        batch['selected_prompt'] = agent.bare_model.retrieve(batch.text_vec)[1].cpu()
-    used = torch.cat([b.selected_prompt for b in batches]).bincount(minlength=args.num_prompts).tolist()
+        batch['selection'] = agent.bare_model.retrieve(batch.text_vec)
+    used = torch.cat([b.selection.selected for b in batches]).bincount(minlength=args.num_prompts).tolist()
     print(
         f'{len(seen)} contexts, batches of {args.batchsize}, at most {args.max_new_tokens} new tokens, {agent.bare_model.llm.dtype} on '
         f'{agent.bare_model.llm.device}, {torch.get_num_threads()} threads; contexts per prompt {used}'

@@ -29,9 +29,9 @@ class Ours(Trainer):
         self.shape, self.device = LLMShape.of(lm), torch.device(job.device)
         llm = CausalLM(lm)
         if job.recompute:
-            recompute_activations(job.shape, llm)
+            recompute_activations(llm)
         if job.compile:
-            compile_layers(job.shape, llm)
+            compile_layers(llm)
         prompts = torch.randn(job.K, job.L, llm.hidden_size)
         self.model = (
             PromptedLM(
@@ -59,9 +59,8 @@ class Ours(Trainer):
         prediction = self.model(
             batch['text_vec'],
             batch['label_vec'],
-            None,
-            batch.get('row'),
-            batch.get('context_length'),
+            row=batch.get('row'),
+            context_length=batch.get('context_length'),
             token_loss=self.token_loss,
         )
         similar = self.similar(batch['texts'], THRESHOLD).to(self.device)

@@ -32,10 +32,11 @@ from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.mutator import FIELD, packs
+from spt_parlai.errors import naming
 from spt_parlai.metrics.prediction import loss_metrics, prediction_metrics
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import compile_layers, recompute_activations
-from spt_parlai.model.loading import load_llm
+from spt_parlai.model.loading import load_llm, quantization_config, read_device_map
 from spt_parlai.model.memory_estimate import training_memory
 from spt_parlai.model.prompted_lm import Prediction, PromptedLM
 from spt_parlai.model.retriever import Retriever
@@ -140,14 +141,13 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     def load_llm(self) -> CausalLM:
         opt = self.opt
-        llm = load_llm(
-            opt['llm'],
-            opt.get('llm_revision'),
-            self._llm_dtype(),
-            self._device(),
-            opt['llm_device_map'],
-            opt['llm_quantization'],
-        )
+        dtype, device = self._llm_dtype(), self._device()
+        with naming('--llm-device-map', opt['llm_device_map']):
+            placement = read_device_map(opt['llm_device_map'])
+        with naming('--llm-quantization', opt['llm_quantization']):
+            quantization = quantization_config(opt['llm_quantization'], dtype, device)
+        with naming('--llm', opt['llm']):
+            llm = load_llm(opt['llm'], opt.get('llm_revision'), dtype, device, placement, quantization)
         logging.info(f'--llm {opt["llm"]}: {llm.num_parameters:,} parameters, {llm.dtype}, on {llm.device}')
         if opt.get('fp16') and not self.use_cuda:
             logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
@@ -155,7 +155,8 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             logging.warning('float16 is slow on most CPUs; try --llm-dtype float32 or bfloat16 there.')
         self.use_loss_scaling(llm.dtype, llm.device)
         if opt['checkpoint_activations']:
-            recompute_activations(opt['llm'], llm, drops=opt.get('lora_dropout', 0.0) > 0)
+            with naming(f'--llm {opt["llm"]} with --checkpoint-activations', 'true'):
+                recompute_activations(llm, drops=opt.get('lora_dropout', 0.0) > 0)
         return llm
 
     def _should_initialize_optimizer(self) -> bool:
@@ -437,22 +438,13 @@ class PromptedAgent(LLMAgent):
         )
         self.log_memory(llm, model)
         if self.opt['llm_compile'] and self._should_initialize_optimizer():
-            compile_layers(self.opt['llm'], llm)
+            with naming(f'--llm {self.opt["llm"]} with --llm-compile', 'true'):
+                compile_layers(llm)
         self.description = files.describe(self.opt, llm, model, self.kind, self.describe_tuning())
         return model
 
-    def _model_input(self, batch):
-        return (
-            batch.text_vec,
-            batch.label_vec,
-            batch.get('selected_prompt'),
-            batch.get('row'),
-            batch.get('context_length'),
-            batch.get('scored_vec'),
-        )
-
     def _encoder_input(self, batch):
-        return (batch.text_vec, batch.get('selected_prompt'), batch.get('scored_vec'))
+        return (batch.text_vec, batch.get('scored_vec'), batch.get('selection'))
 
     def compute_loss(self, batch, return_output=False):
         """The loss of a batch, a float32 scalar; metrics are recorded per example.
@@ -462,7 +454,14 @@ class PromptedAgent(LLMAgent):
         if batch.label_vec is None:
             raise ValueError('Cannot compute loss without a label.')
         prediction = self.model(
-            *self._model_input(batch), token_loss=self.objective.token_loss, gradient_scale=self.loss_scale
+            batch.text_vec,
+            batch.label_vec,
+            row=batch.get('row'),
+            context_length=batch.get('context_length'),
+            scored=batch.get('scored_vec'),
+            selection=batch.get('selection'),
+            token_loss=self.objective.token_loss,
+            gradient_scale=self.loss_scale,
         )
         losses = self.losses(batch, prediction)
         if torch.isfinite(losses.total):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spt_parlai.agents.base import PromptedAgent
 from spt_parlai.checkpoints.prompts import read_prompts
+from spt_parlai.errors import naming
 from spt_parlai.model.soft_prompts import SoftPromptGroup, initial_prompts
 from spt_parlai.options.declare import add_prompt_args
 
@@ -21,14 +22,8 @@ class PromptTuningAgent(PromptedAgent):
         return parser
 
     def build_prompts(self, llm) -> SoftPromptGroup:
-        return SoftPromptGroup(
-            initial_prompts(
-                'normal' if self.loads_model else self.opt['prompt_init'],
-                self.num_prompts,
-                self.opt['prompt_length'],
-                llm.embed,
-                self.dict.txt2vec,
-                len(self.dict),
-                read_prompts,
-            )
-        )
+        init = 'normal' if self.loads_model else self.opt['prompt_init']
+        K, L = self.num_prompts, self.opt['prompt_length']
+        with naming(f'--prompt-init {init} with --num-prompts {K} and --prompt-length', L):
+            tokens = initial_prompts(init, K, L, llm.embed, self.dict.txt2vec, len(self.dict), read_prompts)
+        return SoftPromptGroup(tokens)

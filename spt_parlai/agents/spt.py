@@ -89,10 +89,9 @@ class SptAgent(PromptTuningAgent):
         if batch.text_vec is None:
             return None
         scored = batch.get('scored_vec')
-        scores, batch['selected_prompt'] = self.bare_model.retrieve(
-            batch.text_vec if scored is None else scored
-        )  # once: loss, reply and log agree
+        # contexts are scored once, so that loss, reply and log agree
+        selection = batch['selection'] = self.bare_model.retrieve(batch.text_vec if scored is None else scored)
         output = super().eval_step(batch)
-        output.selected_prompt = batch['selected_prompt'].tolist()
-        output.prompt_scores = [tuple(float(f'{s:.4g}') for s in row) for row in scores.tolist()]
+        output.selected_prompt = selection.selected.tolist()
+        output.prompt_scores = [tuple(float(f'{s:.4g}') for s in row) for row in selection.scores.tolist()]
         return output

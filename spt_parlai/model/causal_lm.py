@@ -1,8 +1,10 @@
-"""A causal LM driven by input embeddings, frozen unless `tuning` lets weights of it train; the projection to the vocabulary
-only where it is asked for.
+"""A causal LM that runs on input embeddings, frozen unless `adapters` lets some of its weights train.
 
-Deliberately not a `torch.nn.Module`: what holds it can be trained, halved, moved, saved and synchronised between
-processes without ever touching, or even seeing, a weight of the LM.
+Its logits are computed only at the positions that are asked for. Where the head is linear, the body runs alone and the head
+follows at those positions; otherwise the LM's own forward pass computes the logits of the columns that hold them.
+
+`CausalLM` is deliberately not a `torch.nn.Module`: whatever holds it can be trained, cast, moved, saved and synchronised
+between processes without ever touching a weight of the LM.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import hashlib
 import inspect
 import json
 import math
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +26,12 @@ from spt_parlai.model.target_log_probs import token_log_probs
 
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
 
+HuggingFaceLM = Any
+"""A `…ForCausalLM` of transformers. Its attributes depend on the architecture, so type checkers cannot follow them."""
 
-def input_device(lm: torch.nn.Module) -> torch.device:
-    """Where inputs go: the embedding's device, or where accelerate runs it."""
+
+def input_device(lm: HuggingFaceLM) -> torch.device:
+    """The device that inputs belong on: where accelerate runs the word embedding, or else where its weight is."""
     embedding = lm.get_input_embeddings()
     execution = getattr(getattr(embedding, '_hf_hook', None), 'execution_device', None)
     return torch.device(execution) if execution is not None else embedding.weight.device
@@ -38,12 +44,12 @@ def original_shape(parameter: torch.nn.Parameter) -> list[int]:
 
 
 class CausalLM:
-    """Wraps a `…ForCausalLM`.
+    """A Hugging Face LM as the method uses it: from embeddings to logits or log-probabilities.
 
-    :param lm: the Hugging Face model; its parameters stop requiring gradients and it stays in eval mode.
+    :param lm: its parameters stop requiring gradients, and it stays in eval mode.
     """
 
-    def __init__(self, lm: torch.nn.Module):
+    def __init__(self, lm: HuggingFaceLM):
         self.lm = lm.eval()
         for parameter in self.lm.parameters():
             parameter.requires_grad_(False)
@@ -52,63 +58,31 @@ class CausalLM:
         shapes = sorted((name, original_shape(p)) for name, p in lm.named_parameters())
         digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
         self._fingerprint = {**{k: getattr(config, k, None) for k in SHAPE_KEYS}, 'shapes': digest}
-        self._positions: Tensor | None = None
-        self._hidden: list[Tensor] | None = None
-        self._merges_caches = True  # until the first cache shows that it cannot be
-        self.recomputed_layers: list[torch.nn.Module] = []  # see `recomputation`
-        self.lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
-        self._takes_positions = 'position_ids' in inspect.signature(self.lm.forward).parameters
+        self._merges_caches = True  # until a cache turns out to be of another kind
+        self.recomputed_layers: Sequence[torch.nn.Module] = []  # see `layer_execution`
+        parameters = inspect.signature(self.lm.forward).parameters
+        self._takes_positions = 'position_ids' in parameters
+        self._keeps_columns = 'logits_to_keep' in parameters
 
     def _take_input_projection(self) -> None:
-        """OPT-350m projects word embeddings (512) to its width (1024) inside the body; soft prompts are of the body's
-        width, so the projection is taken out of the body and applied in `embed` instead."""
+        """Take OPT-350m's projection of word embeddings (512) to the body's width (1024) out of the body, so that `embed`
+        applies it instead: soft prompts have the body's width."""
         self._project_in = None
         for module in self.lm.modules():
             if getattr(module, 'project_in', None) is not None:
                 self._project_in, module.project_in = module.project_in, None
                 return
 
-    def _select_positions(self, _head, args: tuple) -> tuple:
-        """Before the output projection: hidden states [R, T, D] → [1, N, D] at the wanted flat positions; none of them where
-        the hidden states themselves are wanted."""
-        if self._positions is None:
-            return args
-        hidden = args[0]
-        chosen = hidden.reshape(-1, hidden.shape[-1])[self._positions.to(hidden.device)].unsqueeze(0)
-        if self._hidden is not None:
-            self._hidden.append(chosen[0])
-            chosen = chosen[:, :0]
-        return (chosen, *args[1:])
-
-    @contextmanager
-    def _only_at(self, positions: Tensor | None):
-        self._positions = positions
-        try:
-            yield
-        finally:
-            self._positions = None
-
-    @contextmanager
-    def _recomputing(self, wanted: bool):
-        """The library checkpoints a layer only where the layer says that it is training."""
-        for layer in self.recomputed_layers:
-            layer.training = wanted
-        try:
-            yield
-        finally:
-            for layer in self.recomputed_layers:
-                layer.training = False
-
     # ---- shapes ---------------------------------------------------------------------------------------
 
     @property
     def hidden_size(self) -> int:
-        """D: the width of the body, and of soft prompts."""
-        return self._project_in.weight.shape[0] if self._project_in is not None else self._embedding.weight.shape[-1]
+        """D, the width of the body and of soft prompts."""
+        return self.word_size if self._project_in is None else self._project_in.weight.shape[0]
 
     @property
     def word_size(self) -> int:
-        """Width of the word embeddings: D, unless an input projection follows them."""
+        """The width of the word embeddings: D, unless an input projection follows them."""
         return self._embedding.weight.shape[-1]
 
     @property
@@ -116,7 +90,7 @@ class CausalLM:
         return sum(math.prod(original_shape(p)) for p in self.lm.parameters())
 
     @property
-    def _embedding(self) -> torch.nn.Module:
+    def _embedding(self) -> Any:
         return self.lm.get_input_embeddings()
 
     @property
@@ -129,123 +103,134 @@ class CausalLM:
         return input_device(self.lm)
 
     def fingerprint(self) -> dict:
-        """The LLM's shape as it was loaded, stored with every checkpoint: sizes by name, and a digest of all weights' shapes."""
+        """The LM's shape when it was loaded, stored with every checkpoint: its sizes and a digest of all weights' shapes."""
         return dict(self._fingerprint)
 
     def named_weights(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Every weight once, by name."""
+        """Every weight once, with its name."""
         taken = [] if self._project_in is None else self._project_in.named_parameters(prefix='project_in')
         return [*self.lm.named_parameters(), *taken]
-
-    @property
-    def trains(self) -> bool:
-        """Does a weight of the LM train?"""
-        return any(p.requires_grad for p in self.lm.parameters())
 
     # ---- computation ----------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings [..., T] → [..., T, D] in the LM's dtype, after its own input projection (eq. 1)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._embedding.weight.requires_grad):
-            embedded = self._embedding(ids.to(self.device))
+        embedding = self._embedding
+        with torch.set_grad_enabled(torch.is_grad_enabled() and embedding.weight.requires_grad):
+            embedded = embedding(ids.to(self.device))
             return embedded if self._project_in is None else self._project_in(embedded)
 
     def logits_at(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """Logits that follow chosen positions of whole rows.
+        """The logits of the tokens that follow chosen positions.
 
-        embeddings: [R, T, D], any padding on the right, where causal attention never looks: no mask is needed, and attention
-        without one has faster kernels; positions: int64 [N], flat indices into R × T. Returns logits [N, V] in the LM's dtype;
-        their gradient reaches `embeddings` and what of the LM trains.
+        embeddings: [R, T, D], padded on the right only. Causal attention never looks there, so the rows need no mask, and
+        attention without a mask has faster kernels. positions: int64 [N], flat indices into R × T. Returns [N, V] in the LM's
+        dtype; the gradient reaches `embeddings` and the weights of the LM that train.
         """
-        with self._only_at(positions), self._recomputing(self._keeps_graph(embeddings)):
-            return self._forward(embeddings, None, use_cache=False).logits[0]
+        return self._logits_at(embeddings, positions)[0]
 
     def log_probs_at(self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
-        """Log-probabilities of tokens at chosen positions of whole rows (see `logits_at`), never all logits at once.
+        """Log-probabilities of target tokens at chosen positions (see `logits_at`), if possible without holding all logits.
 
-        targets: int64 [N], the tokens; wanted: bool [N], where the likeliest token is asked for. Returns
-        (float32 [N], int64 [N], 0 where not wanted).
+        targets: int64 [N]; wanted: bool [N], where the likeliest token is needed. Returns (log-probabilities float32 [N],
+        likeliest tokens int64 [N], 0 where they are not wanted).
         """
-        if not self.projects_apart:
-            logits = self.logits_at(embeddings, positions).float()
-            likeliest = torch.zeros_like(targets)
-            likeliest[wanted] = logits.detach()[wanted].argmax(-1)
-            return -F.cross_entropy(logits, targets, reduction='none'), likeliest
-        head = self.lm.get_output_embeddings()
-        hidden = self._hidden_at(embeddings, positions)
-        return token_log_probs(hidden, head.weight, head.bias, targets.to(hidden.device), wanted.to(hidden.device))
+        if self.projects_apart:
+            hidden, _ = self._hidden_at(embeddings, positions)
+            head, device = self.lm.get_output_embeddings(), hidden.device
+            return token_log_probs(hidden, head.weight, head.bias, targets.to(device), wanted.to(device))
+        logits = self.logits_at(embeddings, positions).float()
+        likeliest = torch.zeros_like(targets)
+        likeliest[wanted] = logits.detach()[wanted].argmax(-1)
+        return -F.cross_entropy(logits, targets, reduction='none'), likeliest
 
-    def _hidden_at(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """What the output projection gets at chosen positions, [N, D]."""
-        self._hidden = []
-        try:
-            with self._only_at(positions), self._recomputing(self._keeps_graph(embeddings)):
-                self._forward(embeddings, None, use_cache=False)
-            return self._hidden[0]
-        finally:
-            self._hidden = None
+    def prefill(self, embeddings: Tensor, mask: Tensor):
+        """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache).
 
-    def _keeps_graph(self, embeddings: Tensor) -> bool:
-        return torch.is_grad_enabled() and (embeddings.requires_grad or self.trains)
+        Rows of similar length run together if their caches can be merged afterwards; otherwise all rows do.
+        """
+        if not self._merges_caches:
+            return self._prefill(embeddings, mask)
+        parts, logits, caches = parts_to_prefill(mask), [], []
+        for rows, length in parts:
+            last, cache = self._prefill(embeddings[rows, -length:], mask[rows, -length:])
+            if not can_merge(cache):
+                self._merges_caches = False
+                return self._prefill(embeddings, mask)
+            logits.append(last)
+            caches.append(cache)
+        order = torch.tensor([row for rows, _ in parts for row in rows], device=logits[0].device)
+        return torch.cat(logits)[order.argsort()], merge(caches, parts)
+
+    def _prefill(self, embeddings: Tensor, mask: Tensor):
+        rows, length = mask.shape
+        last = torch.arange(1, rows + 1, device=mask.device) * length - 1
+        return self._logits_at(embeddings, last, mask, use_cache=True)
+
+    def decode(self, ids: Tensor, mask: Tensor, cache):
+        """Continue cached rows. ids int64 [R, S]; mask bool [R, T + S] over cache and ids → (logits [R, S, V], cache)."""
+        output = self._forward(self.lm, self.embed(ids), mask, use_cache=True, past_key_values=cache)
+        return output.logits, output.past_key_values
+
+    # ---- body and head --------------------------------------------------------------------------------
 
     @property
     def projects_apart(self) -> bool:
-        """Can log-probabilities be made from hidden states, in chunks? Where the projection is linear and does not train."""
+        """Can log-probabilities be computed from hidden states in chunks? Only if the head is linear and does not train."""
         return self.head_is_linear and not self.lm.get_output_embeddings().weight.requires_grad
 
     @cached_property
     def head_is_linear(self) -> bool:
-        """Are the logits the projection's alone (no cap or scale comes after it), and is its weight here?"""
+        """Are the logits a linear layer of the body's output, neither capped nor scaled, with its weight on a device?"""
         head = self.lm.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.weight.is_meta or hasattr(head, '_hf_hook'):
             return False
         with torch.no_grad():
             words = self.embed(torch.tensor([[0, 1]]))
-            position = torch.tensor([1], device=words.device)
-            return torch.equal(self.logits_at(words, position), head(self._hidden_at(words, position)))
+            hidden = getattr(self._forward(self.lm.base_model, words), 'last_hidden_state', None)
+            if hidden is None or hidden.shape[-1] != head.in_features:
+                return False
+            return torch.equal(head(hidden).float(), self._forward(self.lm, words).logits.float())
 
-    def prefill(self, embeddings: Tensor, mask: Tensor):
-        """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache).
+    def _logits_at(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, use_cache: bool = False):
+        """(logits [N, V] at flat positions, the cache if one is used)."""
+        if self.head_is_linear:
+            hidden, cache = self._hidden_at(embeddings, positions, mask, use_cache)
+            return self.lm.get_output_embeddings()(hidden), cache
+        rows, columns = positions // embeddings.shape[1], positions % embeddings.shape[1]
+        keep = {}
+        if self._keeps_columns:
+            kept, columns = columns.unique(return_inverse=True)
+            keep['logits_to_keep'] = kept.tolist()  # a list: the LM's last layer may be on another device
+        output = self._forward(self.lm, embeddings, mask, use_cache, **keep)
+        return output.logits[rows.to(output.logits.device), columns.to(output.logits.device)], output.past_key_values
 
-        Rows of like length run together where the LM's cache can be put together again.
-        """
-        parts = parts_to_prefill(mask) if self._merges_caches else [(list(range(len(mask))), mask.shape[1])]
-        found = []
-        for rows, length in parts:
-            found.append(self._prefill(embeddings[rows, -length:], mask[rows, -length:]))
-            if self._merges_caches and not can_merge(found[-1][1]):
-                self._merges_caches = False
-                return self._prefill(embeddings, mask)
-        if not self._merges_caches:
-            return found[0]
-        order = torch.tensor([row for rows, _ in parts for row in rows], device=found[0][0].device)
-        return torch.cat([logits for logits, _ in found])[order.argsort()], merge([cache for _, cache in found], parts)
+    def _hidden_at(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, use_cache: bool = False):
+        """(what a linear head gets at flat positions, [N, D], the cache if one is used)."""
+        output = self._forward(self.lm.base_model, embeddings, mask, use_cache)
+        hidden = output.last_hidden_state.flatten(0, 1)
+        return hidden[positions.to(hidden.device)], output.past_key_values
 
-    def _prefill(self, embeddings: Tensor, mask: Tensor):
-        rows, length = mask.shape
-        last = torch.arange(1, rows + 1, device=mask.device) * length - 1
-        with self._only_at(last):
-            output = self._forward(embeddings, mask, use_cache=True)
-        return output.logits[0], output.past_key_values
-
-    def decode(self, ids: Tensor, mask: Tensor, cache):
-        """Continue cached rows. ids int64 [R, S]; mask bool [R, T + S] over cache and ids → (logits [R, S, V], cache)."""
-        output = self._forward(self.embed(ids), mask, use_cache=True, cache=cache)
-        return output.logits, output.past_key_values
-
-    def _forward(self, embeddings: Tensor, mask: Tensor | None, use_cache: bool, cache=None):
-        kwargs = {}
+    def _forward(self, module, embeddings: Tensor, mask: Tensor | None = None, use_cache: bool = False, **kwargs):
+        """The output of the LM, or of its body, for embeddings [R, T, D]."""
         if self._takes_positions and mask is None:
-            kwargs['position_ids'] = torch.arange(embeddings.shape[1], device=embeddings.device).expand(
-                embeddings.shape[:2]
-            )
-        elif self._takes_positions:  # counted over real positions only, so padding on either side changes nothing
+            positions = torch.arange(embeddings.shape[1], device=embeddings.device)
+            kwargs['position_ids'] = positions.expand(embeddings.shape[:2])
+        elif (
+            self._takes_positions and mask is not None
+        ):  # counted over real tokens only, so that padding changes nothing
             kwargs['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        if cache is not None:
-            kwargs['past_key_values'] = cache
-        return self.lm(
-            inputs_embeds=embeddings.to(self.dtype),
-            attention_mask=None if mask is None else mask.long(),
-            use_cache=use_cache,
-            **kwargs,
-        )
+        if self.recomputed_layers and not use_cache and torch.is_grad_enabled():
+            training = embeddings.requires_grad or any(p.requires_grad for p in self.lm.parameters())
+            for layer in self.recomputed_layers:
+                layer.training = training  # otherwise the library does not recompute the layer
+        try:
+            return module(
+                inputs_embeds=embeddings.to(self.dtype),
+                attention_mask=None if mask is None else mask.long(),
+                use_cache=use_cache,
+                **kwargs,
+            )
+        finally:
+            for layer in self.recomputed_layers:
+                layer.training = False

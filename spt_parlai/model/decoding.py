@@ -99,7 +99,7 @@ class Search:
             log_probs[:, self.end] = _NEVER
         if self.block_ngram > 0:
             _block(log_probs, so_far, so_far, self.block_ngram)
-        if self.context_block_ngram > 0:
+        if self.context_block_ngram > 0 and context is not None:
             _block(log_probs, so_far, context, self.context_block_ngram)
         return log_probs
 

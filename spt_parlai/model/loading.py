@@ -1,6 +1,7 @@
-"""Options → a CausalLM on its device: dtype, accelerate's placement, quantized bases.
+"""Loading an LM onto its device, and checking that the method works with it.
 
-Is this an LM that soft prompts, padding and cached decoding work with? Asked once, when it is loaded.
+Soft prompts, padding and cached decoding need an LM that runs from input embeddings, looks at no later token and keeps a plain
+key-value cache. Every LM is run once on two short rows to check that, so that no other one trains in silence.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import inspect
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from spt_parlai.errors import UsageError
 from spt_parlai.hub import load_causal_lm, load_config
-from spt_parlai.model.causal_lm import CausalLM, input_device
+from spt_parlai.model.causal_lm import CausalLM, HuggingFaceLM, input_device
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 PLACEMENTS = ('auto', 'balanced')
+
+_NEEDED = ('inputs_embeds', 'attention_mask', 'past_key_values')
+_WITHOUT_POSITIONS = ('bloom', 'mpt')  # ALiBi depends on distances alone, which padding does not change
+_TRIAL = ((0, 1, 2), (0, 1, 3))  # token ids; the rows differ in their last token alone
+_TOLERANCE = 0.05  # of the largest logit: far above rounding in any dtype, far below the effect of another input
 
 
 def load_llm(
@@ -28,134 +34,138 @@ def load_llm(
     revision: str | None = None,
     dtype: str = 'auto',
     device: torch.device | str = 'cpu',
-    device_map: str = 'none',
-    quantization: str = 'none',
+    device_map: str | dict | None = None,
+    quantization: Any = None,
 ) -> CausalLM:
     """Load `llm` and freeze it.
 
-    :param dtype: `auto` is float32 on a CPU, and on an accelerator the dtype the weights are stored in.
-    :param device_map: `none` puts all on `device`; `auto`, `balanced` or a JSON file are accelerate's placements.
-    :param quantization: `8bit` or `4bit` through bitsandbytes.
-    :raises UsageError: for anything that cannot be loaded, or that the method does not work with.
+    :param llm: a Hugging Face id, a folder, or `demo`.
+    :param dtype: a name in `DTYPES`, or `auto`: float32 on a CPU, on a GPU the dtype in which the weights are stored.
+    :param device_map: accelerate's placement, see `read_device_map`; None: all on `device`.
+    :param quantization: see `quantization_config`.
+    :raises UsageError: for files that cannot be loaded.
+    :raises ValueError: for an LM that the method does not work with.
     """
     load_config(llm, revision)  # refuses encoder-decoders before any weight is read
     device = torch.device(device)
-    kwargs: dict = {'dtype': _dtype(dtype, device)}
-    placement = _device_map(device_map)
-    if placement is not None:
-        kwargs['device_map'] = placement
-    if quantization != 'none':
-        kwargs['quantization_config'] = _quantization(quantization, kwargs['dtype'], device)
+    kwargs: dict[str, Any] = {'dtype': _dtype(dtype, device)}
+    if device_map is not None:
+        kwargs['device_map'] = device_map
+    if quantization is not None:
+        kwargs['quantization_config'] = quantization
         kwargs.setdefault('device_map', {'': str(device)})
     lm = load_causal_lm(llm, revision, **kwargs)
-    if 'device_map' not in kwargs:
-        lm = lm.to(device)
-    return freeze(llm, lm)
+    return freeze(lm if 'device_map' in kwargs else lm.to(device))
 
 
-def _dtype(name: str, device: torch.device):
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name != 'auto':
         return DTYPES[name]
     return torch.float32 if device.type == 'cpu' else 'auto'
 
 
-def _device_map(value: str):
+def read_device_map(value: str) -> str | dict | None:
+    """What accelerate should place where: `none`, `auto`, `balanced`, or the path of a JSON file.
+
+    :raises ValueError: for anything else, and without accelerate.
+    """
     if value == 'none':
         return None
     if importlib.util.find_spec('accelerate') is None:
-        raise UsageError(f'--llm-device-map {value} needs accelerate: pip install accelerate.')
+        raise ValueError('this needs accelerate: pip install accelerate')
     if value in PLACEMENTS:
         return value
     path = Path(value)
     if not path.is_file():
-        raise UsageError(
-            f'--llm-device-map {value}: give none, auto, balanced, or the path of a JSON file (no such file).'
-        )
+        raise ValueError('there is no such file; give none, auto, balanced, or the path of a JSON file')
     try:
         placement = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UsageError(f'--llm-device-map {value} is not valid JSON ({error}).') from error
+        raise ValueError(f'the file is not valid JSON ({error}); give one that is') from error
     if not isinstance(placement, dict) or not placement:
-        raise UsageError(f'--llm-device-map {value} must hold an object of module names and devices, e.g. {{"": 0}}.')
+        raise ValueError('the file must hold an object of module names and devices, e.g. {"": 0}')
     return placement
 
 
-def _quantization(bits: str, dtype, device: torch.device):
+def quantization_config(bits: str, dtype: str, device: torch.device | str) -> Any:
+    """The configuration for weights of `8bit` or `4bit` through bitsandbytes; None for `none`.
+
+    :param dtype, device: as for `load_llm`.
+    :raises ValueError: for what cannot be trained through here, and without bitsandbytes.
+    """
+    if bits == 'none':
+        return None
     if importlib.util.find_spec('bitsandbytes') is None:
-        raise UsageError(f"--llm-quantization {bits} needs bitsandbytes: pip install 'spt_parlai[quantization]'.")
-    if bits == '4bit' and device.type == 'cpu':
-        raise UsageError(
-            "--llm-quantization 4bit needs a GPU: bitsandbytes' CPU kernels cannot be trained through; 8bit can."
-        )
+        raise ValueError("this needs bitsandbytes: pip install 'spt_parlai[quantization]'")
+    if bits == '4bit' and torch.device(device).type == 'cpu':
+        raise ValueError("this needs a GPU, because bitsandbytes' CPU kernels cannot be trained through; use 8bit")
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)  # a line for every product that casts
+    logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)  # it logs a line for every cast
     if bits == '8bit':
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
+    compute = _dtype(dtype, torch.device(device))
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_compute_dtype=compute if isinstance(compute, torch.dtype) else torch.bfloat16
+    )
 
 
-NEEDED = ('inputs_embeds', 'attention_mask', 'past_key_values')
-WITHOUT_POSITIONS = ('bloom', 'mpt')  # ALiBi: distances alone count, and padding changes none
-TRIAL = ((0, 1, 2), (0, 1, 3))  # token ids; the rows differ in their last token alone
-TOLERANCE = 0.05  # of the largest logit: far above rounding in any dtype, far below what another input makes
-WAY_OUT = 'choose a decoder-only attention model such as an OPT, a Llama or a GPT-2.'
+# ---- which LMs are suitable ---------------------------------------------------------------------------
 
 
-def check_class(llm: str, lm: torch.nn.Module) -> None:
-    """Refuse what cannot work by its class alone.
+def check_class(lm: HuggingFaceLM) -> None:
+    """Refuse an LM whose class already shows that it is unsuitable.
 
-    :raises UsageError: naming `llm` and what it lacks.
+    :raises ValueError: naming the class and what it lacks.
     """
     parameters = inspect.signature(lm.forward).parameters
-    lacking = [name for name in NEEDED if name not in parameters]
-    if 'position_ids' not in parameters and lm.config.model_type not in WITHOUT_POSITIONS:
+    lacking = [name for name in _NEEDED if name not in parameters]
+    if 'position_ids' not in parameters and lm.config.model_type not in _WITHOUT_POSITIONS:
         lacking.append('position_ids')
     if lm.get_output_embeddings() is None:
-        raise _refusal(llm, lm, 'has no output projection, so it is no causal LM for this method')
+        raise _refusal(lm, 'has no output projection, so it is no causal LM for this method')
     if getattr(lm, '_is_stateful', False):
-        raise _refusal(llm, lm, 'is recurrent, and its state cannot be searched like a key-value cache')
+        raise _refusal(lm, 'is recurrent, and its state cannot be searched like a key-value cache')
     if lacking:
-        raise _refusal(llm, lm, f'takes no {", ".join(lacking)}, which soft prompts and cached decoding need')
+        raise _refusal(lm, f'takes no {", ".join(lacking)}, which soft prompts and cached decoding need')
 
 
-def freeze(llm: str, lm: torch.nn.Module) -> CausalLM:
-    """A suitable LM, frozen; it is run on two rows of three tokens to see that it is one.
+def freeze(lm: HuggingFaceLM) -> CausalLM:
+    """Freeze an LM, if two rows of three tokens show that it is suitable.
 
-    :raises UsageError: for an LM that fails from embeddings, or computes there what it does not from token ids.
+    :raises ValueError: for an LM that does not run from embeddings, or that computes something else from them than from ids.
     """
-    check_class(llm, lm)
+    check_class(lm)
     lm.eval()
-    ids = torch.tensor(TRIAL, device=input_device(lm))
+    ids = torch.tensor(_TRIAL, device=input_device(lm))
     try:
         with torch.no_grad():
             plain = lm(input_ids=ids).logits  # [2, 3, V]
             frozen = CausalLM(lm)
             words = frozen.embed(ids)
-            rows = torch.cat([words, words.mean(0, keepdim=True)])  # the third is of no words, as a soft prompt is
-            last, cache = frozen.prefill(
-                rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-            )  # [3, V]
+            rows = torch.cat([words, words.mean(0, keepdim=True)])  # like a soft prompt, the third row is of no words
+            mask = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+            last, cache = frozen.prefill(rows, mask)  # [3, V]
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise _refusal(llm, lm, f'does not run from input embeddings ({reason})') from error
+        raise _refusal(lm, f'does not run from input embeddings ({reason})') from error
     if _differ(plain[0, :2], plain[1, :2]):
-        raise _refusal(llm, lm, 'looks ahead at later tokens, so it is no causal LM')
+        raise _refusal(lm, 'looks ahead at later tokens, so it is no causal LM')
     if _differ(last[:2], plain[:, -1]):
-        raise _refusal(llm, lm, 'computes something else from word embeddings than from words')
+        raise _refusal(lm, 'computes something else from word embeddings than from words')
     if type(cache) is not DynamicCache or not all(map(_is_key_value, cache.layers)):
-        raise _refusal(llm, lm, 'keeps no plain key-value cache that a search could reorder')
+        raise _refusal(lm, 'keeps no plain key-value cache that a search could reorder')
     return frozen
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
-    return bool((a.float() - b.float().to(a.device)).abs().max() > TOLERANCE * a.float().abs().max())
+    return bool((a.float() - b.float().to(a.device)).abs().max() > _TOLERANCE * a.float().abs().max())
 
 
 def _is_key_value(layer) -> bool:
     return isinstance(layer, DynamicLayer) and not hasattr(layer, 'recurrent_states')
 
 
-def _refusal(llm: str, lm: torch.nn.Module, why: str) -> UsageError:
-    return UsageError(f'--llm {llm}: {type(lm).__name__} {why}; {WAY_OUT}')
+def _refusal(lm: HuggingFaceLM, why: str) -> ValueError:
+    way_out = 'choose a decoder-only attention model such as an OPT, a Llama or a GPT-2'
+    return ValueError(f'{type(lm).__name__} {why}; {way_out}')

@@ -1,4 +1,4 @@
-"""How much memory training will take, measured on rows of a few tokens before the first long one is run."""
+"""How much memory training will take, estimated from rows of a few tokens before the first long row runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.target_log_probs import LOGIT_BYTES
 
 TRIAL_LENGTHS = (8, 16, 32)
-OPTIMIZER_STATES = {
-    'adam': 3,
-    'sgd': 0,
-    'adafactor': 1,
-}  # as large as what trains (ParlAI's adam is AMSGrad); others: 2
-LOGIT_COPIES = 3  # float32, of logits: as a copy, as log-probabilities, as their gradient
+OPTIMIZER_STATES = {'adam': 3, 'sgd': 0, 'adafactor': 1}  # times what trains (ParlAI's adam is AMSGrad); others: 2
+LOGIT_COPIES = 3  # float32, of logits: a copy, their log-probabilities and their gradient
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. weights: of the LM; row: what the backward pass keeps of one row of `length` tokens; token: the logits of one target
-    token; chunk: of as many as are made at once, None where that is all of them."""
+    """Bytes. weights: the LM's; row: what the backward pass keeps of one row of `length` tokens; token: the logits of one target
+    token; chunk: the logits that are computed at once, None where all of them are."""
 
     weights: int
     row: int
@@ -41,15 +37,15 @@ class MemoryEstimate:
 def estimate_memory(llm: CausalLM, length: int) -> MemoryEstimate:
     """Weights, activations and logits of training through the frozen LM.
 
-    What a row keeps for the backward pass is counted on rows of 8, 16 and 32 tokens and continued, as a polynomial of degree
-    two (attention that keeps its weights grows so), to `length`.
+    What a row keeps for the backward pass is measured on rows of 8, 16 and 32 tokens and extrapolated to `length` by a
+    polynomial of degree two, because attention that keeps its weights grows quadratically.
     """
     weights = sum(p.numel() * p.element_size() for p in llm.lm.parameters())
     kept = [_kept_by_a_row(llm, t) for t in TRIAL_LENGTHS]
     powers = torch.tensor([[1.0, t, t * t] for t in TRIAL_LENGTHS], dtype=torch.float64)
     constant, linear, quadratic = torch.linalg.solve(powers, torch.tensor(kept, dtype=torch.float64)).tolist()
     row = int(constant + linear * length + quadratic * length * length)
-    if layers := len(llm.recomputed_layers):  # each layer's input, and all of one layer while it is run again
+    if layers := len(llm.recomputed_layers):  # each layer's input, and all of one layer while it runs again
         row = row // layers + layers * length * llm.hidden_size * llm.dtype.itemsize
     vocabulary = llm.lm.get_output_embeddings().weight.shape[0]
     chunk = LOGIT_COPIES * LOGIT_BYTES if llm.projects_apart else None
@@ -57,7 +53,7 @@ def estimate_memory(llm: CausalLM, length: int) -> MemoryEstimate:
 
 
 def _kept_by_a_row(llm: CausalLM, length: int) -> int:
-    """Bytes that autograd keeps of one row, each storage once, the LM's weights not counted."""
+    """Bytes that autograd keeps of one row, each storage counted once and the LM's weights not at all."""
     known = {p.untyped_storage().data_ptr() for p in llm.lm.parameters()}
     kept: dict[int, int] = {}
 
@@ -91,28 +87,32 @@ def training_memory(
 ) -> str:
     """One line for the log: what a batch of examples of `length` tokens, `targets` of them predicted, will need.
 
-    trained: how many float32 values train; each has a gradient and the optimizer's states. examples_at_once: as many of the batch
-    go forward and backward together; None: all.
+    :param trained: how many float32 values train; each has a gradient and the optimizer's states.
+    :param examples_at_once: how many examples of the batch go forward and backward together; None: all.
     """
     estimate = estimate_memory(llm, length)
     rows = min(batchsize, examples_at_once or batchsize) * prompts_at_once
     states = 4 * trained * (1 + OPTIMIZER_STATES.get(optimizer, 2))
     total, free = estimate.total(rows, rows * targets) + states, available_memory(llm.device)
     line = (
-        f'memory of training, estimated: {_size(estimate.weights)} for the LLM; {_size(states)} for gradients and optimizer of '
-        f'{trained:,} trained values; {_size(estimate.row)} for a row of {length} tokens and '
-        f'{_size(estimate.logits(rows * targets))} for logits; --batchsize {batchsize} x {prompts_at_once} prompts, {rows} rows at once: '
-        f'{_size(total)} in all, besides what the libraries take'
+        f'memory of training, estimated: {readable_size(estimate.weights)} for the LLM; {readable_size(states)} for gradients '
+        f'and optimizer of {trained:,} trained values; {readable_size(estimate.row)} for a row of {length} tokens and '
+        f'{readable_size(estimate.logits(rows * targets))} for logits; a batch of {batchsize} x {prompts_at_once} prompts, '
+        f'{rows} rows at once: {readable_size(total)} in all, besides what the libraries take'
     )
-    return line if free is None else f'{line} ({_size(free + estimate.weights)} were free before the LLM)'
+    return line if free is None else f'{line} ({readable_size(free + estimate.weights)} were free before the LLM)'
 
 
-def _size(number: int) -> str:
-    return f'{number / 1e9:.1f} GB' if number >= 1e9 else f'{number / 1e6:.1f} MB'
+def readable_size(number: int) -> str:
+    """Bytes in the largest of kB, MB and GB that gives at least 1."""
+    for unit, size in (('GB', 1e9), ('MB', 1e6)):
+        if number >= size:
+            return f'{number / size:.1f} {unit}'
+    return f'{number / 1e3:.1f} kB'
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Free bytes of a GPU or of this machine; None where nobody says."""
+    """Free bytes of a GPU or of this machine; None where the system does not say."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
     try:

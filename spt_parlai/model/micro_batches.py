@@ -1,37 +1,45 @@
-"""Groups of rows, forward and backward one after the other: the memory of one, the gradient of all.
+"""Groups of rows that go forward and backward one after the other: the memory of one group, the gradient of all.
 
-As far as the LM is concerned the loss is a sum over examples. What a group of them adds to it is therefore known as soon as the
-group has run, and with it the gradient: its graph is freed before the next group begins.
+As far as the LM is concerned, the loss is a sum over examples. What a group of them adds to the gradient is therefore known as
+soon as the group has run, and its graph is freed before the next group begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def run_micro_batches(trained: Sequence[Tensor], groups: Iterable[Callable[[], Tensor]], scale: float = 1.0) -> Tensor:
-    """The sum of all groups' losses, a scalar whose gradients at the `trained` tensors are known already.
+class MicroBatches:
+    """A sum of losses, each of which goes backward when it is added.
 
-    groups: functions that return a scalar. scale: multiplies each loss for its backward pass, and divides the gradients
-    afterwards (float16 loses small ones).
+    :param trained: the tensors whose gradients are accumulated.
+    :param scale: multiplies each loss for its backward pass and divides its gradients afterwards (float16 loses small ones).
     """
-    total, gradients = trained[0].new_zeros(()), [torch.zeros_like(tensor) for tensor in trained]
-    for group in groups:
-        loss = group()
-        for gradient, part in zip(
-            gradients, torch.autograd.grad(loss * scale, trained, allow_unused=True), strict=True
-        ):
-            if part is not None:
-                gradient.add_(part, alpha=1 / scale)
-        total += loss.detach().to(total.device)
-    return _Known.apply(total, gradients, *trained)
+
+    def __init__(self, trained: Sequence[Tensor], scale: float = 1.0):
+        self._trained = trained
+        self._scale = scale
+        self._total = trained[0].new_zeros(())
+        self._gradients = [torch.zeros_like(tensor) for tensor in trained]
+
+    def add(self, loss: Tensor) -> None:
+        """Add a scalar; its graph is freed."""
+        gradients = torch.autograd.grad(loss * self._scale, self._trained, allow_unused=True)
+        for total, gradient in zip(self._gradients, gradients, strict=True):
+            if gradient is not None:
+                total.add_(gradient, alpha=1 / self._scale)
+        self._total += loss.detach().to(self._total.device)
+
+    def sum(self) -> Tensor:
+        """A scalar whose backward pass hands the accumulated gradients to the trained tensors."""
+        return _Known.apply(self._total, self._gradients, *self._trained)
 
 
 class _Known(torch.autograd.Function):
-    """A scalar whose gradients were made with it."""
+    """A scalar whose gradients are known already."""
 
     @staticmethod
     def forward(ctx, value, gradients, *trained):

@@ -1,9 +1,8 @@
-"""The model of the method: soft prompt group + retriever around a frozen LM, as ParlAI drives a generator."""
+"""The model of the method, as ParlAI drives a generator: soft prompts and a retriever around a causal LM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,25 +12,32 @@ from torch.utils.checkpoint import checkpoint
 
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.decoding import DecodingState
-from spt_parlai.model.micro_batches import run_micro_batches
+from spt_parlai.model.micro_batches import MicroBatches
 from spt_parlai.model.retriever import Retriever, context_mean, prefix_means, select
-from spt_parlai.model.rows import RowGroup, TokenRows, join_all, join_chosen, row_groups, target_positions, token_rows
+from spt_parlai.model.rows import TokenRows, join_all, join_chosen, row_groups, target_positions, token_rows
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 
 _TOKENS_AT_ONCE = {'cpu': 1024}  # a dialogue after four prompts: enough for a CPU, and it needs no padding
 _TOKENS_AT_ONCE_ELSEWHERE = 8192
 
 TokenLoss = Callable[[Tensor, Tensor, int], Tensor]
-"""(log-probabilities float32 [K, n] of some examples' target tokens, whose they are int64 [n], B) → what they add to the loss"""
+"""(log-probabilities of some target tokens, float32 [K, n]; whose tokens these are, int64 [n]; B) → their part of the loss"""
+
+
+class Selection(NamedTuple):
+    """What the retriever says of B contexts. scores: float32 [B, K] (eq. 1); selected: int64 [B], i* of eq. 7."""
+
+    scores: Tensor
+    selected: Tensor
 
 
 class Prediction(NamedTuple):
     """What the objective and the metrics need of one batch.
 
     log_probs: float32 [K, N], every prompt's log-probability of every target token (eq. 2);
-    scores: float32 [B, K] (eq. 1); selected: int64 [B] (eq. 7); example: int64 [N], whose token each is;
+    scores: float32 [B, K] (eq. 1); selected: int64 [B] (eq. 7); example: int64 [N], the example each token belongs to;
     targets: int64 [N]; greedy: int64 [N], the likeliest token under the selected prompt.
-    token_loss: scalar, where it was asked for; `log_probs` then has no gradient, for that of the loss is made already.
+    token_loss: a scalar, if it was asked for; its gradient is computed already, and `log_probs` has none then.
     """
 
     log_probs: Tensor
@@ -44,17 +50,17 @@ class Prediction(NamedTuple):
 
 
 class PromptedLM(TorchGeneratorModel):
-    """Trainable: `soft_prompts`, `retriever` and `tuned`, in float32 always. The LM is held, not registered.
+    """`soft_prompts`, `retriever` and `tuned` train, always in float32. The LM is held, but is not a registered module.
 
     :param llm: the LM.
     :param soft_prompts: the group [K, L, D].
-    :param retriever: scores prompts for contexts; None: all scores are zero, as where there is one prompt.
-    :param tuned: the weights of the LM that train, if some do.
-    :param padding_idx, start_idx, end_idx: ids as ParlAI's search uses them.
+    :param retriever: scores prompts for contexts; None: all scores are zero, for a model with one prompt.
+    :param padding_idx, start_idx, end_idx: the ids that ParlAI's search uses.
+    :param tuned: the weights of the LM that train, if any do.
     :param score_noise: strength of the N(0, 1) noise on the scores before a prompt is selected, in evaluation (A.7).
-    :param force_prompt: the prompt to select whatever the scores; negative: none.
+    :param force_prompt: the prompt to select whatever the scores are; negative: none.
     :param prompt_chunk: how many prompts the LM runs at a time; 0: all.
-    :param tokens_at_once: rows that run together have at most this many tokens, all prompts counted; 0: as suits the device.
+    :param tokens_at_once: rows that run together have at most this many tokens, counting all prompts; 0: what suits the device.
     """
 
     def __init__(
@@ -73,7 +79,7 @@ class PromptedLM(TorchGeneratorModel):
         tokens_at_once: int = 0,
     ):
         super().__init__(padding_idx, start_idx, end_idx)
-        self.register_buffer('START', self.START, persistent=False)  # a checkpoint holds what is trained, no more
+        self.register_buffer('START', self.START, persistent=False)  # checkpoints hold only what is trained
         self.llm = llm
         self.soft_prompts = soft_prompts
         self.retriever = retriever
@@ -92,76 +98,83 @@ class PromptedLM(TorchGeneratorModel):
 
         return super()._apply(moved_only, recurse)
 
+    # ---- log-probabilities of targets -----------------------------------------------------------------
+
     def forward(
         self,
         contexts: Tensor,
         targets: Tensor,
-        selected: Tensor | None = None,
+        *,
         row: Tensor | None = None,
         context_length: Tensor | None = None,
         scored: Tensor | None = None,
+        selection: Selection | None = None,
         token_loss: TokenLoss | None = None,
         gradient_scale: float = 1.0,
     ) -> Prediction:
-        """contexts int64 [R, T], targets int64 [B, U], both right-padded with negative ids; selected int64 [B], if known.
+        """Run every target after every prompt.
 
-        row, context_length: int64 [B], where examples share rows (see `token_rows`); without them R = B.
-        scored: int64 [B, S], right-padded, what the retriever looks at; None: the contexts.
-        token_loss: the part of the loss that log-probabilities enter. With it, rows go forward and backward group by group
-        (see `in_turn`, also for gradient_scale); without it the graph of all rows is kept.
+        :param contexts: int64 [R, T], right-padded with negative ids.
+        :param targets: int64 [B, U], right-padded with negative ids.
+        :param row, context_length: int64 [B], where examples share rows (see `token_rows`); without them R = B.
+        :param scored: int64 [B, S], right-padded, what the retriever looks at; None: the contexts.
+        :param selection: what `retrieve` returned for these examples; None: they are scored here, and scores have gradients.
+        :param token_loss: the part of the loss that depends on log-probabilities. With it, groups of rows go forward and
+            backward one after the other (see `micro_batches`); without it the graph of all rows is kept.
+        :param gradient_scale: see `MicroBatches`.
         """
-        inputs = (contexts, targets) if row is None else (contexts, targets, row, context_length)
-        rows = token_rows(*(tensor.to(self.llm.device) for tensor in inputs))
-        if scored is None:
-            scores = self._score(prefix_means(self.llm.embed(rows.ids), rows.row, rows.context_length))
-        else:
-            scores = self._score(context_mean(*self._embed_contexts(scored)))
-        selected = self.select(scores) if selected is None else selected.to(scores.device)
-        groups = row_groups(rows, self.soft_prompts.length, self.tokens_at_once // self.soft_prompts.num_prompts)
-        parts: list[tuple[Tensor, Tensor]] = []  # (log_probs [K, n], greedy [n]) of every group
-        total, trained = None, self._trained_through_the_lm()
-
-        def loss(group: RowGroup) -> Tensor:
-            log_probs, greedy = self._run_group(group, selected)
-            parts.append((log_probs.detach(), greedy))
-            return token_loss(log_probs.to(scores.device), group.rows.example.to(scores.device), len(targets))
-
+        device = self.llm.device
+        if row is not None and context_length is not None:
+            row, context_length = row.to(device), context_length.to(device)
+        rows = token_rows(contexts.to(device), targets.to(device), row, context_length)
+        if selection is None and scored is not None:
+            selection = self.retrieve(scored)
+        elif selection is None:
+            selection = self._select_by_means(prefix_means(self.llm.embed(rows.ids), rows.row, rows.context_length))
+        scores, selected = selection
+        K, L, _ = self.soft_prompts.tokens.shape
+        groups = row_groups(rows, L, self.tokens_at_once // K)
+        trained = self._trained_through_the_lm()
+        micro_batches = None
         if token_loss is not None and trained and torch.is_grad_enabled():
-            total = run_micro_batches(trained, (partial(loss, group) for group in groups), gradient_scale)
-        else:
-            parts += [self._run_group(group, selected) for group in groups]
-        order = torch.cat([group.token for group in groups]).argsort()
-        log_probs = torch.cat([log_probs for log_probs, _ in parts], dim=1)[:, order]
-        greedy = torch.cat([greedy for _, greedy in parts])[order]
-        device = scores.device
+            micro_batches = MicroBatches(trained, gradient_scale)
+        parts: list[tuple[Tensor, Tensor]] = []  # (log_probs [K, n], greedy [n]) of every group
+        for group in groups:
+            log_probs, greedy = self._run_group(group.rows, selected)
+            log_probs = log_probs.to(scores.device)
+            if micro_batches is not None and token_loss is not None:
+                micro_batches.add(token_loss(log_probs, group.rows.example.to(scores.device), len(targets)))
+                log_probs = log_probs.detach()
+            parts.append((log_probs, greedy.to(scores.device)))
+        order = torch.cat([group.token for group in groups]).argsort().to(scores.device)
         return Prediction(
-            log_probs.to(device),
+            torch.cat([log_probs for log_probs, _ in parts], dim=1)[:, order],
             scores,
             selected,
-            rows.example.to(device),
-            rows.targets.to(device),
-            greedy.to(device),
-            total,
+            rows.example.to(scores.device),
+            rows.targets.to(scores.device),
+            torch.cat([greedy for _, greedy in parts])[order],
+            None if micro_batches is None else micro_batches.sum(),
         )
 
     def _trained_through_the_lm(self) -> list[Tensor]:
         modules = [self.soft_prompts] if self.tuned is None else [self.soft_prompts, self.tuned]
         return [p for module in modules for p in module.parameters() if p.requires_grad and p.numel()]
 
-    def _run_group(self, group: RowGroup, selected: Tensor) -> tuple[Tensor, Tensor]:
-        """The LM on some rows after all prompts → (log_probs float32 [K, n], likeliest tokens int64 [n])."""
-        words = self.llm.embed(group.rows.ids)  # [r, M, D]
+    def _run_group(self, rows: TokenRows, selected: Tensor) -> tuple[Tensor, Tensor]:
+        """Run some rows after all prompts → (log_probs float32 [K, n], likeliest tokens int64 [n])."""
+        words = self.llm.embed(rows.ids)  # [r, M, D]
         chunks = self.soft_prompts.tokens.split(self.prompt_chunk)
         if len(chunks) == 1:
-            return self._run(chunks[0], 0, words, group.rows, selected)
-        # without graph now; in the backward pass each chunk is run again and its graph freed before the next
+            return self._run_prompts(chunks[0], 0, words, rows, selected)
+        # each chunk runs without a graph now and again in the backward pass, which frees its graph before the next chunk
         parts = [
             checkpoint(
-                self._run,
+                self._run_prompts,
                 chunk,
                 i * self.prompt_chunk,
                 words,
-                group.rows,
+                rows,
                 selected,
                 use_reentrant=False,
                 preserve_rng_state=False,
@@ -170,65 +183,65 @@ class PromptedLM(TorchGeneratorModel):
         ]
         return torch.cat([log_probs for log_probs, _ in parts]), torch.stack([greedy for _, greedy in parts]).sum(0)
 
-    def _run(
+    def _run_prompts(
         self, prompts: Tensor, first: int, words: Tensor, rows: TokenRows, selected: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The LM after some of the prompts, [k, L, D], of which `first` is the first one's number.
+        """Run rows after some of the prompts, [k, L, D]; `first` is the number of the first one.
 
         Returns (log_probs float32 [k, n], the likeliest tokens int64 [n] where one of these prompts is selected, else 0).
         """
         k, L, _ = prompts.shape
-        embeddings = join_all(prompts, words)
         own = (
             selected.to(rows.example.device)[rows.example] - first
         )  # [n], the prompt that each token's example selected
         here = own == torch.arange(k, device=own.device)[:, None]  # [k, n]
         log_probs, greedy = self.llm.log_probs_at(
-            embeddings, target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
+            join_all(prompts, words), target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
         )
         return log_probs.view(k, -1), greedy.view(k, -1).sum(0)
 
     # ---- selection ------------------------------------------------------------------------------------
 
+    def retrieve(self, contexts: Tensor) -> Selection:
+        """Score and select prompts for contexts, int64 [B, T], right-padded with negative ids."""
+        return self._select_by_means(context_mean(*self._embed_contexts(contexts)))
+
     def select(self, scores: Tensor) -> Tensor:
-        """Equation 7, under the options that change it: scores [B, K] → int64 [B]."""
+        """Equation 7, with score noise and forced prompts: scores [B, K] → int64 [B]."""
         if self.force_prompt >= 0:
             return scores.new_full(scores.shape[:1], self.force_prompt, dtype=torch.long)
         if self.score_noise and not self.training:
             scores = scores + self.score_noise * torch.randn_like(scores)
         return select(scores)
 
-    def retrieve(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """contexts int64 [B, T], right-padded → (scores float32 [B, K] of eq. 1, selected int64 [B] of eq. 7)."""
-        scores = self._score(context_mean(*self._embed_contexts(contexts)))
-        return scores, self.select(scores)
-
     def _embed_contexts(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """(embeddings [B, T, D], bool mask [B, T])."""
         contexts = contexts.to(self.llm.device)
         return self.llm.embed(contexts.clamp(min=0)), contexts >= 0
 
-    def _score(self, means: Tensor) -> Tensor:
-        """Means of the contexts' word embeddings, float32 [B, D] → scores float32 [B, K]."""
+    def _select_by_means(self, means: Tensor) -> Selection:
+        """means: the means of the contexts' word embeddings, float32 [B, D]."""
         prompts = self.soft_prompts.tokens
         if self.retriever is None:
-            return prompts.new_zeros(len(means), len(prompts))
-        return self.retriever(means.to(prompts), prompts)
+            scores = prompts.new_zeros(len(means), len(prompts))
+        else:
+            scores = self.retriever(means.to(prompts), prompts)
+        return Selection(scores, self.select(scores))
 
     # ---- decoding, as ParlAI's search calls it --------------------------------------------------------
 
-    def encoder(self, contexts: Tensor, selected: Tensor | None = None, scored: Tensor | None = None) -> DecodingState:
-        """Select a prompt for each context (int64 [B, T], right-padded) if that is not done, and run [sp ; c] once.
-
-        scored: as in `forward`.
-        """
+    def encoder(
+        self, contexts: Tensor, scored: Tensor | None = None, selection: Selection | None = None
+    ) -> DecodingState:
+        """Run [sp ; c] once for each context, int64 [B, T], right-padded. scored, selection: as in `forward`."""
         words, mask = self._embed_contexts(contexts)
-        scores = self._score(
-            context_mean(words, mask) if scored is None else context_mean(*self._embed_contexts(scored))
-        )
-        selected = self.select(scores) if selected is None else selected.to(scores.device)
-        rows, row_mask = join_chosen(self.soft_prompts.tokens[selected], words, mask)
+        if selection is None and scored is not None:
+            selection = self.retrieve(scored)
+        elif selection is None:
+            selection = self._select_by_means(context_mean(words, mask))
+        rows, row_mask = join_chosen(self.soft_prompts.tokens[selection.selected], words, mask)
         logits, cache = self.llm.prefill(rows, row_mask)
-        return DecodingState(logits, cache, row_mask, scores, selected)
+        return DecodingState(logits, cache, row_mask, selection.scores, selection.selected)
 
     def decoder(self, ids: Tensor, encoded: DecodingState, state: DecodingState | None = None):
         """ids int64 [R, steps]; returns (logits [R, 1, V], state). The first step's logits come from the prefill."""
@@ -249,7 +262,7 @@ class PromptedLM(TorchGeneratorModel):
         return logits, logits.argmax(-1)
 
     def output(self, logits: Tensor) -> Tensor:
-        """The decoder's output is logits already; a float32 copy, for ParlAI's search works in place."""
+        """The decoder returns logits already; this is a float32 copy, because ParlAI's search works in place."""
         return logits.to(torch.float32, copy=True)
 
     def reorder_encoder_states(self, encoder_states: DecodingState, indices) -> DecodingState:

@@ -1,6 +1,6 @@
-"""What a soft prompt group is. How one begins: `initialisation`; how one joins the input: `rows`.
+"""The soft prompt group, and how it begins: at random, from words, or from prompts that were trained before.
 
-How a soft prompt group begins: at random, from words, or from prompts trained before.
+How a prompt joins the input is the subject of `rows`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spt_parlai.errors import UsageError
+INITIALISATIONS = ('normal', 'embedding-scale', 'vocab')
+SOURCES = ('text:', 'file:')
+
+Tokenize = Callable[[str], Sequence[int]]
+"""A text → token ids, without special tokens."""
 
 
 class SoftPromptGroup(nn.Module):
     """SP of the paper: K soft prompts of L tokens each, a float32 parameter [K, L, D].
 
-    L = 0 is the LM without a soft prompt: there is nothing to train, and `tokens` is no parameter.
+    L = 0 is the LM without a soft prompt: there is nothing to train, and `tokens` is not a parameter.
     """
+
+    tokens: Tensor
 
     def __init__(self, initial: Tensor):
         super().__init__()
@@ -42,13 +48,6 @@ class SoftPromptGroup(nn.Module):
         return self.tokens.shape[1]
 
 
-INITIALISATIONS = ('normal', 'embedding-scale', 'vocab')
-SOURCES = ('text:', 'file:')
-
-Tokenize = Callable[[str], Sequence[int]]
-"""A text → token ids, without special tokens."""
-
-
 def initial_prompts(
     init: str,
     num_prompts: int,
@@ -60,18 +59,19 @@ def initial_prompts(
 ) -> Tensor:
     """A float32 tensor [K, L, D] on the CPU.
 
-    normal: N(0, 1), the paper's. embedding-scale: normal with the mean and standard deviation of the LLM's own word
-    embeddings, dimension by dimension. vocab: K × L different words' embeddings. `text:A|B|…`: the embeddings of K texts'
-    words, repeated or cut to L. `file:PATH`: the same with a text a line of a `.txt` file, or prompts trained before.
+    normal: N(0, 1), as in the paper. embedding-scale: normal with the mean and standard deviation of the LM's own word
+    embeddings, dimension by dimension. vocab: the embeddings of K × L different words. `text:A|B|…`: the embeddings of the
+    words of K texts, repeated or cut to L. `file:PATH`: the same with one text per line of a `.txt` file, or else prompts
+    that were trained before.
 
-    :param embed: token ids [...] → the LLM's word embeddings [..., D].
-    :param vocabulary: V, how many of the LLM's token ids its tokenizer uses.
+    :param embed: token ids [...] → the LM's word embeddings [..., D].
+    :param vocabulary: V, how many of the LM's token ids its tokenizer uses.
     :param read_prompts: path → trained prompts [K, L, D].
-    :raises UsageError: for a source that does not give K different prompts of L tokens and the LLM's D.
+    :raises ValueError: for a source that does not give K different prompts of L tokens and the LM's D.
     """
     K, L, D = num_prompts, prompt_length, embed(torch.zeros(1, dtype=torch.long)).shape[-1]
     if init.startswith('file:') and not init.endswith('.txt'):
-        return _check_trained(init, read_prompts(init.removeprefix('file:')), (K, L, D))
+        return _check_trained(read_prompts(init.removeprefix('file:')), (K, L, D))
     if init.startswith(SOURCES):
         return embed(_words_of_texts(init, K, L, tokenize)).float().cpu()
     if init == 'normal':
@@ -81,9 +81,9 @@ def initial_prompts(
         return words.mean(0) + words.std(0) * torch.randn(K, L, D)
     if init == 'vocab':
         if vocabulary < K * L:
-            raise UsageError(
-                f'--prompt-init vocab: --num-prompts {K} x --prompt-length {L} need more words than the {vocabulary} of the LLM; '
-                'make these smaller or choose another --prompt-init.'
+            raise ValueError(
+                f'{K} prompts of {L} tokens need more words than the {vocabulary} of the LM; '
+                'use fewer or shorter prompts, or another initialisation'
             )
         return words[torch.randperm(vocabulary)[: K * L]].reshape(K, L, D)
     raise ValueError(f'initialisation {init!r} is none of {", ".join(INITIALISATIONS + SOURCES)}')
@@ -93,13 +93,13 @@ def _words_of_texts(init: str, K: int, L: int, tokenize: Tokenize) -> Tensor:
     """Token ids [K, L] of K texts. Prompts that begin equal get equal gradients and stay equal, so they must differ."""
     texts = [text.strip() for text in _texts(init) if text.strip()]
     if len(texts) != K:
-        raise UsageError(f'--prompt-init {init}: {len(texts)} texts for --num-prompts {K}; give one for each prompt.')
+        raise ValueError(f'{len(texts)} texts for {K} prompts; give one text for each prompt')
     rows = [tuple(islice(cycle(tokenize(text)), L)) for text in texts]
     for k, row in enumerate(rows):
         if row in rows[:k]:
-            raise UsageError(
-                f'--prompt-init {init}: the texts of prompts {rows.index(row)} and {k} begin with the same {L} tokens, and prompts that '
-                'begin equal stay equal; give texts that differ there, or a larger --prompt-length.'
+            raise ValueError(
+                f'the texts of prompts {rows.index(row)} and {k} begin with the same {L} tokens, and prompts that begin '
+                'equal stay equal; give texts that differ there, or use longer prompts'
             )
     return torch.tensor(rows)
 
@@ -112,19 +112,17 @@ def _texts(init: str) -> list[str]:
         return Path(value).expanduser().read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'it is not UTF-8 text'
-        raise UsageError(
-            f'--prompt-init {init}: the file cannot be read ({reason}); give one with a text a line.'
-        ) from error
+        raise ValueError(f'the file cannot be read ({reason}); give a file with one text per line') from error
 
 
-def _check_trained(init: str, prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Prompts read from a file, if they are of the shape [K, L, D] that is asked for.
+def _check_trained(prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Prompts read from a file, in float32.
 
-    :raises UsageError: if they are not.
+    :raises ValueError: if their shape is not the [K, L, D] that is needed.
     """
     if tuple(prompts.shape) != shape:
-        found, wanted = ('K {}, L {}, D {}'.format(*s) for s in (prompts.shape, shape))
-        raise UsageError(
-            f'--prompt-init {init}: the file holds {found}; --num-prompts, --prompt-length and --llm ask for {wanted}.'
+        found, needed = ('K {}, L {}, D {}'.format(*s) for s in (prompts.shape, shape))
+        raise ValueError(
+            f'the file holds prompts of {found}, but {needed} is needed for this LM; give a file that fits'
         )
     return prompts.float()

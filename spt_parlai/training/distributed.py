@@ -16,6 +16,7 @@ from parlai.utils import logging
 from parlai.utils.distributed import all_gather_list, get_rank, is_distributed, is_primary_worker, num_workers
 
 from spt_parlai.errors import UsageError
+from spt_parlai.model.memory_estimate import readable_size
 from spt_parlai.training.seeding import random_state, restore_random_state
 
 
@@ -28,13 +29,9 @@ def announce_synchronisation(model) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     values, size = sum(p.numel() for p in trained), sum(p.numel() * p.element_size() for p in trained)
     logging.info(
-        f'{num_workers()} processes synchronise {values:,} trained values: {_readable(size)} per update and process over '
+        f'{num_workers()} processes synchronise {values:,} trained values: {readable_size(size)} per update and process over '
         f'{dist.get_backend()}.'
     )
-
-
-def _readable(size: int) -> str:
-    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'
 
 
 def check_same_start(loop, model_file) -> None:

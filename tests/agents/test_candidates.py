@@ -36,7 +36,7 @@ def test_equals_one_candidate_at_a_time(model_file, tiny_llms, tmp_path, monkeyp
         ranked, losses = rank(self, batch, size)
         for n in range(size):
             context = [i for i in batch.text_vec[n].tolist() if i >= 0]
-            prompt = self.model.soft_prompts.tokens[batch['selected_prompt'][n]]
+            prompt = self.model.soft_prompts.tokens[batch['selection'].selected[n]]
             naive = {
                 text: naive_nll(llm, prompt, context, vec.tolist())
                 for text, vec in zip(batch.candidates[n], batch.candidate_vecs[n])

@@ -184,16 +184,16 @@ def test_rank_that_matches_spt(tiny_llms, options, rank, values):
         ({'match_spt': '0,8'}, "^--match-spt '0,8': give K,L"),
         (
             {'lora_targets': 'query'},
-            '^--lora-targets query: give --lora-targets with some of fc1, fc2, k_proj, out_proj, q_proj, v_proj, or',
+            '^--lora-targets query: LoRA cannot adapt these; give some of fc1, fc2, k_proj, out_proj, q_proj, v_proj, or',
         ),
         ({'lora_targets': 'q_proj,query'}, '^--lora-targets q_proj,query: no layer is named query; give some of fc1'),
         (
             {'lora_targets': 'q_proj,lm_head'},
-            '^--lora-targets lm_head,q_proj: word embeddings and output projection stay',
+            '^--lora-targets q_proj,lm_head: word embeddings and output projection stay',
         ),
         (
             {'lora_targets': 'self_attn_layer_norm'},
-            '^--lora-targets self_attn_layer_norm: give --lora-targets with some of fc1',
+            '^--lora-targets self_attn_layer_norm: LoRA cannot adapt these; give some of fc1',
         ),
     ],
 )
@@ -208,7 +208,7 @@ def test_without_peft_the_extra_is_named(tiny_llms, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'peft' else find(name, *rest))
     with pytest.raises(
-        UsageError, match=r"^-m spt_parlai.agents:LoraAgent needs peft: pip install 'spt_parlai\[peft\]'.$"
+        UsageError, match=r"^-m spt_parlai.agents:LoraAgent: LoRA needs peft: pip install 'spt_parlai\[peft\]'.$"
     ):
         agent_of(tiny_llms.opt, 'LoraAgent')
 

@@ -85,7 +85,7 @@ def outcomes(agent, batch, max_length=12, seed=5):
     """[(what `_generate` returns, with each row's finished list; the output of a whole evaluation step)], ours and ParlAI's."""
     found = []
     for agent.searches_batches in (True, False):
-        batch['selected_prompt'] = None  # drawn anew
+        batch['selection'] = None  # drawn anew
         torch.manual_seed(seed)
         best, beams = agent._generate(batch, agent.beam_size, max_length)
         used = torch.get_rng_state()

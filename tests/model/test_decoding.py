@@ -24,7 +24,7 @@ def searched(model, contexts, end, **options):
 
 def naive_replies(model, naive, contexts):
     """(tokens, their log-probabilities) of each context, never ended."""
-    selected = model.retrieve(pad(contexts))[1].tolist()
+    selected = model.retrieve(pad(contexts)).selected.tolist()
     assert len(set(selected)) > 1, 'all rows select one prompt'
     found = []
     for context, prompt in zip(contexts, selected):

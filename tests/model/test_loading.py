@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from spt_parlai.errors import UsageError
-from spt_parlai.model.loading import load_llm
+from spt_parlai.model.loading import load_llm, quantization_config, read_device_map
 from spt_parlai.model.prompted_lm import PromptedLM
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup
@@ -43,7 +42,7 @@ def test_device_map(tiny_llms, tmp_path, name, body, places):
     path = tmp_path / 'map.json'
     path.write_text(json.dumps(placement))
     plain = load_llm(getattr(tiny_llms, name))
-    spread = load_llm(getattr(tiny_llms, name), device_map=str(path))
+    spread = load_llm(getattr(tiny_llms, name), device_map=read_device_map(str(path)))
     assert spread.fingerprint() == plain.fingerprint()
     on_disk = sum(p.is_meta for p in spread.lm.parameters())
     assert (on_disk > 0) == ('disk' in places)
@@ -52,7 +51,9 @@ def test_device_map(tiny_llms, tmp_path, name, body, places):
 
 @pytest.mark.parametrize('placement', ['auto', 'balanced'])
 def test_accelerates_own_placement(tiny_llms, placement):
-    assert_close(outcome(load_llm(tiny_llms.llama, device_map=placement)), outcome(load_llm(tiny_llms.llama)))
+    assert_close(
+        outcome(load_llm(tiny_llms.llama, device_map=read_device_map(placement))), outcome(load_llm(tiny_llms.llama))
+    )
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('bfloat16', 0.1), ('float16', 0.01)])
@@ -67,7 +68,10 @@ def test_half_precision(tiny_llms, dtype, tolerance):
 
 def test_8_bits(tiny_llms):
     pytest.importorskip('bitsandbytes', reason="pip install 'spt_parlai[quantization]'")
-    plain, small = load_llm(tiny_llms.opt), load_llm(tiny_llms.opt, quantization='8bit')
+    plain, small = (
+        load_llm(tiny_llms.opt),
+        load_llm(tiny_llms.opt, quantization=quantization_config('8bit', 'auto', 'cpu')),
+    )
     assert small.fingerprint() == plain.fingerprint() and small.num_parameters == plain.num_parameters
     assert any(p.dtype == torch.int8 for p in small.lm.parameters())
     (log_probs, gradient, _), (expected, expected_gradient, _) = outcome(small), outcome(plain)
@@ -75,7 +79,7 @@ def test_8_bits(tiny_llms):
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 0.1
 
 
-def test_4_bits_on_a_cpu_are_refused(tiny_llms):
+def test_4_bits_on_a_cpu_are_refused():
     pytest.importorskip('bitsandbytes', reason="pip install 'spt_parlai[quantization]'")
-    with pytest.raises(UsageError, match='--llm-quantization 4bit needs a GPU'):
-        load_llm(tiny_llms.opt, quantization='4bit')
+    with pytest.raises(ValueError, match='this needs a GPU, .* CPU kernels cannot be trained through; use 8bit'):
+        quantization_config('4bit', 'auto', 'cpu')

@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers.families import FAMILIES, build, draw, pad, tiny_lm
 
-from spt_parlai.errors import UsageError
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import recompute_activations
 from spt_parlai.model.memory_estimate import _kept_by_a_row, estimate_memory, training_memory
@@ -47,7 +46,7 @@ def test_chunks_of_prompts(family, chunk):
 def test_recomputed_activations(family, chunk):
     model = build(tiny_lm(family))[0]
     expected = gradients(model)
-    recompute_activations('tiny', model.llm)
+    recompute_activations(model.llm)
     model.prompt_chunk = chunk
     assert_same(gradients(model), expected)
     assert not any(module.training for module in model.llm.lm.modules())
@@ -60,13 +59,13 @@ def test_recomputing_keeps_an_eval_lm_free_of_dropout():
         layer.dropout = 0.5
     model = build(lm)[0]
     expected = gradients(model)
-    recompute_activations('tiny', model.llm)
+    recompute_activations(model.llm)
     assert_same(gradients(model), expected)
 
 
 def test_decoding_still_caches(recwarn):
     model = build(tiny_lm('llama'))[0].eval()
-    recompute_activations('tiny', model.llm)
+    recompute_activations(model.llm)
     encoded = model.encoder(pad(CONTEXTS))
     assert encoded.cache.get_seq_length() == encoded.mask.shape[1]
 
@@ -89,17 +88,15 @@ def test_recomputing_keeps_less():
         return sum(sizes.values())
 
     everything = held(lambda model: None)
-    assert held(lambda model: recompute_activations('tiny', model.llm)) < 0.7 * everything
+    assert held(lambda model: recompute_activations(model.llm)) < 0.7 * everything
     assert held(lambda model: setattr(model, 'prompt_chunk', 1)) < 0.7 * everything
 
 
 def test_an_lm_that_cannot_is_refused():
     lm = tiny_lm('llama')
     lm.supports_gradient_checkpointing = False
-    with pytest.raises(
-        UsageError, match='--checkpoint-activations true: --llm tiny .* has no activation checkpointing'
-    ):
-        recompute_activations('tiny', CausalLM(lm))
+    with pytest.raises(ValueError, match='LlamaForCausalLM has no activation checkpointing; train without it'):
+        recompute_activations(CausalLM(lm))
 
 
 @pytest.mark.parametrize('family', ['opt', 'llama', 'gpt2'])
@@ -118,4 +115,4 @@ def test_memory_line():
     llm = CausalLM(tiny_lm('opt'))
     line = training_memory(llm, batchsize=8, prompts_at_once=2, length=50, targets=10)
     estimate = estimate_memory(llm, 50)
-    assert f'{estimate.total(16, 160) / 1e6:.1f} MB in all' in line and '--batchsize 8 x 2 prompts' in line
+    assert f'{estimate.total(16, 160) / 1e6:.1f} MB in all' in line and 'a batch of 8 x 2 prompts' in line

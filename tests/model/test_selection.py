@@ -21,7 +21,7 @@ def test_a_forced_prompt_is_selected_everywhere(model, k):
     model.force_prompt = k
     forced = model(pad(CONTEXTS), pad(TARGETS))
     assert forced.selected.tolist() == [k] * 6 == model.encoder(pad(CONTEXTS)).selected.tolist()
-    assert model.retrieve(pad(CONTEXTS))[1].tolist() == [k] * 6
+    assert model.retrieve(pad(CONTEXTS)).selected.tolist() == [k] * 6
     assert torch.equal(forced.scores, free.scores) and torch.equal(forced.log_probs, free.log_probs)
 
 
@@ -39,11 +39,14 @@ def test_score_noise_moves_the_selection_in_evaluation_alone(model):
 @torch.no_grad()
 def test_a_selection_that_was_made_is_kept(model):
     model.score_noise = 10.0
-    _, selected = model.retrieve(pad(CONTEXTS))
+    selection = model.retrieve(pad(CONTEXTS))
     for _ in range(5):
-        assert torch.equal(model(pad(CONTEXTS), pad(TARGETS), selected).selected, selected)
-        assert torch.equal(model.encoder(pad(CONTEXTS), selected).selected, selected)
-    draws = {tuple(model.retrieve(pad(CONTEXTS))[1].tolist()) for _ in range(20)}
+        for kept in (
+            model(pad(CONTEXTS), pad(TARGETS), selection=selection),
+            model.encoder(pad(CONTEXTS), selection=selection),
+        ):
+            assert torch.equal(kept.selected, selection.selected) and torch.equal(kept.scores, selection.scores)
+    draws = {tuple(model.retrieve(pad(CONTEXTS)).selected.tolist()) for _ in range(20)}
     assert len(draws) > 1
 
 
@@ -58,4 +61,12 @@ def test_activation_beta(model, beta):
     v_prompt = model.retriever.lin_prompt(model.soft_prompts.tokens.mean(1)).double()
     cosine = torch.nn.functional.cosine_similarity(v_context[:, None], v_prompt[None], dim=-1)
     expected = torch.where(beta * cosine > 1, cosine, torch.log1p(torch.exp(beta * cosine)) / beta)
-    torch.testing.assert_close(model.retrieve(pad(CONTEXTS))[0].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.retrieve(pad(CONTEXTS)).scores.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_with_a_selection_nothing_is_scored_again(model, monkeypatch):
+    selection = model.retrieve(pad(CONTEXTS))
+    monkeypatch.setattr(model.retriever, 'forward', lambda *_: pytest.fail('contexts are scored again'))
+    model(pad(CONTEXTS), pad(TARGETS), selection=selection)
+    model.encoder(pad(CONTEXTS), pad(TARGETS), selection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spt_parlai.errors import UsageError
+from spt_parlai.errors import UsageError, naming
 from spt_parlai.model.soft_prompts import INITIALISATIONS, SoftPromptGroup, initial_prompts
 
 WORDS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + torch.arange(6) * 10
@@ -64,7 +64,7 @@ def test_the_seed_decides(init):
 
 
 def test_too_few_words():
-    with pytest.raises(UsageError, match='--num-prompts 17 x --prompt-length 3 need more words than the 50'):
+    with pytest.raises(ValueError, match='17 prompts of 3 tokens need more words than the 50 of the LM; use fewer'):
         begin('vocab', 17, 3)
 
 
@@ -89,8 +89,8 @@ def test_values_text_file(tmp_path):
 @pytest.mark.parametrize(
     'init, reason',
     [
-        ('text:abc', '1 texts for --num-prompts 2'),
-        ('text:', '0 texts for --num-prompts 2'),
+        ('text:abc', '1 texts for 2 prompts; give one text for each'),
+        ('text:', '0 texts for 2 prompts; give one text for each'),
         ('text:a|b|c', '3 texts'),
         ('text:abcd|abce', 'prompts 0 and 1 begin with the same 3 tokens'),
         ('file:/no/such.txt', 'No such file'),
@@ -98,22 +98,22 @@ def test_values_text_file(tmp_path):
     ],
 )
 def test_texts_that_do_not_fit(init, reason):
-    with pytest.raises(UsageError, match=reason) as error:
+    with pytest.raises(UsageError, match=reason) as error, naming('--prompt-init', init):
         begin(init, 2, 3)
-    assert init in str(error.value)
+    assert f'--prompt-init {init}: ' in str(error.value)
 
 
 def test_a_file_that_is_not_text(tmp_path):
     path = tmp_path / 'texts.txt'
     path.write_bytes(b'\xff\xfe\x00')
-    with pytest.raises(UsageError, match='not UTF-8'):
+    with pytest.raises(ValueError, match='not UTF-8'):
         begin(f'file:{path}', 2, 3)
 
 
 def test_values_of_trained_prompts(tmp_path):
     torch.save(torch.randn(2, 3, 6).double(), tmp_path / 'prompts')
     assert torch.equal(begin(f'file:{tmp_path}/prompts', 2, 3), torch.load(tmp_path / 'prompts').float())
-    with pytest.raises(UsageError, match='the file holds K 2, L 3, D 6; --num-prompts, .* ask for K 2, L 4, D 6'):
+    with pytest.raises(ValueError, match='the file holds prompts of K 2, L 3, D 6, but K 2, L 4, D 6 is needed'):
         begin(f'file:{tmp_path}/prompts', 2, 4)
 
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 from helpers.families import FAMILIES, tiny_lm
 
-from spt_parlai.errors import UsageError
+from spt_parlai.errors import UsageError, naming
 from spt_parlai.model.loading import freeze, load_llm
 
 SIZES = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2)
@@ -65,7 +65,7 @@ def test_refused_at_load_time(name, tmp_path):
         for parameter in lm.parameters():
             parameter.normal_(std=0.3)
     lm.save_pretrained(tmp_path)
-    with pytest.raises(UsageError) as refusal:
+    with pytest.raises(UsageError) as refusal, naming('--llm', tmp_path):
         load_llm(str(tmp_path))
     sentence = str(refusal.value)
     assert reason in sentence and f'--llm {tmp_path}: {type(lm).__name__} ' in sentence
@@ -76,27 +76,29 @@ def test_refused_at_load_time(name, tmp_path):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_accepted(family, dtype):
     lm = tiny_lm(family).to(dtype)
-    frozen = freeze(family, lm)
+    frozen = freeze(lm)
     assert frozen.lm is lm and frozen.dtype == dtype
 
 
-def test_an_lm_that_passes_its_output_projection_by_is_refused():
-    lm = tiny_lm('opt')
+def test_an_lm_that_passes_its_output_projection_by_gives_its_own_logits():
+    lm = tiny_lm('opt').eval()
     bypassed = torch.nn.Linear(32, 60)
     lm.get_output_embeddings = lambda: bypassed
-    with pytest.raises(UsageError, match='something else'):
-        freeze('opt', lm)
+    frozen, ids = freeze(lm), torch.tensor([[5, 6, 7]])
+    assert not frozen.head_is_linear
+    logits = frozen.logits_at(frozen.embed(ids), torch.tensor([0, 2]))
+    torch.testing.assert_close(logits, lm(input_ids=ids).logits[0, [0, 2]])
 
 
 @pytest.mark.parametrize('family', ['opt-350m', 'llama'])
 def test_offloaded_weights(family):
     """Where accelerate keeps the weights elsewhere, inputs go to where it runs them; the results are the same."""
     accelerate = pytest.importorskip('accelerate')
-    expected = freeze(family, tiny_lm(family))
+    expected = freeze(tiny_lm(family))
     lm = tiny_lm(family)
     accelerate.cpu_offload(lm, execution_device='cpu')
     assert lm.get_input_embeddings().weight.device.type == 'meta'
-    frozen = freeze(family, lm)
+    frozen = freeze(lm)
     assert frozen.device.type == 'cpu'
     ids = torch.tensor([[5, 6, 7]])
     for a, b in zip(_prefill(frozen, ids), _prefill(expected, ids)):
