@@ -1,1 +1,1 @@
-"""ParlAI messages → persona and turns → token pieces. Knows no model and no loss."""
+"""From ParlAI messages to persona and turns, and from these to token ids. Knows no model and no loss."""

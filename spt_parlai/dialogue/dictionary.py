@@ -1,4 +1,4 @@
-"""The LLM's own tokenizer as a ParlAI dictionary: nothing is added to it, and no copy of it is saved."""
+"""The LLM's own tokenizer as a ParlAI dictionary. Nothing is added to it, and no copy of it is saved."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from parlai.core.dict import DictionaryAgent
 from spt_parlai.errors import UsageError
 from spt_parlai.hub import load_config, load_tokenizer
 
-NULL_ID = -1  # padding: no token has this id, so no real token can be taken for padding
-START_ID = -2  # what ParlAI's search starts from; never embedded, and never mistaken for EOS (OPT's BOS is its EOS)
-_WORD_START = ('▁', 'Ġ')  # how SentencePiece and byte-level BPE write a leading space
+NULL_ID = -1  # padding; no token has this id, so a real token is never mistaken for padding
+START_ID = -2  # the start of ParlAI's search; never embedded, and different from EOS, which is BOS for OPT
+_WORD_START = ('▁', 'Ġ')  # a leading space as SentencePiece and byte-level BPE write it
 _PIECES_KEPT = 200_000
 
 
 class TokenizerDictionary(DictionaryAgent):
-    """ids and strings of a Hugging Face tokenizer behind the calls that ParlAI makes of a dictionary."""
+    """Gives a Hugging Face tokenizer the interface of a ParlAI dictionary.
+
+    :raises UsageError: if the tokenizer has no end-of-sequence token, or more tokens than the LLM.
+    """
 
     null_token, start_token = '__null__', '__start__'
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
-        return parser  # the tokenizer is the LLM's: there is nothing to choose
+        return parser  # --llm decides everything
 
     def __init__(self, opt, shared=None):
         self.opt = opt
@@ -45,19 +48,22 @@ class TokenizerDictionary(DictionaryAgent):
         self.piece = lru_cache(maxsize=_PIECES_KEPT)(self._piece)
 
     def _tokenizer_adds_space(self) -> bool:
-        """Does the tokenizer itself mark the start of a text as the start of a word?"""
+        """Whether the tokenizer itself marks the start of a text as the start of a word."""
         ids = self.tokenizer.encode('Q', add_special_tokens=False)
         return bool(ids) and self.tokenizer.convert_ids_to_tokens(ids[0]).startswith(_WORD_START)
 
     def _piece(self, text: str, opens: bool) -> tuple[int, ...]:
-        """Token ids of one template piece; a piece that does not open the context follows a space. What looks like a
-        special token in a user's text is text, and half a surrogate pair (from JSON) is an unknown character."""
+        """Token ids of one piece of the template. A piece that does not open the context follows a space.
+
+        Special tokens in a user's text are read as plain text, and half a surrogate pair (from JSON) as an unknown
+        character.
+        """
         text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
         if not opens and not self._adds_space:
             text = ' ' + text
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    # ---- what ParlAI asks of a dictionary -------------------------------------------------------------
+    # ---- the interface of a dictionary ----------------------------------------------------------------
 
     def is_prebuilt(self) -> bool:
         return True
@@ -81,7 +87,7 @@ class TokenizerDictionary(DictionaryAgent):
         return self.tokenizer.convert_ids_to_tokens(int(key))
 
     def __setitem__(self, key, value) -> None:
-        """The dictionary never grows: ParlAI pads a dictionary for fp16, ours has the LLM's exact size."""
+        """Do nothing: ParlAI would pad the dictionary for fp16, but it must keep the size of the LLM's vocabulary."""
 
     @property
     def tok2ind(self) -> dict[str, int]:
@@ -95,7 +101,7 @@ class TokenizerDictionary(DictionaryAgent):
         return self.tokenizer.get_vocab().keys()
 
     def txt2vec(self, text: str, vec_type=list):
-        """A reply's token ids (without EOS), as it stands after `R:`."""
+        """The token ids of a reply after `R:`, without EOS."""
         return vec_type(self.piece(' '.join(text.split()), False)) if text.strip() else vec_type()
 
     def vec2txt(self, vector, delimiter: str = ' ') -> str:
@@ -109,7 +115,8 @@ class TokenizerDictionary(DictionaryAgent):
 
     def add_additional_special_tokens(self, additional_special_tokens) -> None:
         raise UsageError(
-            f'--special-tok-lst {",".join(additional_special_tokens)}: no tokens are added to a frozen LLM; leave it out.'
+            f'--special-tok-lst {",".join(additional_special_tokens)}: no tokens are added to a frozen LLM; leave it '
+            'out.'
         )
 
     def act(self):
@@ -119,12 +126,12 @@ class TokenizerDictionary(DictionaryAgent):
         return f'the tokenizer of --llm {self.opt["llm"]}'
 
     def shutdown(self) -> None:
-        """Nothing to save."""
+        """Do nothing: there is nothing to save."""
 
     def save(self, filename=None, append=False, sort=True) -> None:
-        """ParlAI looks for this file beside a model; the tokenizer itself belongs to the LLM and is not copied."""
+        """Write a file that only names the LLM, because ParlAI looks for one beside the model."""
         with open(filename or self.opt['dict_file'], 'w', encoding='utf-8') as file:
             file.write(f'{self}\n')
 
     def load(self, filename) -> None:
-        """Nothing to load: the tokenizer belongs to the LLM."""
+        """Do nothing: the tokenizer is loaded with the LLM."""

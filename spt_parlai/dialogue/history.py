@@ -1,4 +1,4 @@
-"""ParlAI's `History`, kept as persona and turns instead of one string."""
+"""ParlAI's `History` as persona and turns instead of one string."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, build_context
 
 ContextOf = Callable[[Dialogue, 'int | None', Sequence[str]], Context]
-"""(dialogue, longest context in tokens, what its next reply may be where that is known) → context."""
+"""Renders a context: (dialogue, most tokens or None, the next reply or its alternatives if known) → context."""
 
 
 class DialogueHistory(History):
-    """The dialogue so far, rendered by the method's template.
+    """The dialogue so far, and the context that it gives.
 
-    :param persona: sentences known before the first message (interactive use); every reset returns to them.
-    :param context_of: renders it otherwise.
+    :param persona: sentences that are known before the first message, in interactive use. A reset returns to them.
+    :param context_of: renders the context; the method's template by default.
     """
 
     def __init__(self, opt, persona: Sequence[str] = (), context_of: ContextOf | None = None, **kwargs):
@@ -27,7 +27,7 @@ class DialogueHistory(History):
         self.reset()
 
     def parse(self, text):
-        return []  # the base class tokenizes its delimiter; nothing here has one
+        return []  # the base class tokenizes its delimiter with this, but no delimiter is used here
 
     def reset(self) -> None:
         self.dialogue = Dialogue(persona=list(self.given_persona))
@@ -43,16 +43,19 @@ class DialogueHistory(History):
         self.dialogue.keep_newest(self.size)
 
     def context(self, replies: Sequence[str] = ()) -> Context:
-        """The context of the next reply, at most `max_len` tokens. replies: that reply where it is known, or its alternatives."""
+        """The context of the next reply, at most `max_len` tokens.
+
+        :param replies: that reply or its alternatives, if known.
+        """
         return self._context(self.max_len, replies)
 
     def full_context(self, replies: Sequence[str] = ()) -> Context:
-        """The context of the next reply, however long."""
+        """The context of the next reply without truncation."""
         return self._context(None, replies)
 
     def _context(self, limit: int | None, replies: Sequence[str]) -> Context:
         dialogue = self.dialogue
-        if self.temp_history is not None:  # heard for this turn only
+        if self.temp_history is not None:  # part of this turn only
             dialogue = Dialogue(list(dialogue.persona), list(dialogue.turns))
             dialogue.observe(self.temp_history)
         return self._context_of(dialogue, limit, replies)

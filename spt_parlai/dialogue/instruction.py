@@ -1,4 +1,4 @@
-"""A dialogue as an instruction to an LLM that was not trained for it: as one text, or as the messages of a chat."""
+"""A dialogue as a query to an LLM that was not trained on it: as one text, or as the messages of a chat."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import Context, Tokenize, build_context, fitting, past_dialogue
 
 INSTRUCTION = (
-    'You are chatting with someone. Say what you would say next, in one or two short sentences; if you are given a persona, '
-    'it is who you are.'
+    'You are chatting with someone. Say what you would say next, in one or two short sentences; if you are given a '
+    'persona, it is who you are.'
 )
 EXAMPLE = 'example:'
-BEGIN = 'Begin the conversation.'  # what the agent hears where its partner has not spoken: a chat begins with a user
-END_OF_TURN = ('Q:', 'R:', '\n')  # where an LLM that goes on by itself has begun another turn
+BEGIN = (
+    'Begin the conversation.'  # stands in for the partner if the agent speaks first, since a chat begins with a user
+)
+END_OF_TURN = ('Q:', 'R:', '\n')  # where an LLM has gone on to another turn
 
 Message = dict[str, str]
 
 
 class Instruction(NamedTuple):
-    """text: what is asked; examples: whole dialogues, shown before the one at hand."""
+    """What comes before the dialogue: `text` says what to do, and `examples` are other whole dialogues."""
 
     text: str = INSTRUCTION
     examples: Sequence[Dialogue] = ()
 
 
 def cut_to_fit(example: Dialogue, most: int, length: Callable[[Dialogue], int]) -> Dialogue | None:
-    """The example without its last turns and then without its persona's last sentences, so that it ends with an own turn and
-    `length` of it is at most `most`; None where not even one own turn without a persona is so short."""
+    """The longest beginning of an example that ends with an own turn and whose `length` is at most `most`.
+
+    The last turns are left out first, then the last sentences of the persona. None if even the shortest is too long.
+    """
     ends = [n for n, turn in enumerate(example.turns, 1) if turn.own]
     whole = len(example.persona)
-    shorter_and_shorter = [(end, whole) for end in reversed(ends)] + [
-        (ends[0], n) for n in reversed(range(whole)) if ends
-    ]
-    for turns, sentences in shorter_and_shorter:
+    beginnings = [(end, whole) for end in reversed(ends)] + [(ends[0], n) for n in reversed(range(whole)) if ends]
+    for turns, sentences in beginnings:
         shown = Dialogue(example.persona[:sentences], example.turns[:turns])
         if length(shown) <= most:
             return shown
@@ -47,9 +49,9 @@ def cut_to_fit(example: Dialogue, most: int, length: Callable[[Dialogue], int]) 
 def instructed_context(
     dialogue: Dialogue, instruction: Instruction, tokenize: Tokenize, bos: int | None, limit: int | None
 ) -> Context:
-    """`{instruction} example: {dialogue} … {context}`: the method's own template, after an instruction and examples.
+    """The method's template after an instruction and examples: `{instruction} example: {dialogue} … {context}`.
 
-    The examples give way first, the last one of all, then the oldest turns; the instruction stays.
+    Truncation removes the examples first, beginning with the last, and then the oldest turns. The instruction stays.
     """
     before = list(tokenize(instruction.text, True))
     examples = [
@@ -62,7 +64,7 @@ def instructed_context(
 
 
 def first_turn_of(text: str) -> str:
-    """A generated text up to where the LLM has begun another turn."""
+    """The generated text before the point where the LLM has gone on to another turn."""
     for mark in END_OF_TURN:
         text = text.partition(mark)[0]
     return text.strip()
@@ -72,7 +74,10 @@ def first_turn_of(text: str) -> str:
 
 
 def chat_messages(dialogue: Dialogue, instruction: Instruction) -> list[Message]:
-    """System: instruction, examples, persona; then the turns, the partner's as the user's and the agent's own as the assistant's."""
+    """The messages of a chat: the system's with instruction, examples and persona, then one for each turn.
+
+    The partner is the user and the agent is the assistant; turns of the same speaker in a row become one message.
+    """
     messages = [{'role': 'system', 'content': '\n\n'.join(_system(dialogue, instruction))}]
     if not dialogue.turns or dialogue.turns[0].own:
         messages.append({'role': 'user', 'content': BEGIN})
@@ -103,14 +108,17 @@ def _persona(dialogue: Dialogue) -> list[str]:
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The system's message as the beginning of the first user's, for chats that know no system."""
+    """The same messages with the system's at the beginning of the first user's, for chat templates without a system."""
     system, user, *rest = messages
     return [{'role': 'user', 'content': f'{system["content"]}\n\n{user["content"]}'}, *rest]
 
 
 def ever_shorter(dialogue: Dialogue, instruction: Instruction) -> Iterator[tuple[Dialogue, Instruction]]:
-    """What is shown, and then less and less of it: examples go first, then the oldest turns, then the beginning of the newest
-    and the end of the persona, half by half."""
+    """The dialogue and its instruction, and then less and less of them, to find the longest that fits a window.
+
+    The examples go first and then the oldest turns. After that the newest turn loses its beginning and the persona its
+    end, half by half.
+    """
     for shown in range(len(instruction.examples), 0, -1):
         yield dialogue, instruction._replace(examples=instruction.examples[:shown])
     instruction = instruction._replace(examples=())

@@ -1,4 +1,4 @@
-"""ParlAI messages → persona sentences and utterances (self-persona setting, section 4.1)."""
+"""From ParlAI messages to the agent's persona and the turns of the dialogue (self-persona setting, section 4.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARTNER_PERSONA = "partner's persona:"
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance; `own` is true for the agent's own side (R:), false for its partner (Q:)."""
+    """One utterance. `own` is true for the agent's side (R:) and false for its partner's (Q:)."""
 
     text: str
     own: bool
@@ -22,19 +22,19 @@ class Turn:
 
 @dataclass
 class Dialogue:
-    """What is known before the next reply: the agent's own persona and the turns so far, oldest first."""
+    """What is known before the next reply: the agent's own persona, and the turns so far with the oldest first."""
 
     persona: list[str] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
 
     def observe(self, text: str) -> None:
-        """Take in a partner's message: persona lines and, joined by spaces, what is left of it."""
+        """Add a message of the partner: its persona lines to the persona, and its other lines as one turn."""
         persona, utterance = split_message(text)
         self.persona += persona
         self._add(utterance, own=False)
 
     def reply(self, text: str) -> None:
-        """Take in the agent's own utterance (a label, or a generated reply)."""
+        """Add the agent's own utterance, a label or a generated reply."""
         self._add(clean(text), own=True)
 
     def keep_newest(self, n: int) -> None:
@@ -48,17 +48,19 @@ class Dialogue:
 
 
 def check_message(message) -> None:
-    """A message's text is a string (or nothing), its labels and candidates are lists of strings, its reward is a number.
+    """Check the types of a message: ParlAI itself would take the label 'yes' for the three labels 'y', 'e' and 's'.
 
-    :raises UsageError: naming the field; ParlAI itself would take a label of 'yes' for the labels 'y', 'e' and 's'.
+    The text must be a string or None, the labels and candidates lists of strings, and the reward a number.
+
+    :raises UsageError: that names the field.
     """
     if not isinstance(message.get('text'), (str, type(None))):
         raise UsageError(
-            f"the text of a message must be a string, not {shorten(message['text'])}; mend the task's data."
+            f"the text of a message must be a string, not {shorten(message['text'])}; correct the task's data."
         )
     if not isinstance(message.get('reward', 0), (int, float)):
         raise UsageError(
-            f"the reward of a message must be a number, not {shorten(message['reward'])}; mend the task's data."
+            f"the reward of a message must be a number, not {shorten(message['reward'])}; correct the task's data."
         )
     for name, kind in (('labels', Sequence), ('eval_labels', Sequence), ('label_candidates', Collection)):
         texts = message.get(name, ('',))
@@ -72,18 +74,18 @@ def check_message(message) -> None:
             or not all(isinstance(text, str) for text in texts)
         ):
             raise UsageError(
-                f"the {name} of a message must be a list of strings, not {shorten(texts)}; mend the task's data."
+                f"the {name} of a message must be a list of strings, not {shorten(texts)}; correct the task's data."
             )
 
 
 def clean(text: str | None) -> str:
-    """Collapse white space; `__SILENCE__`, None and blank text become the empty string (no utterance)."""
+    """Reduce white space to single spaces. `__SILENCE__`, None and blank text become '', which is no utterance."""
     text = ' '.join((text or '').split())
     return '' if text == SILENCE else text
 
 
 def split_message(text: str | None) -> tuple[list[str], str]:
-    """`\\n`-joined message text → (own persona sentences, utterance). The partner's persona is ignored."""
+    """Split the lines of a message into (own persona sentences, utterance). The partner's persona is ignored."""
     persona, spoken = [], []
     for line in (text or '').split('\n'):
         line = line.strip()

@@ -1,8 +1,8 @@
-"""Persona and turns → text, token pieces and a context that fits the window.
+"""The method's template: from persona and turns to a context that fits the LLM's window.
 
 Template (section 4.1): `given persona: {p1} {p2} …; context: Q: {h1} R: {m1} … Q: {hn} R:`, then the target.
-Each piece is tokenized by itself, so that the context of a turn is, token for token, a prefix of the next
-turn's context as long as nothing is truncated.
+Each piece is tokenized by itself. As long as nothing is truncated, the context of a turn and its target are therefore,
+token for token, the beginning of the next turn's context.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from spt_parlai.dialogue.messages import Dialogue, Turn
 QUESTION, REPLY, NO_PERSONA = 'Q:', 'R:', 'context:'
 
 Tokenize = Callable[[str, bool], Sequence[int]]
-"""(text of one piece, whether it opens the context) → token ids, without special tokens."""
+"""Tokenizes one piece, without special tokens: (text, whether it begins the context) → token ids."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """A rendered context. ids: token ids, BOS first if there is one; text: the dialogue's rendering, for text similarity;
-    length: how many tokens it had before truncation; scored: what the retriever looks at, if that is not `ids`."""
+    """A rendered context.
+
+    :param ids: token ids, which begin with BOS if the tokenizer has one.
+    :param text: the dialogue as text, for text similarity.
+    :param length: number of tokens before truncation.
+    :param scored: token ids that the retriever scores, if these are not `ids`.
+    """
 
     ids: tuple[int, ...]
     text: str
@@ -30,31 +35,31 @@ class Context:
 
 
 def persona_clause(persona: Sequence[str]) -> str:
-    """The opening clause; a dialogue without persona leaves it out."""
+    """The text before the turns, which mentions a persona only if there is one."""
     return f'given persona: {" ".join(persona)}; {NO_PERSONA}' if persona else NO_PERSONA
 
 
 def render(dialogue: Dialogue) -> str:
-    """The whole context as text, ending in the `R:` that the target follows."""
+    """The whole context as text. It ends with the `R:` before the target."""
     turns = [f'{REPLY if t.own else QUESTION} {t.text}' for t in dialogue.turns]
     return ' '.join([persona_clause(dialogue.persona), *turns, REPLY])
 
 
 def turn_pieces(turn: Turn, tokenize: Tokenize) -> list[int]:
-    """An own turn is its `R:` and its text apart, exactly as they were when it was the target."""
+    """Token ids of one turn. The text of an own turn is tokenized apart from its `R:`, as when it was the target."""
     if turn.own:
         return [*tokenize(REPLY, False), *tokenize(turn.text, False)]
     return [*tokenize(f'{QUESTION} {turn.text}', False)]
 
 
 def past_dialogue(dialogue: Dialogue, marker: str, tokenize: Tokenize, opens: bool = False) -> list[list[int]]:
-    """Another dialogue, whole, as pieces of the text before a context."""
+    """A whole other dialogue as pieces of text before a context: the marker with the persona, then each turn."""
     head = tokenize(f'{marker} {persona_clause(dialogue.persona)}', opens)
     return [list(head), *(turn_pieces(t, tokenize) for t in dialogue.turns)]
 
 
 def fitting(pieces: Sequence[Sequence[int]], room: int) -> list[int]:
-    """The first of these pieces, as many as there is room for."""
+    """The token ids of the first pieces, as many as fit into `room` tokens."""
     kept: list[int] = []
     for piece in pieces:
         if len(kept) + len(piece) > room:
@@ -66,10 +71,10 @@ def fitting(pieces: Sequence[Sequence[int]], room: int) -> list[int]:
 def build_context(
     dialogue: Dialogue, tokenize: Tokenize, bos: int | None, limit: int | None, before: Sequence[int] = ()
 ) -> Context:
-    """Tokenize a dialogue into at most `limit` tokens (None: however many there are), which begin with BOS and `before`.
+    """Tokenize a dialogue into at most `limit` tokens, or any number if that is None. They begin with BOS and `before`.
 
-    Whole oldest turns go first. If the newest turn alone is too long it keeps its marker and its end; a persona
-    that alone is too long keeps its beginning. Where both are too long each keeps at least half of the room.
+    Truncation removes whole turns, the oldest first. If the newest turn alone is too long, its marker and its end stay;
+    if the persona alone is too long, its beginning stays. If both are too long, each keeps at least half of the room.
     """
     first = [*([bos] if bos is not None else []), *before]
     head = list(tokenize(persona_clause(dialogue.persona), not before))
@@ -95,7 +100,7 @@ def build_context(
 
 
 def _cut_head(head: list[int], room: int, tokenize: Tokenize) -> list[int]:
-    """Keep a persona clause's beginning, and close it with `context:` where there is room for that."""
+    """Keep the beginning of a persona clause, closed with `context:` if there is room for it."""
     if len(head) <= room:
         return head
     close = list(tokenize(NO_PERSONA, False))
@@ -103,6 +108,7 @@ def _cut_head(head: list[int], room: int, tokenize: Tokenize) -> list[int]:
 
 
 def _keep_end(turn: Turn, piece: list[int], room: int, tokenize: Tokenize) -> list[int]:
+    """Keep the marker and the end of a turn."""
     marker = list(tokenize(REPLY if turn.own else QUESTION, False))
     if room <= len(marker):
         return piece[len(piece) - room :]

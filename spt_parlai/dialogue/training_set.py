@@ -1,4 +1,4 @@
-"""The dialogues of a task's train fold, as its ParlAI teacher tells them: what is shown to an LLM as an example."""
+"""Whole dialogues of a task's train fold, read through its ParlAI teacher: for retrieval and as examples for an LLM."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ NO_TRAINING_SET = ('interactive', 'interactive_web', 'self_chat', None, '')
 
 
 def settle_training_task(opt) -> None:
-    """`--training-task` is the task of the run that begins here, unless it is given; a model file remembers it.
+    """Set `--training-task` to the task of this run, unless it is given or the model file holds it.
 
-    :raises UsageError: where there is no such task, as in a chat around no model file.
+    :raises UsageError: if the task has no training set, as in a chat without a model file.
     """
     if not opt.get('training_task'):
         opt['training_task'] = opt.get('task')
     if opt['training_task'] in NO_TRAINING_SET:
         raise UsageError(
-            '--training-task is not given, and a chat has no training examples: name the task whose train fold they are of.'
+            '--training-task is not given, and a chat has no training examples: name the task from whose train fold '
+            'they come.'
         )
 
 
 def training_dialogues(opt) -> list[Dialogue]:
-    """Every dialogue of `--training-task`'s train fold, whole and in the data's order, own turns as their labels say."""
+    """All dialogues of the train fold of `--training-task`, in the order of the data; own turns are the labels."""
     data = {
         **opt,
         'task': opt['training_task'],
@@ -38,7 +39,7 @@ def training_dialogues(opt) -> list[Dialogue]:
         'num_workers': 0,
         'mutators': '+'.join(name for name in (opt.get('mutators') or '').split('+') if name != MUTATOR),
     }
-    dialogues = [dialogue for teacher in create_task_agent_from_taskname(data) for dialogue in _told_by(teacher)]
+    dialogues = [dialogue for teacher in create_task_agent_from_taskname(data) for dialogue in _dialogues_of(teacher)]
     if not dialogues:
         raise UsageError(
             f"--training-task {opt['training_task']}: its train fold holds no dialogue; check the task's files."
@@ -46,7 +47,7 @@ def training_dialogues(opt) -> list[Dialogue]:
     return dialogues
 
 
-def _told_by(teacher) -> Iterator[Dialogue]:
+def _dialogues_of(teacher) -> Iterator[Dialogue]:
     for _ in range(teacher.num_episodes()):
         dialogue, done = Dialogue(), False
         while not done:
@@ -61,15 +62,15 @@ def _told_by(teacher) -> Iterator[Dialogue]:
 
 
 def has_in_order(dialogue: Dialogue, texts: Sequence[str]) -> bool:
-    """Are these utterances in the dialogue, in this order, whoever says them and whatever is between them?"""
+    """Whether the dialogue contains these utterances in this order, by either speaker and with others between them."""
     said = iter(turn.text for turn in dialogue.turns)
-    return all(text in said for text in texts)  # each `in` goes on where the one before it stopped
+    return all(text in said for text in texts)  # each `in` continues where the previous one stopped
 
 
 def instruction_of(opt) -> Instruction:
-    """What every query begins with: `--instruction`, and `--shots` dialogues of the train fold, drawn by `--seed`.
+    """The beginning of every query: `--instruction`, and `--shots` dialogues of the train fold, drawn with `--seed`.
 
-    :raises UsageError: where there are not so many.
+    :raises UsageError: if the train fold has fewer dialogues.
     """
     if not opt['shots']:
         return Instruction(opt['instruction'])
@@ -77,6 +78,7 @@ def instruction_of(opt) -> Instruction:
     dialogues = training_dialogues(opt)
     if opt['shots'] > len(dialogues):
         raise UsageError(
-            f'--shots {opt["shots"]}: the train fold of {opt["training_task"]} has {len(dialogues)} dialogues; give at most these.'
+            f'--shots {opt["shots"]}: the train fold of {opt["training_task"]} has {len(dialogues)} dialogues; give at '
+            'most this number.'
         )
     return Instruction(opt['instruction'], random.Random(opt.get('seed') or 0).sample(dialogues, opt['shots']))
