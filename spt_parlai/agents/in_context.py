@@ -1,4 +1,4 @@
-"""In-context learning: persona and history as an instruction, and nothing is trained."""
+"""In-context learning: a frozen LLM reads an instruction, examples and the dialogue, and nothing is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spt_parlai.options.declare import add_api_args, add_chat_template_arg, add_
 
 
 class InContextAgent(PromptedAgent):
-    """A frozen LLM that is told what to do. Perplexities are of the reply after the instruction, as every agent's after its context."""
+    """A frozen LLM that is told what to do. Perplexities are of the reply after the instruction and the dialogue."""
 
     kind = 'InContextAgent'
     trains = False
@@ -52,27 +52,33 @@ class InContextAgent(PromptedAgent):
         shortest = self._context(Dialogue(), self.instruction._replace(examples=()), None)
         if len(shortest.ids) > self.text_truncate - SMALLEST_CONTEXT:
             raise UsageError(
-                f"--instruction: it takes {len(shortest.ids)} of the context's {self.text_truncate} tokens, which leaves none for the dialogue; "
-                'give a shorter one.'
+                f"--instruction: it takes {len(shortest.ids)} of the context's {self.text_truncate} tokens, which "
+                'leaves none for the dialogue; give a shorter one.'
             )
-        self.instruction = self.instruction._replace(examples=self._beginnings(len(shortest.ids)))
+        self.instruction = self.instruction._replace(examples=self._shown_examples(len(shortest.ids)))
         return super().build_model()
 
-    def _beginnings(self, without: int) -> list[Dialogue]:
-        """The examples' beginnings, each no longer than its share of half the context; `without` any it takes so many tokens."""
+    def _shown_examples(self, without: int) -> list[Dialogue]:
+        """The beginnings of the examples, which share half of the context equally.
+
+        :param without: number of tokens in a context without examples.
+        """
 
         def tokens(example: Dialogue) -> int:
             return self._context(Dialogue(), self.instruction._replace(examples=(example,)), None).length - without
 
         examples, half = self.instruction.examples, self.text_truncate // 2
-        shown = [cut_to_fit(example, half // len(examples), tokens) for example in examples]
-        if None in shown:
+        fitting = (cut_to_fit(example, half // len(examples), tokens) for example in examples)
+        shown = [beginning for beginning in fitting if beginning is not None]
+        if len(shown) < len(examples):
             raise UsageError(
-                f'--shots {len(examples)}: half of the context of {self.text_truncate} tokens holds no exchange of each example; give fewer.'
+                f'--shots {len(examples)}: half of the context of {self.text_truncate} tokens has no room for one '
+                'exchange of each example; give fewer.'
             )
         if turns := sum(len(whole.turns) - len(kept.turns) for whole, kept in zip(examples, shown, strict=True)):
             logging.info(
-                f'--shots {len(examples)}: half of the context is {half} tokens; the examples were shown without their last {turns} turns in all'
+                f'--shots {len(examples)}: half of the context is {half} tokens; the examples are shown without their '
+                f'last {turns} turns in all'
             )
         return shown
 
@@ -84,17 +90,18 @@ class InContextAgent(PromptedAgent):
     def _context(self, dialogue: Dialogue, instruction: Instruction, limit: int | None) -> Context:
         if not self._chats:
             return instructed_context(dialogue, instruction, self.dict.piece, self.dict.bos, limit)
-        length = ids = None
-        for shown, told in ever_shorter(dialogue, instruction):
-            ids = self._chat_ids(shown, told)
-            length = len(ids) if length is None else length
+        ids: list[int] = []
+        length = 0  # of the first and longest
+        for shown in ever_shorter(dialogue, instruction):
+            ids = self._chat_ids(*shown)
+            length = length or len(ids)
             if limit is None or len(ids) <= limit:
                 break
         return Context(tuple(ids), render(dialogue), length)
 
     def _chat_ids(self, dialogue: Dialogue, instruction: Instruction) -> list[int]:
         messages = chat_messages(dialogue, instruction)
-        for message in messages:  # what looks like a special token in somebody's text would be taken for one
+        for message in messages:  # the template would read special tokens in a speaker's text as such
             for token in self.dict.tokenizer.all_special_tokens:
                 message['content'] = message['content'].replace(token, '')
         return self._apply(messages if self._knows_system else without_system(messages))
@@ -103,7 +110,7 @@ class InContextAgent(PromptedAgent):
         return self.dict.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
     def _takes_system(self) -> bool:
-        """Some templates refuse a system's message."""
+        """Whether the chat template accepts a system message; some do not."""
         try:
             return bool(self._apply([{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'x'}]))
         except TemplateError:
@@ -112,10 +119,10 @@ class InContextAgent(PromptedAgent):
     # ---- targets and replies --------------------------------------------------------------------------
 
     def reply_ids(self, text: str) -> list[int]:
-        """In a chat a reply stands at the beginning of its message: no space comes before it."""
+        """In a chat a reply begins its message, so no space comes before it."""
         return list(self.dict.piece(' '.join(text.split()), True)) if self._chats else super().reply_ids(text)
 
     def _v2t(self, vector) -> str:
-        """A reply ends where the LLM goes on with another turn: it was not trained to end there."""
+        """A reply ends where the LLM goes on to another turn, since it was not trained to end there."""
         text = super()._v2t(vector)
         return ' '.join(text.split()) if self._chats else first_turn_of(text)

@@ -1,4 +1,4 @@
-"""Personas for interactive use, and what a chat shows of them."""
+"""The agent's persona in interactive use: given, read from a file or drawn, and shown at the start of the chat."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from pathlib import Path
 from spt_parlai.dialogue.messages import OWN_PERSONA, clean, split_message
 from spt_parlai.errors import UsageError
 
-TASKS_WITHOUT_PERSONA = ('interactive', 'self_chat', None)  # ParlAI's bare chat worlds; other worlds send a persona
+TASKS_WITHOUT_PERSONA = ('interactive', 'self_chat', None)  # ParlAI's plain chats; other tasks send a persona
 SAMPLE = Path(__file__).parent.parent / 'tasks' / 'sample' / 'train.txt'
 
 
 def persona_of_chat(opt, name: str) -> list[str]:
-    """The sentences that an agent knows of itself before the first message, in interactive use; it says so. name: the agent's."""
+    """The persona that an agent has before the first message of a chat, which is also printed; none outside of chats.
+
+    :param name: the agent's name.
+    """
     if not opt.get('interactive_mode'):
         return []
     persona = chosen_persona(opt)
-    if (
-        persona is None and (opt.get('override') or {}).get('task') in TASKS_WITHOUT_PERSONA
-    ):  # 'task' itself is the trained one
+    task = (opt.get('override') or {}).get('task')  # opt['task'] may be the task that the model was trained on
+    if persona is None and task in TASKS_WITHOUT_PERSONA:
         persona = draw_persona()
     announce(name, persona or [])
     return persona or []
 
 
 def chosen_persona(opt) -> list[str] | None:
-    """The persona of --persona or --persona-file as sentences; None where neither was given."""
+    """The sentences of --persona or --persona-file, or None if neither was given."""
     if opt.get('persona_file'):
         return read_persona_file(opt['persona_file'])
     if opt.get('persona') is not None:
@@ -37,13 +39,16 @@ def chosen_persona(opt) -> list[str] | None:
 
 
 def _sentences(lines: Iterable[str]) -> list[str]:
-    """What was typed or read, with or without `your persona:` before it."""
+    """Sentences as they were typed or read, with or without `your persona:` before them."""
     cleaned = (clean(line.strip().removeprefix(OWN_PERSONA)) for line in lines)
     return [sentence for sentence in cleaned if sentence]
 
 
 def read_persona_file(path: str) -> list[str]:
-    """One sentence a line; `your persona:` before it is allowed. Raises UsageError for a file without any."""
+    """Read a persona with one sentence per line, which may begin with `your persona:`.
+
+    :raises UsageError: if the file cannot be read or contains no sentence.
+    """
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
         if '\0' in text:
@@ -51,17 +56,18 @@ def read_persona_file(path: str) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
         raise UsageError(
-            f'--persona-file {path} cannot be read ({reason}): give a text file with one sentence of the persona a line.'
+            f'--persona-file {path} cannot be read ({reason}): give a text file with one sentence of the persona per '
+            'line.'
         ) from error
     sentences = _sentences(text.splitlines())
     if not sentences:
-        raise UsageError(f'--persona-file {path} is empty: write one sentence of the persona a line.')
+        raise UsageError(f'--persona-file {path} is empty: write one sentence of the persona per line.')
     return sentences
 
 
 @lru_cache(maxsize=1)
 def sample_personas() -> tuple[tuple[str, ...], ...]:
-    """The personas of the embedded sample task."""
+    """The personas of the sample task."""
     personas: list[list[str]] = []
     for line in SAMPLE.read_text(encoding='utf-8').splitlines():
         number, _, text = line.partition(' ')
@@ -72,11 +78,12 @@ def sample_personas() -> tuple[tuple[str, ...], ...]:
 
 
 def draw_persona() -> list[str]:
+    """A random persona of the sample task."""
     return list(random.choice(sample_personas()))
 
 
 def announce(name: str, persona: list[str]) -> None:
-    """Print whose persona this is."""
+    """Print the persona under the agent's name."""
     print(f'[ {name} has the persona ]')
     for sentence in persona or ['(none)']:
         print(f'    {sentence}')

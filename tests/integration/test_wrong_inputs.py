@@ -545,7 +545,7 @@ def test_chat_with_a_wrong_persona_file(chat, weights_unread, tmp_path, content,
     path = tmp_path / 'persona.txt'
     if content is not None:
         path.write_bytes(content)
-    refused(f'--persona-file {path}', reason, 'one sentence of the persona a line', run=chat, persona_file=str(path))
+    refused(f'--persona-file {path}', reason, 'one sentence of the persona per line', run=chat, persona_file=str(path))
 
 
 def test_chat_with_two_personas(chat, weights_unread):
