@@ -1,23 +1,24 @@
-"""The one exception a user should ever see from this package."""
+"""The one exception that a user of this package should ever see, and what its messages are built from."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 
 class UsageError(SystemExit, ValueError):
-    """A mistake the user can mend: one sentence naming the option or file, the value and the way out.
+    """A mistake that the user can correct: one sentence that names the option or file, the value and the way out.
 
-    As a `SystemExit` it ends a command with that sentence on stderr and exit status 1, without a traceback;
-    as a `ValueError` it can be caught like any other by code that calls the package.
+    As a `SystemExit` it ends a command with that sentence on stderr and exit status 1, without a traceback.
+    As a `ValueError` it can be caught like any other by code that calls the package.
     """
 
 
 @contextlib.contextmanager
-def naming(option: str, value: object = None):
-    """Name the option at fault: a ValueError from code that knows no option becomes a UsageError.
+def naming(option: str, value: object = None) -> Iterator[None]:
+    """Turn a ValueError from code that knows no option into a UsageError that names the option and its value.
 
-    `--OPTION VALUE: what the ValueError says.` A UsageError passes unchanged.
+    The message becomes `OPTION VALUE: message of the ValueError.` A UsageError passes unchanged.
     """
     try:
         yield
@@ -28,7 +29,17 @@ def naming(option: str, value: object = None):
         raise UsageError(f'{given}: {str(error).rstrip(".")}.') from error
 
 
+def flag(name: str) -> str:
+    """An option as it is written on the command line: `num_prompts` → `--num-prompts`."""
+    return '--' + name.replace('_', '-')
+
+
+def refused(name: str, value: object, way_out: str) -> UsageError:
+    """The error for an option's value: `--NAME VALUE: way out.`"""
+    return UsageError(f'{flag(name)} {shorten(value)}: {way_out}.')
+
+
 def shorten(value: object, limit: int = 80) -> str:
-    """`repr` of a value for a message, cut to `limit` characters."""
+    """The `repr` of a value for a message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + '…'

@@ -69,29 +69,11 @@ def test_files_and_folders_it_names_exist():
 def test_every_option_of_the_method_is_in_its_table():
     from parlai.core.params import ParlaiParser
 
-    from spt_parlai.options.declare import (
-        add_chat_args,
-        add_in_context_args,
-        add_llm_args,
-        add_lora_args,
-        add_prompt_args,
-        add_retrieval_args,
-        add_spt_args,
-        add_text_prompt_args,
-    )
+    from spt_parlai.options.groups import GROUPS
 
     parser = ParlaiParser(False, False)
-    for add in (
-        add_llm_args,
-        add_prompt_args,
-        add_spt_args,
-        add_lora_args,
-        add_text_prompt_args,
-        add_chat_args,
-        add_retrieval_args,
-        add_in_context_args,
-    ):
-        add(parser)
+    for group in GROUPS:
+        group.add_to(parser)
     for action in parser._actions:
         for option in action.option_strings:
             if option.startswith('--') and option not in ('--help', '--helpall', '--h'):

@@ -42,17 +42,9 @@ from spt_parlai.model.prompted_lm import Prediction, PromptedLM
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import Losses, SptObjective
-from spt_parlai.options.declare import (
-    add_chat_args,
-    add_llm_args,
-    add_metric_args,
-    set_llm_of,
-    set_training_defaults,
-    skips_generation,
-)
-from spt_parlai.options.parlai_options import check_effects
-from spt_parlai.options.validate import check_options
-from spt_parlai.parlai_hooks.teachers import chosen_bert
+from spt_parlai.options.groups import CHAT, GROUPS, LLM, METRICS, set_llm_of, set_training_defaults
+from spt_parlai.options.parlai_options import validation_needs_replies
+from spt_parlai.options.validate import check_options, chosen_bert
 from spt_parlai.training.distributed import accumulates_alone
 from spt_parlai.training.seeding import seed_everything
 
@@ -74,9 +66,8 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
-        add_llm_args(parser)
-        add_chat_args(parser)
-        add_metric_args(parser)
+        for group in (LLM, CHAT, METRICS):
+            group.add_to(parser)
         set_training_defaults(parser)
         set_llm_of(parser, (partial_opt or {}).get('model_file'))
         return parser
@@ -95,8 +86,7 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
         self.progress: dict[str, Any] = {}  # of the training run, set by spt_parlai.training.resume
         self._replaying = False
         if shared is None:
-            check_options(opt)
-            check_effects(opt)
+            check_options(opt, GROUPS)
             if not self.trains and is_distributed():
                 opt['ddp_backend'] = 'none'  # torch's wrapper refuses a model without parameters
             chosen_bert(
@@ -192,7 +182,10 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     def set_interactive_mode(self, mode, shared=False):
         super().set_interactive_mode(mode, shared)
-        self.skip_generation = not mode and skips_generation(self.opt)
+        skips = bool(self.opt.get('skip_generation'))
+        if self.opt.get('training_loop'):
+            skips = not validation_needs_replies(self.opt)
+        self.skip_generation = not mode and skips
 
     # ---- observations → batch -------------------------------------------------------------------------
 

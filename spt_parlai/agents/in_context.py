@@ -20,7 +20,7 @@ from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, render
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
-from spt_parlai.options.declare import add_api_args, add_chat_template_arg, add_in_context_args
+from spt_parlai.options.groups import API, CHAT_TEMPLATE, IN_CONTEXT
 
 
 class InContextAgent(PromptedAgent):
@@ -32,9 +32,9 @@ class InContextAgent(PromptedAgent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
-        add_in_context_args(parser)
-        add_chat_template_arg(parser)
-        add_api_args(parser)  # to say in one sentence which agent they belong to
+        IN_CONTEXT.add_to(parser)
+        CHAT_TEMPLATE.add_to(parser)
+        API.add_to(parser)  # to say in one sentence which agent they belong to
         return parser
 
     def __init__(self, opt, shared=None):

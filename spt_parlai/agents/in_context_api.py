@@ -29,8 +29,7 @@ from spt_parlai.dialogue.instruction import chat_messages
 from spt_parlai.dialogue.messages import Dialogue, check_message
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options.declare import add_api_args, add_chat_args, add_in_context_args
-from spt_parlai.options.parlai_options import check_effects
+from spt_parlai.options.groups import API, CHAT, GROUPS, IN_CONTEXT
 from spt_parlai.options.validate import check_options
 from spt_parlai.training.seeding import seed_everything
 
@@ -179,9 +178,8 @@ class InContextApiAgent(Agent):
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
-        add_in_context_args(parser)
-        add_api_args(parser)
-        add_chat_args(parser)
+        for own in (IN_CONTEXT, API, CHAT):
+            own.add_to(parser)
         group = parser.add_argument_group("ParlAI's options")  # those of its TorchAgent that have an effect here
         group.add_argument('-histsz', '--history-size', type=int, default=-1, help='utterances to remember (-1: all)')
         group.add_argument(
@@ -194,8 +192,7 @@ class InContextApiAgent(Agent):
         super().__init__(opt, shared)
         self.id = 'InContext'
         if shared is None:
-            check_options(opt)
-            check_effects(opt)
+            check_options(opt, GROUPS)
             seed = (opt.get('override') or {}).get('seed')  # not that of a script's default
             if seed is not None:  # a persona may be drawn
                 seed_everything(seed)

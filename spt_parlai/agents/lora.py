@@ -15,7 +15,7 @@ from spt_parlai.model.adapters import (
     spt_values,
     values_per_rank,
 )
-from spt_parlai.options.declare import add_lora_args
+from spt_parlai.options.groups import LORA
 
 ALPHA_PER_RANK = 2.0
 
@@ -28,7 +28,7 @@ class LoraAgent(PromptedAgent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
-        add_lora_args(parser)
+        LORA.add_to(parser)
         parser.set_defaults(learningrate=1e-3)
         return parser
 

@@ -6,7 +6,7 @@ from spt_parlai.agents.base import PromptedAgent
 from spt_parlai.checkpoints.prompts import read_prompts
 from spt_parlai.errors import naming
 from spt_parlai.model.soft_prompts import SoftPromptGroup, initial_prompts
-from spt_parlai.options.declare import add_prompt_args
+from spt_parlai.options.groups import SOFT_PROMPTS
 
 
 class PromptTuningAgent(PromptedAgent):
@@ -18,7 +18,7 @@ class PromptTuningAgent(PromptedAgent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
-        add_prompt_args(parser)
+        SOFT_PROMPTS.add_to(parser)
         return parser
 
     def build_prompts(self, llm) -> SoftPromptGroup:

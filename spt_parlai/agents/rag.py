@@ -21,7 +21,7 @@ from spt_parlai.dialogue.messages import Dialogue, clean
 from spt_parlai.dialogue.template import Context, build_context, fitting, past_dialogue, render
 from spt_parlai.dialogue.training_set import settle_training_task, training_dialogues
 from spt_parlai.errors import UsageError
-from spt_parlai.options.declare import add_retrieval_args
+from spt_parlai.options.groups import RETRIEVAL
 from spt_parlai.retrieval.encoders import LLM, TransformerEncoder, WordEncoder
 from spt_parlai.retrieval.index import DialogueIndex, fingerprint, load_or_make
 
@@ -41,7 +41,7 @@ class Retrieving:
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
-        add_retrieval_args(parser)
+        RETRIEVAL.add_to(parser)
         return parser
 
     def __init__(self, opt, shared=None):

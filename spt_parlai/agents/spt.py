@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from parlai.utils.distributed import get_rank
 
@@ -10,7 +12,7 @@ from spt_parlai.metrics.prompt_usage import usage_metrics
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.objective.similarity import similar_pairs
-from spt_parlai.options.declare import add_spt_args
+from spt_parlai.options.groups import SPT
 from spt_parlai.training.seeding import noise_generator
 
 
@@ -20,24 +22,12 @@ class SptAgent(PromptTuningAgent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
-        add_spt_args(parser)
+        SPT.add_to(parser)
         parser.set_defaults(display_add_fields='selected_prompt,prompt_scores')
         return parser
 
     def __init__(self, opt, shared=None):
-        self.objective = SptObjective(
-            **{
-                name: opt[name]
-                for name in (
-                    'lambda_selection',
-                    'lambda_contrastive',
-                    'lambda_fusion',
-                    'tau_gold',
-                    'tau_score',
-                    'gold_noise',
-                )
-            }
-        )
+        self.objective = SptObjective(**{field.name: opt[field.name] for field in fields(SptObjective)})
         super().__init__(opt, shared)
 
     kind = 'SptAgent'

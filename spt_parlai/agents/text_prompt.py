@@ -8,7 +8,7 @@ from spt_parlai.agents.base import PromptedAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
 from spt_parlai.dialogue.template import build_context
 from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options.declare import add_text_prompt_args
+from spt_parlai.options.groups import TEXT_PROMPT
 
 
 class TextPromptAgent(PromptedAgent):
@@ -20,7 +20,7 @@ class TextPromptAgent(PromptedAgent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         super().add_cmdline_args(parser, partial_opt)
-        add_text_prompt_args(parser)
+        TEXT_PROMPT.add_to(parser)
         return parser
 
     def build_model(self):

@@ -119,8 +119,8 @@ def _contrastive(_objective: SptObjective, inputs: TermInputs) -> Term:
     return Term(contrastive_loss(inputs.scores, inputs.similar, pairs), pairs)
 
 
-def _setting(default: float, help: str, **limits: float) -> Any:
-    """A number that the objective depends on. help: for `--help`; limits: `at_least` or `above`."""
+def _setting(default: float, help: str, **limits: Any) -> Any:
+    """A number that the objective depends on. help: for `--help`; limits: `at_least` or `above`, and a `note` on it."""
     return field(default=default, metadata={'help': help, **limits})
 
 
@@ -132,7 +132,8 @@ def _weight(help: str, logged: str, **term: Callable) -> Any:
     token_term: (log_probs [K, n], example [n], B) → [B], for a loss of the target tokens' log-probabilities, which is
     summed over any groups of whole examples (see `SptObjective.token_loss`).
     """
-    metadata = {'help': f'weight of the {help} (0: off)', 'at_least': 0.0, 'logged': logged, **term}
+    limit = {'at_least': 0.0, 'note': '0 switches the loss off'}
+    metadata = {'help': f'weight of the {help} (0: off)', **limit, 'logged': logged, **term}
     return field(default=1.0, metadata=metadata)
 
 
@@ -161,6 +162,7 @@ class SptObjective:
         0.0,
         'strength of the normal noise on the gold distribution in training (stability experiment A.8)',
         at_least=0.0,
+        note='0 adds none',
     )
 
     @classmethod

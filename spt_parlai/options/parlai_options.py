@@ -1,288 +1,353 @@
-"""ParlAI's own options: each works, or is refused by name. None is taken and then ignored.
+"""Every option of ParlAI's own either works or is refused by name; none is accepted and then ignored.
 
-What counts is what this command asked for (`opt['override']`): a model file may well remember a `--topk` of the search it was
-trained with when today's search has no use for one.
+`PARLAI` declares which values work, and which options have an effect only beside others. Whether an option was given is
+asked of this command (`opt['override']`): a model file may well remember the `--topk` of the search that it was trained
+with when today's search has no use for one.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from parlai.utils.distributed import is_distributed
 
-from spt_parlai.errors import UsageError, shorten
+from spt_parlai.errors import UsageError, refused
+from spt_parlai.metrics import registry
 from spt_parlai.model.layer_execution import has_compiler
-from spt_parlai.options.declare import skips_generation
+from spt_parlai.options.declare import Needs, Opt, Option, OptionGroup, belongs, given, is_number, token_count
+from spt_parlai.options.groups import METRICS, SCORED
+
+# ---- which values work, and beside what -----------------------------------------------------------------------
+
+
+def _inference(*searches: str) -> Needs:
+    return belongs(f'--inference {" or ".join(searches)}', lambda opt: opt.get('inference') in searches)
+
+
+def _optimizer(*optimizers: str) -> Needs:
+    return belongs(f'--optimizer {" or ".join(optimizers)}', lambda opt: opt.get('optimizer') in optimizers)
+
+
+def _scheduler(*schedulers: str) -> Needs:
+    return belongs(f'--lr-scheduler {" or ".join(schedulers)}', lambda opt: opt.get('lr_scheduler') in schedulers)
+
+
+def _positive(option: str) -> Callable[[Opt], bool]:
+    return lambda opt: (opt.get(option) or 0) > 0
+
+
+def _on(option: str) -> Callable[[Opt], bool]:
+    return lambda opt: bool(opt.get(option))
+
+
+def _no_effect(way_out: str) -> Needs:
+    return Needs(lambda _opt: False, way_out)
+
+
+def _unsupported(name: str, instead: str) -> Option:
+    return Option(name, None, check=lambda opt: f'it does not work with this agent; {instead}' if opt[name] else None)
+
+
+def _check_betas(opt: Opt) -> str | None:
+    works = all(is_number(beta) and 0 <= beta < 1 for beta in opt['betas'] or ())
+    return None if works else 'give two numbers of at least 0 and below 1'
+
+
+def _check_beam_size(opt: Opt) -> str | None:
+    works = opt['beam_size'] == 1 or opt.get('inference', 'greedy') != 'greedy'
+    return None if works else '--inference greedy follows one hypothesis; add --inference beam'
+
+
+def _check_block_list(opt: Opt) -> str | None:
+    if not opt['beam_block_list_filename']:
+        return None
+    try:
+        with open(opt['beam_block_list_filename'], encoding='utf-8') as file:
+            has_phrases = any(line.strip() for line in file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
+        return f'it cannot be read ({reason}); give a text file with a phrase a line'
+    return None if has_phrases else 'the file is empty; write one phrase a line'
+
+
+def _check_verbose_topk(opt: Opt) -> str | None:
+    works = opt['verbose_topk'] == -1 or opt['verbose_topk'] >= 1
+    return None if works else 'give a whole number of at least 1'
+
+
+def _check_ddp_backend(opt: Opt) -> str | None:
+    return None if opt['ddp_backend'] == 'ddp' else 'only ddp works here: what trains is too small to shard'
+
+
+def _check_init_model(opt: Opt) -> str | None:
+    start, model_file = opt['init_model'], opt.get('model_file')
+    if not start or os.path.isfile(start) or (model_file and os.path.isfile(model_file)):
+        return None  # a run that continues needs its first model no more
+    return 'no such file; give the model file to start from, or leave the option out'
+
+
+def _check_image_mode(opt: Opt) -> str | None:
+    return None if opt['image_mode'] in ('raw', 'no_image_model', 'none') else _READS_TEXT
+
+
+def _reply_to_go_on_with(name: str, value: object) -> Callable[[Opt], str | None]:
+    way_out = '--skip-generation true leaves no reply to go on with; leave one of them out'
+    return lambda opt: way_out if opt.get('skip_generation') and opt[name] == value else None
+
 
 _FROZEN = 'the tokens and embeddings are those of the frozen LLM; leave it out'
-_TRAINED_IN_FLOAT32 = 'what trains is float32 always and the LLM has no optimizer; leave it out'
-_NO_OPTIMIZER = {
-    'muon': 'it is for matrices alone, and the soft prompts are none',
-    'lbfgs': 'it evaluates the loss several times a step, which ParlAI does not',
-    'sparseadam': 'it is for sparse gradients, and those of soft prompts are dense',
-    'optimizer': "it is torch's base class",
-}
-
-
-class Needs(NamedTuple):
-    """An option that does something only under a condition. default: the value that asks for nothing."""
-
-    default: Any
-    met: Callable[[Any], bool]
-    way_out: str
-
-
-def _one_of(name: str, *values: str) -> Callable[[Any], bool]:
-    return lambda opt: opt.get(name) in values
-
-
-def _on(name: str) -> Callable[[Any], bool]:
-    return lambda opt: bool(opt.get(name))
-
-
-def _positive(name: str) -> Callable[[Any], bool]:
-    return lambda opt: (opt.get(name) or 0) > 0
-
-
-def _logged(opt) -> bool:
-    return bool(opt.get('world_logs') or opt.get('outfile'))  # self_chat has the latter
-
-
-def _scores_replies(opt) -> bool:
-    return opt.get('paper_metrics', True) and not opt.get('interactive_mode') and not skips_generation(opt)
-
-
-def _asks_an_endpoint(opt) -> bool:
-    return str(opt.get('model')).endswith(':InContextApiAgent')
-
-
-def _never(_opt) -> bool:
-    return False
-
-
-def _belongs(default, met: Callable[[Any], bool], to: str) -> Needs:
-    return Needs(default, met, f'it belongs to {to}; add that or leave it out')
-
-
-def _inference(default, *searches: str) -> Needs:
-    return _belongs(default, _one_of('inference', *searches), f'--inference {" or ".join(searches)}')
-
-
-def _optimizer(default, *optimizers: str) -> Needs:
-    return _belongs(default, _one_of('optimizer', *optimizers), f'--optimizer {" or ".join(optimizers)}')
-
-
-def _scheduler(default, *schedulers: str) -> Needs:
-    return _belongs(default, _one_of('lr_scheduler', *schedulers), f'--lr-scheduler {" or ".join(schedulers)}')
-
-
-def _with(default, option: str) -> Needs:
-    return _belongs(default, _on(option), f'--{option.replace("_", "-")} true')
-
-
-_SCORED = 'an evaluation that scores replies (--paper-metrics true, --skip-generation false)'
+_READS_TEXT = 'the LLM reads text only; leave it out'
+_TEMPLATE = 'the template marks the speakers; leave it out'
 _NOT_GREEDY = ('beam', 'topk', 'nucleus', 'factual_nucleus', 'delayedbeam', 'delayednucleusbeam')
-_EFFECTS = {
-    # replies
-    'topk': _inference(10, 'topk', 'delayedbeam'),
-    'topp': _inference(0.9, 'nucleus', 'factual_nucleus', 'delayednucleusbeam'),
-    'beam_delay': _inference(30, 'delayedbeam', 'delayednucleusbeam'),
-    'lambda_decay': _inference(0.9, 'factual_nucleus'),
-    'omega_bound': _inference(0.3, 'factual_nucleus'),
-    'p_reset': _inference(True, 'factual_nucleus'),
-    'temperature': _inference(1.0, *_NOT_GREEDY),
-    'beam_min_length': _inference(1, *_NOT_GREEDY),
-    'beam_length_penalty': _belongs(0.65, lambda opt: opt.get('beam_size', 1) > 1, 'a --beam-size above 1'),
-    'beam_block_full_context': _belongs(True, _positive('beam_context_block_ngram'), '--beam-context-block-ngram'),
-    'verbose_topk': _belongs(
-        -1, lambda opt: opt.get('verbose') or 'token_losses' in str(opt.get('display_add_fields')), '--verbose true'
+_LOGS_REPLIES = belongs('--world-logs', lambda opt: bool(opt.get('world_logs') or opt.get('outfile')))  # self_chat's
+_ALL_THAT_FIT = 'as many as fit'
+
+PARLAI = OptionGroup(
+    "ParlAI's own options",
+    (
+        # the beginning of a run
+        Option('batchsize', 1, type=int, at_least=1),
+        Option('init_model', None, check=_check_init_model),
+        _unsupported('model_parallel', 'use --llm-device-map auto to spread the LLM over several GPUs'),
+        _unsupported('data_parallel', 'use parlai multiprocessing_train for several GPUs'),
+        Option('ddp_backend', 'ddp', check=_check_ddp_backend),
+        _unsupported('scripted_model_file', 'parlai torchscript cannot compile a Hugging Face LLM'),
+        # replies
+        Option('beam_size', 1, type=int, check=_check_beam_size),
+        Option('topk', 10, needs=_inference('topk', 'delayedbeam')),
+        Option('topp', 0.9, needs=_inference('nucleus', 'factual_nucleus', 'delayednucleusbeam')),
+        Option('beam_delay', 30, needs=_inference('delayedbeam', 'delayednucleusbeam')),
+        Option('lambda_decay', 0.9, needs=_inference('factual_nucleus')),
+        Option('omega_bound', 0.3, needs=_inference('factual_nucleus')),
+        Option('p_reset', True, needs=_inference('factual_nucleus')),
+        Option('temperature', 1.0, type=float, above=0, needs=_inference(*_NOT_GREEDY)),
+        Option('beam_min_length', 1, needs=_inference(*_NOT_GREEDY)),
+        Option(
+            'beam_length_penalty', 0.65, needs=belongs('a --beam-size above 1', lambda opt: opt.get('beam_size', 1) > 1)
+        ),
+        Option(
+            'beam_block_full_context',
+            True,
+            needs=belongs('--beam-context-block-ngram', _positive('beam_context_block_ngram')),
+        ),
+        Option('beam_block_list_filename', None, check=_check_block_list),
+        Option(
+            'verbose_topk',
+            -1,
+            check=_check_verbose_topk,
+            needs=belongs(
+                '--verbose true',
+                lambda opt: opt.get('verbose') or 'token_losses' in str(opt.get('display_add_fields')),
+            ),
+        ),
+        Option(
+            'gpu_beam_blocking',
+            False,
+            needs=_no_effect('its CUDA kernel is of 2022; leave it out, n-grams are blocked without it'),
+        ),
+        Option(
+            'compute_tokenized_bleu',
+            False,
+            needs=_no_effect('it needs fairseq, which these libraries exclude; use --metrics bleu'),
+        ),
+        Option('use_reply', 'label', check=_reply_to_go_on_with('use_reply', 'model')),
+        Option('hide_labels', False, check=_reply_to_go_on_with('hide_labels', True)),
+        # optimizer and schedule
+        Option('learningrate', 1.0, type=float, at_least=0, note='0 trains nothing'),
+        Option('momentum', 0, needs=_optimizer('sgd', 'rmsprop')),
+        Option(
+            'nesterov',
+            True,
+            needs=belongs(
+                '--optimizer sgd with a --momentum',
+                lambda opt: opt.get('optimizer') == 'sgd' and opt.get('momentum', 0) > 0,
+            ),
+        ),
+        Option('betas', (0.9, 0.999), check=_check_betas, needs=_optimizer('adam', 'adamax', 'adafactor')),
+        Option('adam_eps', 1e-8, needs=_optimizer('adam', 'adamax')),
+        Option('adafactor_eps', (1e-30, 1e-3), needs=_optimizer('adafactor')),
+        Option('nus', (0.7,), needs=_no_effect('no optimizer here has them; leave it out')),
+        Option('lr_scheduler_patience', 3, needs=_scheduler('reduceonplateau', 'fixed')),
+        Option('lr_scheduler_decay', 0.5, needs=_scheduler('reduceonplateau', 'fixed')),
+        Option('invsqrt_lr_decay_gamma', -1, needs=_scheduler('invsqrt')),
+        Option('warmup_updates', -1, needs=_scheduler('reduceonplateau', 'fixed', 'invsqrt', 'cosine', 'linear')),
+        Option('warmup_rate', 1e-4, needs=belongs('--warmup-updates', _positive('warmup_updates'))),
+        Option(
+            'fp16_impl',
+            'safe',
+            needs=_no_effect('what trains is always float32 and the LLM has no optimizer; leave it out'),
+        ),
+        # text
+        *(
+            Option(name, None, check=token_count(name, _ALL_THAT_FIT))
+            for name in ('text_truncate', 'label_truncate', 'truncate')
+        ),
+        _unsupported('person_tokens', 'no tokens are added to a frozen LLM; the template marks the speakers'),
+        _unsupported('history_reversed', 'the template needs the dialogue in its order'),
+        _unsupported('history_add_global_end_token', 'no tokens are added to a frozen LLM'),
+        _unsupported('special_tok_lst', 'no tokens are added to a frozen LLM'),
+        Option('force_fp16_tokens', False, needs=_no_effect(_FROZEN)),
+        Option('embedding_type', 'random', needs=_no_effect(_FROZEN)),
+        Option('embedding_projection', 'random', needs=_no_effect(_FROZEN)),
+        Option(
+            'split_lines',
+            False,
+            needs=_no_effect('the template splits the dialogue into persona and turns; leave it out'),
+        ),
+        Option('delimiter', '\n', needs=_no_effect('the template joins the turns; leave it out')),
+        Option('add_p1_after_newln', False, needs=_no_effect(_TEMPLATE)),
+        Option('image_mode', 'raw', check=_check_image_mode),
+        Option('image_size', 256, needs=_no_effect(_READS_TEXT)),
+        Option('image_cropsize', 224, needs=_no_effect(_READS_TEXT)),
+        # logs
+        Option('save_format', 'conversations', needs=_LOGS_REPLIES),
+        Option('log_keep_fields', 'all', needs=_LOGS_REPLIES),
+        *(
+            Option(name, default, needs=belongs(f'--{logger}-log true', _on(f'{logger}_log')))
+            for logger, name, default in (
+                ('tensorboard', 'tensorboard_logdir', None),
+                ('wandb', 'wandb_project', None),
+                ('wandb', 'wandb_entity', None),
+                ('wandb', 'wandb_name', None),
+                ('wandb', 'wandb_log_model', False),
+                ('clearml', 'clearml_project_name', 'ParlAI'),
+                ('clearml', 'clearml_task_name', 'Default Task'),
+            )
+        ),
     ),
-    'gpu_beam_blocking': Needs(
-        False, _never, 'its CUDA kernel is of 2022; leave it out, n-grams are blocked without it'
-    ),
-    'compute_tokenized_bleu': Needs(
-        False, _never, 'it needs fairseq, which these libraries exclude; use --metrics bleu'
-    ),
-    # optimizer and schedule
-    'momentum': _optimizer(0, 'sgd', 'rmsprop'),
-    'nesterov': _belongs(
-        True,
-        lambda opt: opt.get('optimizer') == 'sgd' and opt.get('momentum', 0) > 0,
-        '--optimizer sgd with a --momentum',
-    ),
-    'betas': _optimizer((0.9, 0.999), 'adam', 'adamax', 'adafactor'),
-    'adam_eps': _optimizer(1e-8, 'adam', 'adamax'),
-    'adafactor_eps': _optimizer((1e-30, 1e-3), 'adafactor'),
-    'nus': Needs((0.7,), _never, 'no optimizer here has them; leave it out'),
-    'lr_scheduler_patience': _scheduler(3, 'reduceonplateau', 'fixed'),
-    'lr_scheduler_decay': _scheduler(0.5, 'reduceonplateau', 'fixed'),
-    'invsqrt_lr_decay_gamma': _scheduler(-1, 'invsqrt'),
-    'warmup_updates': _scheduler(-1, 'reduceonplateau', 'fixed', 'invsqrt', 'cosine', 'linear'),
-    'warmup_rate': _belongs(1e-4, _positive('warmup_updates'), '--warmup-updates'),
-    'fp16_impl': Needs('safe', _never, _TRAINED_IN_FLOAT32),
-    # text
-    'force_fp16_tokens': Needs(False, _never, _FROZEN),
-    'embedding_type': Needs('random', _never, _FROZEN),
-    'embedding_projection': Needs('random', _never, _FROZEN),
-    'split_lines': Needs(False, _never, 'the template splits the dialogue into persona and turns; leave it out'),
-    'delimiter': Needs('\n', _never, 'the template joins the turns; leave it out'),
-    'add_p1_after_newln': Needs(False, _never, 'the template marks the speakers; leave it out'),
-    'image_size': Needs(256, _never, 'the LLM reads text alone; leave it out'),
-    'image_cropsize': Needs(224, _never, 'the LLM reads text alone; leave it out'),
-    # logs
-    'save_format': _belongs('conversations', _logged, '--world-logs'),
-    'log_keep_fields': _belongs('all', _logged, '--world-logs'),
-    'tensorboard_logdir': _with(None, 'tensorboard_log'),
-    'wandb_project': _with(None, 'wandb_log'),
-    'wandb_entity': _with(None, 'wandb_log'),
-    'wandb_name': _with(None, 'wandb_log'),
-    'wandb_log_model': _with(False, 'wandb_log'),
-    'clearml_project_name': _with('ParlAI', 'clearml_log'),
-    'clearml_task_name': _with('Default Task', 'clearml_log'),
-    # in-context learning and retrieval
-    **{
-        f'api_{name}': Needs(default, _asks_an_endpoint, 'use -m spt_parlai.agents:InContextApiAgent or leave it out')
-        for name, default in (
-            ('base', None),
-            ('model', None),
-            ('key_env', 'OPENAI_API_KEY'),
-            ('temperature', 0.0),
-            ('parameters', '{}'),
-            ('timeout', 60.0),
-            ('retries', 6),
-            ('concurrency', 8),
-        )
-    },
-    # the paper's metrics
-    'trim_responses': _belongs(False, _scores_replies, _SCORED),
-    'bertscore': _belongs('none', _scores_replies, _SCORED),
-    'bertscore_layer': _belongs(None, lambda opt: opt.get('bertscore', 'none') != 'none', '--bertscore'),
-}
-_OF_ANOTHER_DICTIONARY = ('dict_', 'bpe_')
-_LOGGERS = {'tensorboard_log': 'tensorboardX', 'wandb_log': 'wandb', 'clearml_log': 'clearml'}
+)
+
+# ---- further rules --------------------------------------------------------------------------------------------
 
 
-def check_effects(opt) -> None:
-    """Refuse an option of ParlAI's that was given and would do nothing, or cannot work. Raises UsageError naming it."""
-    given = {name: value for name, value in (opt.get('override') or {}).items() if value is not None}
-    for name, needs in _EFFECTS.items():
-        if name in given and not _same(given[name], needs.default) and not needs.met(opt):
-            raise _refused(name, given[name], needs.way_out)
-    if opt.get('scripted_model_file'):
-        raise _refused(
-            'scripted_model_file',
-            opt['scripted_model_file'],
-            'a Hugging Face LLM does not compile with parlai torchscript',
-        )
+def check_effects(opt: Opt) -> None:
+    """Refuse what `PARLAI` cannot say: options that contradict each other, the machine, or the LLM's tokenizer.
+
+    :raises UsageError: naming the option.
+    """
     if 'freq_bins' in opt and not opt.get('external_dict'):
         raise UsageError(
             "--freq-bins: an LLM's tokenizer counts no words; add --external-dict with a file of parlai build_dict."
         )
-    _check_dictionary(opt, given)
-    _check_devices(opt, given)
-    if opt.get('beam_block_list_filename'):
-        _check_block_list(opt['beam_block_list_filename'])
-    if opt.get('verbose_topk', -1) == 0 or opt.get('verbose_topk', -1) < -1:
-        raise _refused('verbose_topk', opt['verbose_topk'], 'give a whole number of at least 1')
-    if opt.get('image_mode', 'raw') not in ('raw', 'no_image_model', 'none'):
-        raise _refused('image_mode', opt['image_mode'], 'the LLM reads text alone; leave it out')
-    if opt.get('skip_generation') and not opt.get('training_loop'):
-        for name, value in (('use_reply', 'model'), ('hide_labels', True)):
-            if opt.get(name) == value:
-                raise _refused(
-                    name, value, '--skip-generation true leaves no reply to go on with; leave one of them out'
-                )
-    if opt.get('training_loop'):
-        _check_training(opt)
+    _check_dictionary(opt)
+    _check_devices(opt)
 
 
-def _check_dictionary(opt, given) -> None:
-    own_files = {f'{opt.get(name)}.dict' for name in ('model_file', 'init_model')}
-    for name, value in given.items():
-        if not name.startswith(_OF_ANOTHER_DICTIONARY) or value is False:
-            continue
-        if (
-            name == 'dict_file'
-            and str(value) in own_files
-            or name == 'dict_class'
-            and str(value).startswith('spt_parlai.')
-        ):
-            continue  # ParlAI's scripts and tests name what they would find anyway
-        raise _refused(name, value, _FROZEN)
+def _check_dictionary(opt: Opt) -> None:
+    """Refuse options of another dictionary than the LLM's tokenizer."""
+    for name, value in given(opt).items():
+        if name.startswith(('dict_', 'bpe_')) and value is not False and not _names_our_dictionary(name, value, opt):
+            raise refused(name, value, _FROZEN)
 
 
-def _check_devices(opt, given) -> None:
-    gpu = -1 if is_distributed() else given.get('gpu', -1)  # a launcher gives each process its own
+def _names_our_dictionary(name: str, value: object, opt: Opt) -> bool:
+    """Some of ParlAI's scripts give the file and the class that they would find anyway."""
+    if name == 'dict_file':
+        return str(value) in {f'{opt.get(of)}.dict' for of in ('model_file', 'init_model')}
+    return name == 'dict_class' and str(value).startswith('spt_parlai.')
+
+
+def _check_devices(opt: Opt) -> None:
+    asked = given(opt)
+    gpu = -1 if is_distributed() else asked.get('gpu', -1)  # a launcher gives each process its own
     if gpu >= 0 and not torch.cuda.is_available():
-        raise _refused('gpu', gpu, 'there is no GPU here; leave it out')
+        raise refused('gpu', gpu, 'there is no GPU here; leave it out')
     if gpu >= 0 and gpu >= torch.cuda.device_count():
-        raise _refused('gpu', gpu, f'there are {torch.cuda.device_count()} GPUs here, counted from 0')
-
-    if given.get('fp16') and given.get('llm_dtype') == 'float32':
+        raise refused('gpu', gpu, f'there are {torch.cuda.device_count()} GPUs here, counted from 0')
+    if asked.get('fp16') and asked.get('llm_dtype') == 'float32':
         raise UsageError('--fp16 True and --llm-dtype float32 contradict each other: give one of them.')
 
 
-def _check_block_list(path: str) -> None:
-    try:
-        with open(path, encoding='utf-8') as file:
-            phrases = [line for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
-        way_out = f'it cannot be read ({reason}); give a text file with a phrase a line'
-        raise _refused('beam_block_list_filename', path, way_out) from error
-    if not phrases:
-        raise _refused('beam_block_list_filename', path, 'the file is empty; write one phrase a line')
+# ---- training -------------------------------------------------------------------------------------------------
+
+_NO_OPTIMIZER = {
+    'muon': 'it is for matrices only, and soft prompts are none',
+    'lbfgs': 'it evaluates the loss several times a step, which ParlAI does not',
+    'sparseadam': 'it is for sparse gradients, and those of soft prompts are dense',
+    'optimizer': "it is torch's base class",
+}
+_LOGGERS = {'tensorboard_log': 'tensorboardX', 'wandb_log': 'wandb', 'clearml_log': 'clearml'}
 
 
-def _check_training(opt) -> None:
-    datatype, optimizer, scheduler = opt.get('datatype', 'train'), opt.get('optimizer', 'adam'), opt.get('lr_scheduler')
+def check_training(opt: Opt) -> None:
+    """Refuse what cannot work in a training run, before its agent is built. Raises UsageError naming the option."""
+    datatype = opt.get('datatype', 'train')
     if not datatype.startswith('train') or 'evalmode' in datatype:
-        raise _refused('datatype', datatype, 'training needs train, train:ordered or train:stream')
+        raise refused('datatype', datatype, 'training needs train, train:ordered or train:stream')
     if opt.get('interactive_mode'):
-        raise _refused('interactive_mode', True, 'training has no interactive mode; leave it out')
+        raise refused('interactive_mode', True, 'training has no interactive mode; leave it out')
     if opt.get('use_reply') == 'model':
-        raise _refused('use_reply', 'model', 'training writes no replies; leave it out')
+        raise refused('use_reply', 'model', 'training writes no replies; leave it out')
     if opt.get('hide_labels'):
-        raise _refused('hide_labels', True, 'validation needs the labels; leave it out')
-    if optimizer in _NO_OPTIMIZER:
-        raise _refused('optimizer', optimizer, f'{_NO_OPTIMIZER[optimizer]}; adam, adafactor or sgd will do')
-    if optimizer == 'rprop' and opt.get('weight_decay'):
-        raise _refused(
-            'weight_decay', opt['weight_decay'], '--optimizer rprop looks at signs alone and has none; leave it out'
-        )
-    steps, warmup = opt.get('max_train_steps', -1), opt.get('warmup_updates', -1)
-    if scheduler in ('cosine', 'linear') and steps <= 0:
-        raise _refused('lr_scheduler', scheduler, 'it ends at --max-train-steps, which must be given')
-    if scheduler in ('cosine', 'linear', 'invsqrt') and 0 < steps <= warmup:
-        raise _refused('warmup_updates', warmup, f'the run ends before, at --max-train-steps {steps}; make it smaller')
-    if scheduler != 'none' and opt.get('lr_scheduler_decay') == 1.0:
-        raise _refused('lr_scheduler_decay', 1.0, 'ParlAI then has no schedule at all; say so with --lr-scheduler none')
+        raise refused('hide_labels', True, 'validation needs the labels; leave it out')
+    _check_optimizer(opt)
+    _check_schedule(opt)
+    _check_scored_validation(opt)
     on_cpu = opt.get('no_cuda') or not torch.cuda.is_available()
     if opt.get('llm_compile') and on_cpu and not has_compiler():
-        raise _refused(
+        raise refused(
             'llm_compile', True, 'there is no C++ compiler here (g++, clang++, $CXX); install one or leave it out'
         )
     for name, module in _LOGGERS.items():
         if opt.get(name) and importlib.util.find_spec(module) is None:
-            raise _refused(name, True, f'{module} is not installed; pip install {module}')
+            raise refused(name, True, f'{module} is not installed; pip install {module}')
 
 
-def _same(given, default) -> bool:
-    """Are these one value? Tuples may come as lists or as text, numbers as text."""
-    if isinstance(default, (tuple, list)):
-        if isinstance(given, str):
-            given = given.strip('()[] ').split(',')
-        try:
-            return tuple(map(float, given)) == tuple(default)
-        except (TypeError, ValueError):
-            return False
-    if isinstance(default, str) and isinstance(given, str):
-        return given.encode().decode('unicode_escape') == default
-    return given == default
+def _check_optimizer(opt: Opt) -> None:
+    optimizer = opt.get('optimizer', 'adam')
+    if optimizer in _NO_OPTIMIZER:
+        raise refused('optimizer', optimizer, f'{_NO_OPTIMIZER[optimizer]}; adam, adafactor or sgd will do')
+    if optimizer == 'rprop' and opt.get('weight_decay'):
+        raise refused(
+            'weight_decay', opt['weight_decay'], '--optimizer rprop uses the signs of gradients only; leave it out'
+        )
 
 
-def _refused(name: str, value, way_out: str) -> UsageError:
-    return UsageError(f'--{name.replace("_", "-")} {shorten(value)}: {way_out}.')
+def _check_schedule(opt: Opt) -> None:
+    scheduler, steps, warmup = opt.get('lr_scheduler'), opt.get('max_train_steps', -1), opt.get('warmup_updates', -1)
+    if scheduler in ('cosine', 'linear') and steps <= 0:
+        raise refused('lr_scheduler', scheduler, 'it ends at --max-train-steps, which must be given')
+    if scheduler in ('cosine', 'linear', 'invsqrt') and 0 < steps <= warmup:
+        raise refused('warmup_updates', warmup, f'the run ends before, at --max-train-steps {steps}; make it smaller')
+    if scheduler != 'none' and opt.get('lr_scheduler_decay') == 1.0:
+        raise refused('lr_scheduler_decay', 1.0, 'ParlAI then has no schedule at all; say so with --lr-scheduler none')
+
+
+def _check_scored_validation(opt: Opt) -> None:
+    """Options of the metrics of replies do nothing in a run whose validation writes no reply."""
+    for option in METRICS.options:
+        if option.needs is SCORED:
+            replace(option, needs=SCORED._replace(met=validation_needs_replies)).refuse_without_effect(opt)
+
+
+def validation_needs_replies(opt: Opt) -> bool:
+    """Whether validation during training writes replies: as --skip-generation says, or if its metric needs them."""
+    if opt.get('skip_generation') is not None:
+        return not opt['skip_generation']
+    return registry.needs_replies(opt.get('validation_metric', 'ppl'))
+
+
+def settle_validation(opt: dict[str, Any]) -> None:
+    """Set which way `--validation-metric` improves and at which value training stops, unless they are given.
+
+    :raises UsageError: for a direction in which the metric gets worse.
+    """
+    name = opt['validation_metric']
+    metric, asked = registry.find(name), given(opt).get('validation_metric_mode')
+    lower = registry.lower_is_better(name)
+    mode = 'min' if lower else 'max'
+    if lower is not None and asked not in (None, mode):
+        better = 'lower' if lower else 'higher'
+        raise UsageError(f'--validation-metric-mode {asked}: {name} is better the {better} it is; leave it out.')
+    opt['validation_metric_mode'] = mode = asked or mode
+    if 'validation_cutoff' in given(opt):
+        return
+    if mode == 'max' and metric is not None and metric.highest > 1:
+        opt['validation_cutoff'] = 100.0  # ParlAI's 1.0 is perfect for metrics of 0 to 1
+    if mode == 'min' and (metric is None or metric.name != 'ppl'):
+        opt['validation_cutoff'] = -1.0  # never: ParlAI's 1.0 is a perfect ppl, but a loss can be below it early on

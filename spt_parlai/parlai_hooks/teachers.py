@@ -10,17 +10,15 @@ the dialogue's history see it whole.
 
 from __future__ import annotations
 
-import torch
 from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDisplayData
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
 from spt_parlai.dialogue.messages import split_message
-from spt_parlai.errors import UsageError, naming
-from spt_parlai.metrics.bertscore import BertModel, best_layer, find_encoder
 from spt_parlai.metrics.perplexity import nll_of, perplexities
 from spt_parlai.metrics.registry import DEFINITIONS, response_metrics
 from spt_parlai.metrics.reply import trim
-from spt_parlai.options.declare import add_metric_args
+from spt_parlai.options.groups import METRICS
+from spt_parlai.options.validate import chosen_bert
 
 
 def install() -> None:
@@ -34,7 +32,7 @@ def install() -> None:
 
     def add_cmdline_args(cls, parser, partial_opt=None):
         parlai_args(cls, parser, partial_opt)
-        add_metric_args(parser)
+        METRICS.add_to(parser)
         return parser
 
     def init(self, opt, shared=None):
@@ -56,27 +54,6 @@ def install() -> None:
     FixedDialogTeacher.__init__ = init
     FixedDialogTeacher.process_action = process_action
     FixedDialogTeacher.observe = observe
-
-
-def chosen_bert(opt) -> BertModel | None:
-    """The model of `--bertscore`, if any. Raises UsageError where it cannot work."""
-    name = opt.get('bertscore')
-    if name in (None, 'none'):
-        return None
-    if not opt.get('paper_metrics', True):
-        raise UsageError(
-            f'--bertscore {name}: it is one of the metrics that --paper-metrics false leaves out; give one of the two.'
-        )
-    with naming('--bertscore', name):
-        source, layers = find_encoder(name)
-    layer = opt.get('bertscore_layer')
-    if layer is None:
-        layer = best_layer(name)
-    if layer is None:
-        raise UsageError(f'--bertscore {name}: bert-score knows no best layer for it; give one with --bertscore-layer.')
-    if not 1 <= layer <= layers:
-        raise UsageError(f'--bertscore-layer {layer}: {name} has layers 1 to {layers}; give one of these.')
-    return BertModel(source, layer, 'cuda' if torch.cuda.is_available() and not opt.get('no_cuda', False) else 'cpu')
 
 
 def _remember_persona(teacher, action) -> None:

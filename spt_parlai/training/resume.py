@@ -31,7 +31,7 @@ from tqdm import tqdm
 from spt_parlai.checkpoints.files import check_writable, load_states, save_json
 from spt_parlai.dialogue.mutator import packs
 from spt_parlai.errors import UsageError, naming
-from spt_parlai.options.declare import settle_validation
+from spt_parlai.options.parlai_options import check_training, settle_validation
 from spt_parlai.training.distributed import (
     AgreedInterrupt,
     agreed_time,
@@ -83,6 +83,7 @@ def _init(original, loop, opt) -> None:
         )
     opt['training_loop'] = True
     settle_validation(opt)
+    check_training(opt)
     settle_model_file(opt)
     if opt.get('model_file') and is_primary_worker():
         with naming('--model-file', opt['model_file']):

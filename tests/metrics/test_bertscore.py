@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.bertscore import BertModel, BertScore, best_layer, find_encoder, scorer
 from spt_parlai.metrics.registry import response_metrics
-from spt_parlai.parlai_hooks.teachers import chosen_bert
+from spt_parlai.options.validate import chosen_bert
 
 bert_score = pytest.importorskip('bert_score')
 NAMES = ('bertscore_p', 'bertscore_r', 'bertscore_f1')

@@ -13,6 +13,8 @@ from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import compile_layers, has_compiler, recompute_activations
 from spt_parlai.objective import SptObjective
 from spt_parlai.options import parlai_options
+from spt_parlai.options.groups import GROUPS
+from spt_parlai.options.validate import check_options
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason='there is no C++ compiler here')
 
@@ -93,7 +95,7 @@ def test_what_computes_something_else_is_refused(monkeypatch):
 def test_without_a_compiler_training_is_refused_before_anything_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('CXX', raising=False)
-    opt = {'llm_compile': True, 'no_cuda': True, 'training_loop': True, 'optimizer': 'adam', 'lr_scheduler': 'none'}
+    opt = {'llm_compile': True, 'no_cuda': True, 'optimizer': 'adam', 'lr_scheduler': 'none'}
     with pytest.raises(UsageError, match='--llm-compile True: there is no C\\+\\+ compiler here'):
-        parlai_options.check_effects(opt)
-    parlai_options.check_effects({**opt, 'training_loop': False})
+        parlai_options.check_training(opt)
+    check_options(opt, GROUPS)  # evaluation compiles nothing

@@ -1,5 +1,8 @@
 """No option of ParlAI's is taken and then ignored: each has an effect that a test shows, or is refused by name."""
 
+import re
+from pathlib import Path
+
 import pytest
 from helpers.runs import evaluate, train, training_opt
 from parlai.scripts.display_model import DisplayModel
@@ -7,10 +10,10 @@ from parlai.scripts.eval_wordstat import EvalWordStat
 from parlai.scripts.torchscript import TorchScript
 from parlai.scripts.train_model import TrainModel
 
-from spt_parlai.errors import UsageError
-from spt_parlai.options import parlai_options
-from spt_parlai.options.declare import settle_validation
-from spt_parlai.options.parlai_options import check_effects
+from spt_parlai import agents
+from spt_parlai.errors import UsageError, flag
+from spt_parlai.options.groups import GROUPS
+from spt_parlai.options.parlai_options import PARLAI, check_training, settle_validation
 from spt_parlai.options.validate import check_options
 
 
@@ -20,10 +23,9 @@ def given(tmp_path):
 
     def check(**options):
         opt = training_opt('nowhere', model_file=tmp_path / 'm', **options)
-        opt['training_loop'] = True
         settle_validation(opt)
-        check_options(opt)
-        check_effects(opt)
+        check_training(opt)
+        check_options(opt, GROUPS)
         return opt
 
     return check
@@ -76,14 +78,17 @@ def given(tmp_path):
         ({'dict_class': 'parlai.core.dict:DictionaryAgent'}, '--dict-class', 'frozen'),
         ({'bpe_dropout': 0.1}, '--bpe-dropout', 'frozen'),
         ({'bpe_debug': True}, '--bpe-debug', 'frozen'),
-        ({'image_mode': 'resnet152'}, '--image-mode', 'text alone'),
-        ({'image_size': 64}, '--image-size', 'text alone'),
-        ({'image_cropsize': 64}, '--image-cropsize', 'text alone'),
+        ({'image_mode': 'resnet152'}, '--image-mode', 'text only'),
+        ({'image_size': 64}, '--image-size', 'text only'),
+        ({'image_cropsize': 64}, '--image-cropsize', 'text only'),
         ({'save_format': 'parlai'}, '--save-format', '--world-logs'),
         ({'log_keep_fields': 'text'}, '--log-keep-fields', '--world-logs'),
         ({'tensorboard_logdir': 'x'}, '--tensorboard-logdir', '--tensorboard-log'),
         ({'wandb_project': 'x'}, '--wandb-project', '--wandb-log'),
         ({'wandb_name': 'x'}, '--wandb-name', '--wandb-log'),
+        ({'wandb_entity': 'x'}, '--wandb-entity', '--wandb-log'),
+        ({'wandb_log_model': True}, '--wandb-log-model', '--wandb-log'),
+        ({'clearml_project_name': 'x'}, '--clearml-project-name', '--clearml-log'),
         ({'clearml_task_name': 'x'}, '--clearml-task-name', '--clearml-log'),
         ({'beam_block_list_filename': '/none'}, '--beam-block-list-filename', 'No such file'),
         ({'datatype': 'valid'}, '--datatype', 'train:stream'),
@@ -210,45 +215,34 @@ def test_scripts_that_cannot_work_say_so(model_file, tmp_path):
         DisplayModel.main(model_file=str(model_file), task='integration_tests', verbose=True, verbose_topk=9999)
 
 
-# What every other option does is shown by a test: here, or in the folder or file named.
-SHOWN = {
-    'integration/test_wrong_inputs.py': 'task datapath model model_file num_prompts prompt_length init_model',
-    'integration/test_main_job.py': 'llm batchsize seed persona persona_file lambda_selection lambda_contrastive lambda_fusion '
-    'validation_metric max_new_tokens inference prompt_init num_epochs learningrate optimizer fp16',
-    'integration/test_resume.py': 'save_every_n_secs update_freq',
-    'contract/test_batching.py': 'dynamic_batching eval_dynamic_batching eval_batchsize gradient_clip',
-    'contract/test_optimizers.py': 'weight_decay betas adam_eps adafactor_eps momentum nesterov',
-    'contract/test_schedulers.py': 'lr_scheduler lr_scheduler_patience lr_scheduler_decay invsqrt_lr_decay_gamma warmup_updates '
-    'warmup_rate max_train_steps log_every_n_steps validation_every_n_steps',
-    'contract/test_training_loop.py': 'init_opt allow_missing_init_opts evaltask final_extra_opt num_workers max_train_time '
-    'validation_every_n_secs validation_every_n_epochs validation_patience validation_cutoff '
-    'validation_metric_mode validation_max_exs short_final_eval validation_share_agent save_after_valid '
-    'load_from_checkpoint tensorboard_log tensorboard_logdir multitask_weights datatype',
-    'contract/test_replies.py': 'beam_size beam_min_length beam_context_block_ngram beam_block_ngram beam_block_full_context '
-    'beam_length_penalty topk topp beam_delay lambda_decay omega_bound p_reset beam_block_list_filename '
-    'temperature verbose verbose_topk skip_generation',
-    'contract/test_candidates.py': 'rank_candidates',
-    'contract/test_logs.py': 'metrics aggregate_micro world_logs save_format log_keep_fields history_size use_reply hide_labels',
-    'test_window.py': 'truncate text_truncate label_truncate',
-    'test_options.py': 'tau_gold tau_score similarity_threshold contrastive_text person_tokens history_reversed special_tok_lst '
-    'history_add_global_end_token',
-    'model': 'llm_compile llm_revision llm_dtype llm_device_map llm_quantization',
-    # ParlAI's own, before any agent is asked: its logging, its debugger, its downloads, the choice of a device
-    'parlai': 'help helpall is_debug display_examples log_every_n_secs loglevel download_path no_cuda gpu wandb_log clearml_log interactive_mode image_mode',
-    # of the stability experiments
-    'packing': 'dialogue_packing contrastive_pairs',
-    'baselines/test_rag.py': 'retrieval_encoder retrieved retrieved_length retrieve_per retrieval_cache training_task',
-    'baselines/test_in_context.py': 'instruction shots chat_template',
-    'baselines/test_in_context_endpoint.py': 'api_base',
-    'metrics': 'paper_metrics trim_responses',
-    'proof': 'score_noise gold_noise force_prompt activation_beta prompt_chunk tokens_at_once checkpoint_activations max_skipped_steps memory_estimate',
-}
+# What ParlAI does with these before it asks any agent is shown by its own tests.
+NOT_FOR_AGENTS = ('is_debug', 'display_examples', 'log_every_n_secs', 'download_path')
 
 
-@pytest.mark.parametrize('agent', ['SptAgent', 'SptRagAgent', 'RagAgent', 'InContextAgent'])
-def test_no_option_is_without_a_test(agent):
+@pytest.fixture(scope='module')
+def sources():
+    """The text of all tests."""
+    return '\n'.join(path.read_text(encoding='utf-8') for path in Path(__file__).parents[1].rglob('*.py'))
+
+
+@pytest.mark.parametrize('agent', agents.__all__)
+def test_no_option_is_without_a_test(agent, sources):
+    """Every option that an agent offers stands in some test: by name, as a keyword or as on the command line."""
     parser = TrainModel.setup_args()
     parser.parse_args(['-m', f'spt_parlai.agents:{agent}'])
-    offered = {action.dest for action in parser._actions if not action.dest.startswith(('dict_', 'bpe_'))}
-    shown = {name for names in SHOWN.values() for name in names.split()}
-    assert offered - shown - set(parlai_options._EFFECTS) == set()
+    for action in parser._actions:
+        name = action.dest
+        if not name.startswith(('dict_', 'bpe_')) and name not in NOT_FOR_AGENTS:
+            shown = [f"'{name}'", rf'\b{name}=', *(rf"'--?{string.strip('-')}\b" for string in action.option_strings)]
+            assert re.search('|'.join(shown), sources), name
+
+
+@pytest.mark.parametrize(
+    'option', [option for option in PARLAI.options if option.needs], ids=lambda option: option.name
+)
+def test_what_needs_another_option_is_refused_without_it(option):
+    opt = {option.name: 'other', 'override': {option.name: 'other'}}
+    with pytest.raises(UsageError, match=f'^{flag(option.name)} .*{re.escape(option.needs.way_out)}'):
+        option.refuse_without_effect(opt)
+    option.refuse_without_effect({option.name: 'other', 'override': {}})  # of the model file, not of this command
+    option.refuse_without_effect({option.name: option.default, 'override': {option.name: option.default}})

@@ -6,9 +6,14 @@ import sys
 import pytest
 
 from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options.declare import NO_GENERATION_NEEDED, skips_generation
+from spt_parlai.options.groups import GROUPS
+from spt_parlai.options.parlai_options import validation_needs_replies
 from spt_parlai.options.validate import check_options
 
+OF_THE_PREDICTION = (
+    *('ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion'),
+    *('spt_loss', 'prompt_usage_entropy', 'selected_gain', 'best_gain'),
+)
 NAN, INF = float('nan'), float('inf')
 
 
@@ -77,7 +82,7 @@ NAN, INF = float('nan'), float('inf')
 )
 def test_refuses(option, value, way_out):
     with pytest.raises(UsageError) as error:
-        check_options({option: value})
+        check_options({option: value}, GROUPS)
     sentence = str(error.value)
     assert sentence.startswith('--' + option.replace('_', '-')) and str(value) in sentence and way_out in sentence
     assert sentence.endswith('.') and '\n' not in sentence
@@ -109,29 +114,28 @@ def test_refuses(option, value, way_out):
     ],
 )
 def test_accepts(options):
-    check_options(options)
+    check_options(options, GROUPS)
 
 
 @pytest.mark.parametrize('persona', ['i ski.', ''])
 def test_refuses_two_personas(persona):
     with pytest.raises(UsageError, match='--persona and --persona-file were both given: give one'):
-        check_options({'persona': persona, 'persona_file': 'file.txt'})
+        check_options({'persona': persona, 'persona_file': 'file.txt'}, GROUPS)
 
 
 @pytest.mark.parametrize(
-    'given, training, metric, skips',
+    'given, metric, needed',
     [
-        (None, True, 'ppl', True),
-        (None, True, 'f1', False),
-        (None, False, 'ppl', False),
-        (False, True, 'ppl', False),
-        (True, False, 'f1', True),
-        *((None, True, metric, True) for metric in NO_GENERATION_NEEDED),
+        (None, 'ppl', False),
+        (None, 'f1', True),
+        (False, 'ppl', True),
+        (True, 'f1', False),
+        *((None, metric, False) for metric in OF_THE_PREDICTION),
     ],
 )
-def test_generates_only_for_metrics_that_need_it(given, training, metric, skips):
-    opt = {'skip_generation': given, 'validation_metric': metric, **({'training_loop': True} if training else {})}
-    assert skips_generation(opt) is skips
+def test_validation_writes_replies_only_for_metrics_that_need_them(given, metric, needed):
+    opt = {'skip_generation': given, 'validation_metric': metric}
+    assert validation_needs_replies(opt) is needed
 
 
 def test_an_error_ends_a_command_with_its_sentence():
