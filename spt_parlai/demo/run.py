@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -40,7 +41,7 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0, console: Consol
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the demo LM loads at once
-    console = console or Console()
+    console = console or Console(highlight=False)
     preset = json.loads(PRESET.read_text())
     model_file = str(_empty_folder(out) / 'model')
     given = {'model_file': model_file, 'seed': seed}
@@ -68,7 +69,6 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0, console: Consol
         '  parlai train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf runs/opt125m/model\n'
         'The presets for larger LLMs are in the folder opt_presets of the repository.\n'
         '`spt data convai2 --from FOLDER` installs your own copy of ConvAI2.',
-        highlight=False,
         soft_wrap=True,
     )
     return report
@@ -102,7 +102,7 @@ def _flags(options: dict) -> list[str]:
 
 
 def _show_command(console: Console, *words: str) -> None:
-    console.print('$ ' + shlex.join(('parlai', *words)), style='cyan', highlight=False, soft_wrap=True)
+    console.print('$ ' + shlex.join(('parlai', *words)), style='cyan', soft_wrap=True)
 
 
 def _train(console: Console, options: dict) -> None:
@@ -120,7 +120,7 @@ def _train(console: Console, options: dict) -> None:
             values = {k: float(report[k]) for k in ('spt_loss', 'ppl', 'selection', 'contrastive')}
             shown = '  '.join(f'{k} {v:.3g}' for k, v in values.items())
             line = f'step {loop._train_steps:>4}  {shown}  prompt usage {_usage(report)}'
-            progress.console.print(line, highlight=False, soft_wrap=True)
+            progress.console.print(line, soft_wrap=True)
         progress.update(bar, completed=opt['max_train_steps'])
 
 
@@ -163,6 +163,6 @@ def _chat(console: Console, model_file: str) -> None:
         agent.observe({'id': 'you', 'text': question, 'episode_done': False})
         reply = agent.act()
         scores = ' '.join(f'{s:.2g}' for s in reply['prompt_scores'])
-        said = f'[bold]{reply["text"]}[/bold]   (prompt {reply["selected_prompt"]}; scores {scores})'
-        console.print(f'  you:  {question}', highlight=False, soft_wrap=True)
-        console.print(f'  SPT:  {said}', highlight=False, soft_wrap=True)
+        console.print(f'  you:  {question}', soft_wrap=True)
+        console.print(f'  SPT:  [bold]{escape(reply["text"])}[/bold]', soft_wrap=True)
+        console.print(f'        prompt {reply["selected_prompt"]}; scores {scores}', style='dim')
