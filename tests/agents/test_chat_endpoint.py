@@ -1,4 +1,4 @@
-"""The endpoint's client against a real server on a real socket: what it sends, what it tries again, what it says."""
+"""The client of an endpoint with a real server: what it sends, when it tries again, and what its errors say."""
 
 import email.utils
 import logging

@@ -1,4 +1,4 @@
-"""In-context learning with a local LLM: what it reads, what it answers, and that nothing of it trains."""
+"""In-context learning with a local LLM: its contexts and replies, and that nothing is trained."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def chat_llms(tiny_llms, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wide_llms(tiny_llms, chat_llms, tmp_path_factory):
-    """Windows in which examples have room."""
+    """LLMs with a window in which examples have room."""
     folders = {}
     for name, source in (('opt', tiny_llms.opt), ('llama', tiny_llms.llama), *chat_llms.items()):
         folders[name] = str(tmp_path_factory.mktemp('wide') / 'llm')
@@ -67,7 +67,7 @@ def agent_of(llm, **more):
 
 
 def hear(agent, *texts, label=None):
-    """What the agent has heard after these messages, its own replies as labelled."""
+    """The observation after these messages, to which the agent gave the labelled replies."""
     for text in texts:
         heard = agent.observe(Message({'text': text, 'eval_labels': (label or 'fine .',), 'episode_done': False}))
         if text != texts[-1]:
@@ -110,7 +110,7 @@ def test_nobody_writes_a_special_token_into_a_chat(chat_llms):
 
 @pytest.mark.parametrize('which', ['opt', 'llama', 'system', 'no system'])
 def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
-    """Loss and greedy reply of a batch, against the LLM of the library on each row alone."""
+    """Loss and greedy reply of a batch equal those of the transformers LLM on each row alone."""
     folder = str(chat_llms[which]) if which in chat_llms else getattr(tiny_llms, which)
     agent, lm = agent_of(folder, shots=1, seed=5), AutoModelForCausalLM.from_pretrained(folder)
     heard = [
@@ -129,7 +129,7 @@ def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
         everything = torch.ones_like(context)[None]
         ids = lm.generate(
             context[None], max_new_tokens=5, do_sample=False, attention_mask=everything, pad_token_id=0
-        )  # ParlAI counts the end
+        )  # ParlAI counts EOS, too
         said = agent.dict.vec2txt([i for i in ids[0, len(context) :].tolist() if i != agent.END_IDX])
         assert reply['text'] == (' '.join(said.split()) if which in chat_llms else first_turn_of(said))
 
@@ -148,7 +148,9 @@ def test_the_window_keeps_instruction_persona_and_the_newest_turn(wide_llms, whi
             and 'bye' in text.removesuffix('</s>a ').removesuffix(' R:')[-4:]
             and ('ski' in text or words == 400)
         )
-        assert bool(heard['context_truncate_rate']) == (words > 1)  # an example went, then both and older turns
+        assert bool(heard['context_truncate_rate']) == (
+            words > 1
+        )  # first one example is left out, then both and older turns
 
 
 def test_an_instruction_that_fills_the_window_is_refused(tiny_llms, chat_llms):
@@ -158,7 +160,7 @@ def test_an_instruction_that_fills_the_window_is_refused(tiny_llms, chat_llms):
 
 
 def test_evaluates_batches_and_logs(wide_llms, tmp_path):
-    """Without a model file; the same numbers whatever the batch."""
+    """An evaluation needs no model file, and its numbers do not depend on the batch size."""
     reports = []
     for batchsize in (1, 5):
         reports.append(
@@ -194,7 +196,7 @@ def test_a_chat_in_which_it_has_examples(wide_llms, monkeypatch, capsys):
 
 @pytest.mark.parametrize('which', ['opt', 'system'])
 def test_examples_that_are_too_long_are_shown_from_their_beginning(tiny_llms, wide_llms, which):
-    """They would never be seen otherwise: whole dialogues do not fit a small window beside the one at hand."""
+    """Otherwise they would never be shown, because a small window has no room for whole dialogues."""
     agent = agent_of(wide_llms[which], shots=1)
     (example,), (whole,) = agent.instruction.examples, instruction_of(agent.opt).examples
     assert 0 < len(example.turns) < len(whole.turns) and example.turns[-1].own

@@ -1,4 +1,4 @@
-"""InContextApiAgent: evaluations, batches, logs and chats with a real server of the chat protocol."""
+"""InContextApiAgent evaluates, batches, logs and chats with a real server of the chat protocol."""
 
 import json
 
@@ -27,7 +27,7 @@ def server(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_llm(monkeypatch):
-    """No tokenizer and no LLM is looked for."""
+    """Fail if any tokenizer or LLM is loaded."""
 
     def looked_for(*_args, **_kwargs):
         raise AssertionError('an LLM was looked for')
@@ -52,7 +52,7 @@ def evaluate(server, **more):
 
 
 def asked(server):
-    """The messages of every request, in an order of their own: a batch is under way at once."""
+    """The messages of every request, sorted, because the requests of a batch arrive in any order."""
     return sorted((request['messages'] for request in server.requests), key=json.dumps)
 
 
@@ -61,7 +61,7 @@ def test_an_evaluation_tells_the_dialogue_and_scores_what_is_answered(server):
     report = evaluate(server, num_examples=8)
     assert report['exs'] == 8 and 0 < report['unigram_f1'] and 0 < report['f1'] < 1 and 'ppl' not in report
     first, second, *_ = (request['messages'] for request in server.requests)
-    assert [m['role'] for m in first] == ['system', 'user'] and first[1]['content'] == BEGIN  # the agent's side begins
+    assert [m['role'] for m in first] == ['system', 'user'] and first[1]['content'] == BEGIN  # the agent speaks first
     assert first[0]['content'].endswith(
         '\n\nYour persona: i plow snow for the city. i have three sons who love hockey. '
         'my thermos is always full of cocoa. i sleep all summer long.'
@@ -75,7 +75,7 @@ def test_an_evaluation_tells_the_dialogue_and_scores_what_is_answered(server):
 
 
 def test_batches_say_what_single_requests_say(server, tmp_path):
-    """The same requests, some at a time; a busy server changes nothing; the log has every turn, and no key."""
+    """Batches send the same requests; a busy server changes nothing; the log has every turn, but not the key."""
     replies, requests = {}, {}
     for batchsize in (1, 6):
         server.requests.clear()
@@ -94,7 +94,7 @@ def test_batches_say_what_single_requests_say(server, tmp_path):
     assert len(requests[1]) > 25 and server.most_under_way > 1
     assert (
         len(requests[1] & requests[6]) > 15 and len(replies[1] & replies[6]) > 10
-    )  # the batch has begun further dialogues
+    )  # a batch also begins other dialogues
     system = json.loads(next(iter(requests[1])))[0]['content']
     assert 'Example of a conversation:\nYour persona:' in system and 'Partner:' in system and 'You:' in system
 

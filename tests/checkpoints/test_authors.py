@@ -1,4 +1,4 @@
-"""A checkpoint of the paper's authors becomes a model file that ParlAI's commands take like any other."""
+"""A checkpoint of the paper's authors becomes a model file that ParlAI's commands accept like any other."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_refuses_before_the_llm_loads(tmp_path, save_deepspeed, source, tensors,
 
 @pytest.mark.skipif(not SHARED, reason='SPT_SHARED_DATA, the folder with the golden numbers, is not set')
 def test_import_computes_what_the_authors_code_computed(tmp_path):
-    """Their numbers on a real Llama, from the tensors they came from, through the imported model file."""
+    """The imported model file gives the numbers that the authors' code computed on a real Llama with these tensors."""
     golden = json.loads((Path(SHARED) / 'golden' / 'golden_stories260K.json').read_text(encoding='utf-8'))
     tensors = {PROMPT.format(i): torch.tensor(prompt) for i, prompt in enumerate(golden['prompts'])}
     tensors['prompt_normalizer.weight'] = torch.tensor(golden['linear_weight'])

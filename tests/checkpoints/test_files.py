@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, and a foreign file is told apart without running any of it."""
+"""Checkpoints are written whole or not at all, and foreign files are recognised without running any of their code."""
 
 import os
 import pickle
@@ -78,7 +78,7 @@ def test_any_bytes_are_refused(tmp_path):
 
 
 class Payload:
-    """A pickle that makes a file when it is read with code allowed."""
+    """A pickle that makes a folder if it is read with code allowed."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -91,7 +91,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     payload = Payload(tmp_path / 'ran')
     (tmp_path / 'plain').write_bytes(pickle.dumps(payload))
     torch.save({'model': payload, 'spt': DESCRIPTION}, tmp_path / 'zip')
-    pickle.loads((tmp_path / 'plain').read_bytes())  # it does run where that is allowed
+    pickle.loads((tmp_path / 'plain').read_bytes())  # its code runs if that is allowed
     os.rmdir(tmp_path / 'ran')
     for name in ('plain', 'zip'):
         assert 'is damaged or no checkpoint' in refusal(tmp_path / name)
@@ -156,7 +156,7 @@ def test_numbers_of_numpy_are_written_as_pythons(tmp_path, states):
     assert {k: v for k, v in progress.items() if k != 'state'} == {'lr': 0.1, 'steps': [3, (0.5,)]} and list(
         progress['state']
     ) == [0]
-    assert isinstance(states['progress']['lr'], np.float64)  # what was saved is left as it was
+    assert isinstance(states['progress']['lr'], np.float64)  # the saved dictionary itself is unchanged
 
 
 @pytest.mark.parametrize('name', ['lr', 'initial_lr'])
@@ -177,7 +177,7 @@ def test_a_fingerprint_that_cannot_be_compared_is_damage(tmp_path, states, value
 
 def test_where_nothing_can_be_written(tmp_path, states):
     (tmp_path / 'model').mkdir()
-    (tmp_path / 'model' / 'file').touch()  # a folder that is not empty is replaced by nothing
+    (tmp_path / 'model' / 'file').touch()  # a folder that is not empty cannot be replaced
     with pytest.raises(UsageError, match='model cannot be written .* What was there is unchanged'):
         files.save_states(states, tmp_path / 'model')
     assert [p.name for p in tmp_path.iterdir()] == ['model']

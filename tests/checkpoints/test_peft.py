@@ -1,4 +1,4 @@
-"""Our prompts as PEFT adapters: the same logits, without the LLM and without a network."""
+"""Soft prompts become PEFT adapters with the same logits; neither the LLM nor the network is needed for that."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def checkpoint(tmp_path):
 
 @torch.no_grad()
 def our_logits(model, prompt, ids):
-    """[T, V] after [sp ; ids]."""
+    """Logits [T, V] of the tokens after [sp ; ids]."""
     words = model.llm.embed(torch.tensor(ids))
     rows = torch.cat([model.soft_prompts.tokens[prompt], words])[None]
     return model.llm.logits_at(rows, torch.arange(rows.shape[1]))[-len(ids) :]
@@ -218,7 +218,7 @@ def test_saving_never_touches_the_network(checkpoint, tmp_path, attempts):
 
 
 def test_and_that_is_noticed_if_it_does(tmp_path, attempts):
-    """peft's own way to save asks the hub for the base model's configuration."""
+    """peft's own function to save an adapter asks the hub for the configuration of the base model."""
     theirs = get_peft_model(tiny_lm('opt'), PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=2))
     theirs.peft_config['default'].base_model_name_or_path = HUB_ID
     theirs.save_pretrained(tmp_path / 'theirs')

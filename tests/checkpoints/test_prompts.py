@@ -1,4 +1,4 @@
-"""`read_prompts` takes whatever holds soft prompts, and says in a sentence that something else does not."""
+"""`read_prompts` reads every kind of file that contains soft prompts, and refuses others in one sentence."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_checkpoint_of_ours(trained):
 
 def test_a_checkpoint_of_the_authors(tmp_path, save_deepspeed, tensors):
     expected = torch.stack([tensors[PROMPT.format(i)] for i in range(K)])
-    del tensors['prompt_normalizer.bias']  # a retriever is not asked for
+    del tensors['prompt_normalizer.bias']  # the retriever is not needed
     save_deepspeed(tmp_path / 'theirs', tensors)
     save_file(tensors, tmp_path / 'theirs.safetensors')
     for path in (

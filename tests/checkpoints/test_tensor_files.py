@@ -1,4 +1,4 @@
-"""Foreign files are read for their tensors alone; nothing they say is run."""
+"""Only the tensors of foreign files are read, and none of their code is run."""
 
 import builtins
 import random
@@ -17,7 +17,7 @@ EVERYTHING = re.compile('')
 
 
 class Call:
-    """A pickle that calls a function when it is read with code allowed."""
+    """A pickle that calls a function if it is read with code allowed."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -43,7 +43,7 @@ def test_code_beside_the_tensors_is_skipped_and_not_run(tmp_path, mark, number):
     torch.save({'module': {'w': torch.ones(2)}, 'args': payload}, tmp_path / 'file.pt')
     assert torch.equal(read_tensors(tmp_path / 'file.pt', EVERYTHING)['w'], torch.ones(2))
     assert not mark.exists()
-    payload.call[0](*payload.call[1])  # it does run where it may
+    payload.call[0](*payload.call[1])  # its code runs if that is allowed
     assert mark.exists()
 
 
@@ -92,7 +92,7 @@ def test_tensors_without_values_are_no_tensors(tmp_path):
 
 
 def test_outlives_its_file(tmp_path):
-    """The file is mapped, not read: what is kept must be a copy."""
+    """The file is mapped into memory, so tensors that are kept must be copies."""
     torch.save({'w': torch.arange(5000.0)}, tmp_path / 'file.pt')
     kept = read_tensors(tmp_path / 'file.pt', EVERYTHING)['w']
     with open(tmp_path / 'file.pt', 'r+b') as file:

@@ -1,4 +1,4 @@
-"""Both tokenizer styles, as the package's dictionary."""
+"""Dictionaries of both kinds of tokenizers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The LLM's tokenizer as a dictionary that never grows and never takes a user's text for a special token."""
+"""The LLM's tokenizer as a dictionary that never grows and never reads a user's text as a special token."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_blank_text_has_no_ids(dictionary, blank):
 
 
 def test_half_a_surrogate_pair_is_an_unknown_character(dictionary):
-    """JSON may hold `\\ud83d` alone; the tokenizers library takes no such string."""
+    """JSON may contain `\\ud83d` alone, which the tokenizers library does not accept."""
     assert dictionary.vec2txt(dictionary.txt2vec(json.loads('"hi \\ud83d ."'))) == 'hi � .'
 
 

@@ -1,4 +1,4 @@
-"""ParlAI's history calls on persona and turns."""
+"""ParlAI's history interface on top of persona and turns."""
 
 import pytest
 

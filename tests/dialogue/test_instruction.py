@@ -1,4 +1,4 @@
-"""A dialogue as an instruction: what it says, what gives way first, and what chats accept."""
+"""A dialogue as an instruction: its text, what is truncated first, and the messages that chats accept."""
 
 import pytest
 from hypothesis import given, settings

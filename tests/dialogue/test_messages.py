@@ -1,4 +1,4 @@
-"""ParlAI messages become persona sentences and utterances, whatever a user types."""
+"""ParlAI messages become persona sentences and utterances, whatever the user types."""
 
 import pytest
 from hypothesis import given, settings

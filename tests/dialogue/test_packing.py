@@ -1,4 +1,4 @@
-"""Turns of a dialogue in shared rows."""
+"""The turns of a dialogue share rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A context is never empty, never too long, never loses the newest turn, and grows by its end only."""
+"""A context is never empty and never too long, never loses the newest turn, and grows only at its end."""
 
 import pytest
 from hypothesis import given, settings
@@ -114,13 +114,13 @@ def test_what_is_kept_is_the_newest(dictionaries, dialogue, limit):
         for turn in dialogue.turns[-1:]:
             assert text.endswith(turn.text)
         kept = Dialogue(dialogue.persona, dialogue.turns)
-        while render(kept) != cut.text:  # whole oldest turns go first: the text is that of some newest turns
+        while render(kept) != cut.text:  # the oldest turns go first, so the text consists of the newest ones
             assert kept.turns, cut.text
             kept = Dialogue(kept.persona, kept.turns[1:])
         whole = context(dictionary, kept)
-        if len(kept.turns) > 1:  # more than one kept: all of them and the persona are whole
+        if len(kept.turns) > 1:  # if more than one turn is kept, they and the persona are whole
             assert cut.ids == whole.ids
-        if len(kept.turns) < len(dialogue.turns):  # and one more would not have fitted
+        if len(kept.turns) < len(dialogue.turns):  # and one turn more would not fit
             more = Dialogue(dialogue.persona, dialogue.turns[-len(kept.turns) - 1 :])
             assert len(context(dictionary, more).ids) > limit
         assert cut.length == full.length

@@ -1,4 +1,4 @@
-"""The train fold as its teacher tells it, and whether a dialogue is among what was said."""
+"""Dialogues of a train fold, and whether a dialogue contains given utterances in order."""
 
 import pytest
 from parlai.scripts.train_model import TrainModel

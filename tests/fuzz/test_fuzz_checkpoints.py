@@ -1,4 +1,4 @@
-"""Whatever a model file holds, a run that resumes from it trains, or ends in a sentence; no code in it ever runs."""
+"""A run that resumes from any bytes either trains or ends with one sentence, and never runs code from the file."""
 
 import copy
 import io
@@ -97,7 +97,7 @@ def folder(tiny_llms, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def resumed(folder, tiny_llms):
-    """resumed(bytes): all that a run does with a model file before it trains, and one update."""
+    """resumed(bytes): does all that a run does with a model file before it trains, and one update."""
     path = folder / 'fuzzed'
     opt = TrainModel.setup_args().parse_kwargs(
         **OPTIONS, llm=tiny_llms.opt, model_file=str(folder / 'model'), load_from_checkpoint=False
@@ -159,7 +159,7 @@ def saved(states) -> bytes:
 
 
 def places(value, path=()):
-    """Every place in nested dictionaries and lists."""
+    """The path of every entry in nested dictionaries and lists."""
     if path:
         yield path
     for key in (
@@ -169,7 +169,7 @@ def places(value, path=()):
 
 
 def replaced(value, path, new):
-    """A copy with one place replaced; with `new` a deleted place where it is None."""
+    """A copy in which the entry at `path` is replaced by `new`."""
     if not path:
         return new
     if isinstance(value, tuple):
@@ -225,7 +225,7 @@ def test_another_structure(resumed, folder, data):
 
 
 class Payload:
-    """A pickle that makes a folder when it is read with code allowed."""
+    """A pickle that makes a folder if it is read with code allowed."""
 
     def __init__(self, call):
         self.call = call
@@ -276,7 +276,7 @@ def test_code_never_runs(resumed, real, folder, data):
 
 
 def rezipped(real: bytes, changed: dict, compression=zipfile.ZIP_STORED) -> bytes:
-    """The same archive with some records' contents replaced."""
+    """The same archive with the content of some records replaced."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(real)) as old, zipfile.ZipFile(file, 'w', compression) as new:
         for record in old.infolist():

@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks the chat protocol, and fails as it is told to."""
+"""A real HTTP server of the chat protocol that fails on request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """body: JSON value, or bytes as they are; seconds: before it is sent; announced: bytes that its header promises beyond the body."""
+    """An answer of the server.
+
+    :param body: a JSON value, or bytes that are sent as they are.
+    :param seconds: the delay of the answer.
+    :param announced: how many bytes more than the body its header announces.
+    """
 
     status: int = 200
     body: Any = None
@@ -29,7 +34,7 @@ def says(text, **more) -> Answer:
 
 
 class ChatServer(ThreadingHTTPServer):
-    """The first answers are those of `script`, one a request; then `reply(request)` is said to every request that has `key`."""
+    """Gives the answers of `script` first, one per request, and then `reply(request)` to every request with `key`."""
 
     daemon_threads = True
 
@@ -54,7 +59,7 @@ class ChatServer(ThreadingHTTPServer):
         return says(self.reply(request), seconds=self.seconds)
 
     def handle_error(self, request, client_address):
-        """A client that has gone is no news."""
+        """Do not report clients that have gone away."""
 
 
 class _Handler(BaseHTTPRequestHandler):

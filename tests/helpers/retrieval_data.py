@@ -1,4 +1,4 @@
-"""Dialogues made of a few words."""
+"""Random dialogues made of a few words."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Encoders, made here."""
+"""Small text encoders for the tests of retrieval."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from spt_parlai.retrieval.encoders import TransformerEncoder, WordEncoder
 
 @pytest.fixture(scope='session')
 def bert(tmp_path_factory, tiny_llms):
-    """A tiny BERT's folder, without a pooler, as many text encoders are."""
+    """The folder of a tiny BERT without a pooler, like many text encoders."""
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp('encoders') / 'bert'
@@ -36,7 +36,7 @@ def bert(tmp_path_factory, tiny_llms):
 
 @pytest.fixture(scope='session')
 def word_encoder(tiny_llms):
-    """llm folder, texts → a WordEncoder."""
+    """make(folder of an LLM, texts to index) → WordEncoder."""
 
     def make(llm, texts):
         tokenizer = load_tokenizer(llm)
@@ -47,7 +47,7 @@ def word_encoder(tiny_llms):
 
 @pytest.fixture(params=['bert', 'opt', 'words'])
 def encoder(request, bert, tiny_llms, word_encoder):
-    """Given the texts to index, each kind of encoder."""
+    """Each kind of encoder, as a function of the texts to index."""
     return {
         'bert': lambda _texts: TransformerEncoder(bert),
         'opt': lambda _texts: TransformerEncoder(tiny_llms.opt),

@@ -1,4 +1,4 @@
-"""A text's vector is the mean of its own tokens', whatever stands beside it."""
+"""The vector of a text is a mean over its own tokens, whatever else is in the batch."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ TEXTS = [
 
 
 def test_a_vector_depends_on_its_text_alone(encoder):
-    """Neither on the padding, nor on the batch, nor on its place in it."""
+    """It depends neither on the padding, nor on the batch, nor on the place in it."""
     encode = encoder(TEXTS)
     alone = torch.cat([encode([text]) for text in TEXTS])
     assert alone.dtype == torch.float32 and len(alone) == len(TEXTS)
@@ -48,7 +48,7 @@ def test_a_long_text_is_cut_where_the_encoder_ends(bert):
 
 
 def test_rare_words_weigh_more_and_repeated_ones_little_more(tiny_llms, word_encoder):
-    """(1 + ln c) · ln((N + 2) / (n + 1)) for a token that a text has c times, and n of N texts have."""
+    """A token that occurs c times in a text and in n of N texts has the weight (1 + ln c) · ln((N + 2) / (n + 1))."""
     texts = ['tea tea', 'tea dog', 'tea', 'hockey']
     encode, tokenizer = word_encoder(tiny_llms.opt, texts), AutoTokenizer.from_pretrained(tiny_llms.opt)
     embedding = AutoModelForCausalLM.from_pretrained(tiny_llms.opt).get_input_embeddings().weight

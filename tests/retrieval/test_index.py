@@ -1,4 +1,4 @@
-"""The index finds what is most alike, passes over what it must not find, and is the one on disk or made anew."""
+"""The index finds the most similar dialogues, leaves out those it must not find, and is read from disk or made."""
 
 import os
 import random
@@ -22,7 +22,7 @@ SHARED = os.environ.get('SPT_SHARED_DATA')
 
 
 class Watched:
-    """An encoder that counts the texts it was asked for."""
+    """An encoder that counts the texts it encodes."""
 
     def __init__(self, encoder):
         self.encoder, self.fingerprint, self.texts = encoder, encoder.fingerprint, 0
@@ -73,9 +73,8 @@ def test_is_made_once_and_then_read(watched, tmp_path):
     made = load_or_make(DIALOGUES, watched, tmp_path / 'new' / 'folder')
     read = load_or_make(DIALOGUES, watched, tmp_path / 'new' / 'folder')
     assert watched.texts == 40 and torch.equal(made.vectors, read.vectors)
-    assert [path.suffix for path in (tmp_path / 'new' / 'folder').iterdir()] == [
-        '.safetensors'
-    ]  # and nothing half written
+    files = [path.suffix for path in (tmp_path / 'new' / 'folder').iterdir()]
+    assert files == ['.safetensors']  # and no partial file
     load_or_make(DIALOGUES, watched, tmp_path / 'elsewhere', keep=False)
     assert not (tmp_path / 'elsewhere').exists()
 

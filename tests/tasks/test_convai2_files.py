@@ -95,7 +95,7 @@ def test_files_in_the_way_stay(source, tmp_path):
 
 
 def test_force_replaces_both_kinds(source, tmp_path):
-    """The file without candidates must not stay behind from the files that were there before."""
+    """The old file without candidates must not stay beside the new one with candidates."""
     folder = install_convai2(source, tmp_path / 'data')
     (source / 'train_self_original.txt').write_text('1 new\tone\t\tone|two\n')
     install_convai2(source, tmp_path / 'data', force=True)
