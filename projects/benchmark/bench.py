@@ -1,6 +1,8 @@
-"""Training speed and memory: the naive pattern, PEFT's loop, ours per turn and ours on whole dialogues, each in turn in one run.
+"""Compare training speed and memory: the naive pattern, PEFT's loop, and this package per turn and on whole dialogues.
 
-python projects/benchmark/bench.py [--quick] [--shape opt-125m] [--dtype float32] [--data PARLAI_DATAPATH] [--out runs/benchmark]
+    python projects/benchmark/bench.py [--quick] [--shape opt-125m] [--dtype float32] [--data DATAPATH] [--out FOLDER]
+
+All contenders run in one session, one after the other, in rounds.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from job import Job, in_turn
+from job import Job, run_in_rounds
 from report import claims, environment, plot, say, table, write
 from shapes import CONFIGS
 
@@ -32,25 +34,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--K', type=int, default=4, help='prompts')
     parser.add_argument('--L', type=int, default=8, help='tokens per prompt')
-    parser.add_argument('--rounds', type=int, default=2, help='how often each contender has its turn')
-    parser.add_argument('--steps', type=int, default=1, help='timed steps a turn')
+    parser.add_argument('--rounds', type=int, default=2, help='how often each contender runs')
+    parser.add_argument('--steps', type=int, default=1, help='timed steps in each run of a contender')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--data', help="ParlAI's datapath with ConvAI2 in it; default: the sample task")
     parser.add_argument(
-        '--tokenizer', default='demo', help='folder of an LLM (its config.json and tokenizer) whose ids the shape knows'
+        '--tokenizer',
+        default='demo',
+        help="folder of an LLM (its config.json and tokenizer) whose token ids fit the shape's vocabulary",
     )
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--llm-compile', action='store_true', help='ours packed with --llm-compile too')
-    parser.add_argument('--no-curves', action='store_true', help='the comparison and the profile alone')
-    parser.add_argument('--quick', action='store_true', help='a tiny shape, seconds: does everything run?')
+    parser.add_argument('--llm-compile', action='store_true', help='also measure whole dialogues with --llm-compile')
+    parser.add_argument('--no-curves', action='store_true', help='only the comparison and the profile')
+    parser.add_argument(
+        '--quick', action='store_true', help='a tiny shape for a few seconds, to check that everything runs'
+    )
     parser.add_argument('--out', type=Path, default=Path('runs/benchmark'), help='folder of the JSON file and the plot')
     return parser.parse_args()
 
 
 def comparison(base: Job, compiled: bool) -> list[Job]:
-    """In the dtype that was asked for, and ours in bfloat16 too, which is one option (`--llm-dtype bfloat16`).
+    """Every contender in the chosen dtype, and this package also in bfloat16 (its option `--llm-dtype bfloat16`).
 
-    The naive pattern's first step is timed: it takes minutes, beside which a warm-up saves nothing.
+    The naive pattern has no warm-up step: its steps take minutes, so that a warm-up would change nothing.
     """
     return list(
         dict.fromkeys(
@@ -71,11 +77,11 @@ def comparison(base: Job, compiled: bool) -> list[Job]:
 
 
 def curves(base: Job, lengths: dict) -> dict[str, list[dict]]:
-    """One dialogue a step, one property varied at a time; a job that lies on several curves is run once."""
+    """One dialogue per step, one property varied at a time. A job that lies on several curves runs once."""
     base = replace(base, contender='packed', batch=1)
     jobs = {name: [replace(base, **{name: value}) for value in values] for name, values in lengths.items()}
     wanted = list(dict.fromkeys(job for points in jobs.values() for job in points))
-    measured = dict(zip(wanted, in_turn(wanted, 1, say), strict=True))
+    measured = dict(zip(wanted, run_in_rounds(wanted, 1, say), strict=True))
     return {name: [measured[job] for job in points] for name, points in jobs.items()}
 
 
@@ -98,11 +104,11 @@ def main() -> None:
     if args.quick:
         base, args.rounds = replace(base, shape='tiny', K=2, warm_up=0, steps=1, square=256), 1
     result = environment(args)
-    result['comparison'] = in_turn(comparison(base, args.llm_compile), args.rounds, say)
-    (result['profile'],) = in_turn([replace(base, profile=True)], 1, say)
+    result['comparison'] = run_in_rounds(comparison(base, args.llm_compile), args.rounds, say)
+    (result['profile'],) = run_in_rounds([replace(base, profile=True)], 1, say)
     result['claims'] = claims(result['comparison'], result['profile'])
     result['curves'] = {}
-    write(result, args.out)  # should the curves be stopped
+    write(result, args.out)  # in case the curves are interrupted
     if not args.no_curves:
         result['curves'] = curves(base, QUICK_CURVES if args.quick else CURVES)
     table(result)

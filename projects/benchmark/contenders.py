@@ -1,4 +1,4 @@
-"""Who competes, by name."""
+"""Registry of the benchmark's contenders."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ POOL = 200  # dialogues to draw from
 
 
 def make(job: Job) -> Trainer:
+    """The contender of a job, around a newly built LLM."""
     lm = build(job.shape, getattr(torch, job.dtype), torch.device(job.device))
     window = lm.config.max_position_embeddings
     longest_target = min(128, window // 4)
     limit = min(job.limit, window - job.L - longest_target)
     reader = Reader(job.tokenizer, lm.config.vocab_size, limit, longest_target)
     pool = episodes(job.data, max(POOL, job.batch))
-    for episode in pool:  # from the second epoch on, every piece is in the tokenizer's cache
+    for episode in pool:  # fills the tokenizer's cache, which holds every piece from the second epoch on
         reader.turns(episode)
     return CONTENDERS[job.contender](job, lm, reader, pool)

@@ -1,10 +1,11 @@
-"""Greedy decoding of one set of contexts, every context after its own prompt, four ways in turn; all prompts are in use.
+"""Compare four ways to decode greedily when every context of a batch has its own prompt.
 
     python projects/benchmark/decoding.py
 
-prints a table: the batched search of this package, ParlAI's search around the same model, and transformers' `generate`
-called once for every distinct prompt of a batch, over that prompt's contexts (`groups`) or over the whole batch, whose
-other rows are thrown away (`reruns`, which is what the paper's authors' code does). Contexts come from the embedded sample task; nothing is downloaded.
+This prints a table of the batched search of this package, ParlAI's search around the same model, and transformers'
+`generate`, called once for every distinct prompt of a batch: over the contexts of that prompt (`groups`), or over the
+whole batch, of which the other rows are thrown away (`reruns`, as in the code of the paper's authors). All prompts are
+in use. The contexts come from the sample task of the package, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TASK = 'spt_parlai.tasks.sample'
 
 
 def build_agent(args):
-    """An SptAgent with untrained prompts, or the one in --model-file; noise makes it select every prompt."""
+    """An SptAgent with untrained prompts, or the one in --model-file. Noise makes it select every prompt."""
     parser = ParlaiParser(True, True)
     options = {
         'batchsize': args.batchsize,
@@ -52,7 +53,7 @@ def build_agent(args):
 
 
 def observed(agent, count: int) -> list:
-    """The first `count` contexts of the task, train and valid, as the agent sees them."""
+    """The first `count` contexts of the task's train and valid folds, as the agent observes them."""
     found = []
     for fold in ('train:evalmode', 'valid'):
         teacher = create_task_agent_from_taskname({**agent.opt, 'task': TASK, 'datatype': fold, 'batchsize': 1})[0]
@@ -62,7 +63,7 @@ def observed(agent, count: int) -> list:
     return found
 
 
-# ---- the four ways: batch → (token ids of each row, EOS included) -------------------------------------------
+# ---- the four ways: batch → token ids of each row, EOS included ---------------------------------------------
 
 
 def parlai_form(agent, batch):
@@ -80,7 +81,7 @@ def parlai(agent, batch):
 
 
 def with_generate(agent, batch, wanted, prompt: int):
-    """transformers' own loop after one prompt, over the rows `wanted` of a batch."""
+    """transformers' own loop with one prompt, over the rows `wanted` of a batch."""
     model, length = agent.bare_model, agent.opt['max_new_tokens']
     contexts = batch.text_vec[wanted]
     contexts = contexts[:, : int((contexts >= 0).sum(1).max())]
@@ -102,7 +103,7 @@ def groups(agent, batch):
     replies: list = [None] * batch.batchsize
     for prompt in batch.selection.selected.unique().tolist():
         mine = (batch.selection.selected == prompt).nonzero()[:, 0]
-        for row, tokens in zip(mine.tolist(), with_generate(agent, batch, mine, prompt)):
+        for row, tokens in zip(mine.tolist(), with_generate(agent, batch, mine, prompt), strict=True):
             replies[row] = tokens
     return replies
 
@@ -120,7 +121,7 @@ WAYS = {'batched search': batched, "ParlAI's search": parlai, 'generate, groups'
 
 
 def reply_of(tokens: list[int], end: int, longest: int) -> list[int]:
-    """Tokens before the end; a reply that did not end has its last place taken by the end token, as ParlAI has it."""
+    """The tokens before the end. In a reply that does not end, ParlAI replaces the last token by the end token."""
     return tokens[: tokens.index(end)] if end in tokens else tokens[: longest - 1]
 
 
@@ -128,7 +129,7 @@ def reply_of(tokens: list[int], end: int, longest: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--llm', default='demo')
-    parser.add_argument('--model-file', help='a trained agent; default: untrained prompts around --llm')
+    parser.add_argument('--model-file', help='file of a trained agent (default: untrained prompts around --llm)')
     parser.add_argument('--num-prompts', type=int, default=4)
     parser.add_argument('--examples', type=int, default=500)
     parser.add_argument('--batchsize', type=int, default=64)
@@ -146,15 +147,16 @@ def main() -> None:
         batch['selection'] = agent.bare_model.retrieve(batch.text_vec)
     used = torch.cat([b.selection.selected for b in batches]).bincount(minlength=args.num_prompts).tolist()
     print(
-        f'{len(seen)} contexts, batches of {args.batchsize}, at most {args.max_new_tokens} new tokens, {agent.bare_model.llm.dtype} on '
-        f'{agent.bare_model.llm.device}, {torch.get_num_threads()} threads; contexts per prompt {used}'
+        f'{len(seen)} contexts, batches of {args.batchsize}, at most {args.max_new_tokens} new tokens, '
+        f'{agent.bare_model.llm.dtype} on {agent.bare_model.llm.device}, {torch.get_num_threads()} threads; '
+        f'contexts per prompt {used}'
     )
 
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    busy: dict[str, list[float]] = {name: [] for name in WAYS}  # the processor's seconds, for machines that are shared
+    busy: dict[str, list[float]] = {name: [] for name in WAYS}  # processor seconds, for machines that are shared
     replies = {}
     for way in WAYS.values():
-        way(agent, batches[0])  # warm
+        way(agent, batches[0])  # warm-up
     for _ in range(args.repeats):
         for name, way in WAYS.items():
             start, start_busy = time.perf_counter(), time.process_time()
@@ -164,11 +166,11 @@ def main() -> None:
             replies[name] = [reply_of(tokens, agent.END_IDX, args.max_new_tokens) for tokens in found]
     ours = next(iter(WAYS))
     tokens = sum(len(r) + 1 for r in replies[ours])
-    print(f'{tokens / len(seen):.1f} tokens a reply\n')
+    print(f'{tokens / len(seen):.1f} tokens per reply\n')
     print(f'{"":<18}{"seconds":>9}{"tokens/s":>10}{"× ours":>8}{"CPU s":>9}{"× ours":>8}{"same replies":>14}')
     for name in WAYS:
         wall, cpu = statistics.median(seconds[name]), statistics.median(busy[name])
-        same = sum(a == b for a, b in zip(replies[name], replies[ours]))
+        same = sum(a == b for a, b in zip(replies[name], replies[ours], strict=True))
         print(
             f'{name:<18}{wall:>9.2f}{tokens / wall:>10.0f}{wall / statistics.median(seconds[ours]):>8.2f}{cpu:>9.2f}'
             f'{cpu / statistics.median(busy[ours]):>8.2f}{f"{same}/{len(seen)}":>14}'

@@ -1,4 +1,4 @@
-"""Real dialogues as training examples, by the package's own template, tokenizer and packing."""
+"""Real dialogues as training examples, made by the package's own template, tokenizer and packing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
 CONVAI2 = ('ConvAI2/train_self_original_no_cands.txt', 'ConvAI2/train_self_original.txt')
 
 Episode = list[tuple[str, str]]
-"""(the partner's message, the reply) turn by turn; persona lines come before the first message, as ParlAI has them."""
+"""(the partner's message, the reply) of each turn. Persona lines precede the first message, as in ParlAI."""
 
 
 def episodes(datapath: str | None, limit: int) -> list[Episode]:
-    """The first `limit` episodes of ConvAI2 in ParlAI's datapath; without a path the sample task, repeated to fill."""
+    """The first `limit` episodes of ConvAI2 in ParlAI's datapath; without a path, of the sample task, repeated."""
     path = SAMPLE if datapath is None else next((p for name in CONVAI2 if (p := Path(datapath) / name).exists()), None)
     if path is None:
-        raise SystemExit(
-            f'--data {datapath}: no {" or ".join(CONVAI2)} in it; give the folder that parlai calls --datapath.'
-        )
+        raise SystemExit(f'--data {datapath}: the folder has no {" or ".join(CONVAI2)}; give the --datapath of ParlAI.')
     found: list[Episode] = []
     heard: list[str] = []
     with path.open(encoding='utf-8') as file:
@@ -50,7 +48,10 @@ def episodes(datapath: str | None, limit: int) -> list[Episode]:
 
 @dataclass
 class Reader:
-    """Episodes → turns and batches, with the tokenizer of `llm` (pieces are cached by it); contexts of at most `limit` tokens."""
+    """Episodes → turns and batches, with the tokenizer of `llm`, which caches pieces.
+
+    vocabulary: V of the shape; limit: longest context; label_limit: longest target; both in tokens.
+    """
 
     llm: str
     vocabulary: int
@@ -61,11 +62,11 @@ class Reader:
         self.dict = TokenizerDictionary({'llm': self.llm})
         if len(self.dict) > self.vocabulary:
             raise SystemExit(
-                f'--tokenizer {self.llm} has {len(self.dict)} tokens, the shape knows {self.vocabulary}: give another.'
+                f'--tokenizer {self.llm} has {len(self.dict)} tokens, the shape has {self.vocabulary}; give another.'
             )
 
     def turns(self, episode: Episode) -> list[Turn]:
-        """As the agent makes them of a `whole_dialogue` message."""
+        """The turns that the agent makes of a `whole_dialogue` message."""
         dialogue, turns = Dialogue(), []
         for heard, reply in episode:
             dialogue.observe(heard)
@@ -86,7 +87,7 @@ class Reader:
         return batch
 
     def per_turn(self, chosen: Sequence[tuple[Episode, int]]) -> dict:
-        """(episode, number of the turn) of each example → a batch in which every turn has a row of its own."""
+        """(episode, number of the turn) of each example → a batch with a row for every turn."""
         turns = [self.turns(episode[: t + 1])[-1] for episode, t in chosen]
         return {
             'text_vec': padded([turn.context for turn in turns]),
@@ -97,19 +98,19 @@ class Reader:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """int64 [B, T], right-padded as the agent does it."""
+    """int64 [B, T], padded on the right like the agent's batches."""
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=NULL_ID)
 
 
 def draw_dialogues(pool: Sequence[Episode], size: int, seed: int) -> Iterator[list[Episode]]:
-    """Batches of whole dialogues in random order, for ever."""
+    """Batches of whole dialogues in random order, without end."""
     drawn = _endless(pool, seed)
     while True:
         yield [next(drawn) for _ in range(size)]
 
 
 def draw_turns(pool: Sequence[Episode], size: int, seed: int) -> Iterator[list[tuple[Episode, int]]]:
-    """Batches of single turns in random order, for ever."""
+    """Batches of single turns in random order, without end."""
     drawn = _endless([(episode, t) for episode in pool for t in range(len(episode))], seed)
     while True:
         yield [next(drawn) for _ in range(size)]

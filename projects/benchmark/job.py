@@ -1,4 +1,4 @@
-"""One measurement: what is trained how, in a process of its own, and what came of it."""
+"""One measurement: what is trained and how, in a process of its own, and its result."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ PRELOADED = ['torch', 'transformers', 'peft', 'spt_parlai.model.prompted_lm', 'j
 
 @dataclass(frozen=True)
 class Job:
-    """contender: a name of `contenders.CONTENDERS`; batch: dialogues if it packs, else turns; limit: longest context, in tokens;
-    prompt_chunk, tokens_at_once, recompute, compile: options of the package (`--checkpoint-activations`, `--llm-compile`);
-    `steps` are timed, after `warm_up` others;
-    square: side of the matrices whose product is the machine's rate, 0: as is usual for the device."""
+    """What to measure.
+
+    contender: a name of `contenders.CONTENDERS`; batch: dialogues if it packs, else turns; limit: longest context in
+    tokens; prompt_chunk, tokens_at_once, recompute, compile: options of the package (the last two are
+    `--checkpoint-activations` and `--llm-compile`); steps: how many are timed, after `warm_up` others; square: side of
+    the matrices whose product gives the machine's rate, 0 for the usual one of the device.
+    """
 
     contender: str
     shape: str
@@ -46,7 +49,11 @@ class Job:
 
 
 class StepSize(NamedTuple):
-    """examples: turns; tokens: real ones in the LLM's rows, soft prompts among them; computed: with padding; flops: see `flops`."""
+    """How much a step did.
+
+    examples: turns; tokens: tokens in the LLM's rows, soft prompts included, padding excluded; computed: with padding;
+    flops: see the module `flops`.
+    """
 
     examples: int
     tokens: int
@@ -55,13 +62,15 @@ class StepSize(NamedTuple):
 
 
 class Trainer(ABC):
+    """A contender, ready to train."""
+
     @abstractmethod
     def step(self) -> StepSize:
-        """One step: draw and make a batch, forward, backward, optimizer."""
+        """One step: draw dialogues, make a batch, forward, backward and optimizer step."""
 
 
 def in_fresh_process(job: Job) -> dict:
-    """`measure` in a process that nothing ran in before; what it holds at its start are the imported libraries."""
+    """`measure` in a new process, which holds nothing but the imported libraries at its start."""
     context = get_context('forkserver')
     context.set_forkserver_preload(PRELOADED)
     with context.Pool(1) as pool:
@@ -69,7 +78,7 @@ def in_fresh_process(job: Job) -> dict:
 
 
 def measure(job: Job) -> dict:
-    """Time steps one by one, each between two matrix products of the same dtype."""
+    """Time steps one by one, each between two measurements of the machine's rate in the same dtype."""
     from contenders import make
     from flops import matmul_rate, synchronize
     from step_profile import profiled
@@ -95,8 +104,8 @@ def measure(job: Job) -> dict:
     return {**asdict(job), 'steps': steps, 'peak_bytes': peak_bytes(device), 'bytes_with_model': with_model}
 
 
-def in_turn(jobs: Sequence[Job], rounds: int, say: Callable[[str], None]) -> list[dict]:
-    """Every job once a round, one after the other; its steps of all rounds together, with their medians (see `summary`)."""
+def run_in_rounds(jobs: Sequence[Job], rounds: int, say: Callable[[str], None]) -> list[dict]:
+    """Run every job once per round, one after the other; return each job's `summary` over all rounds."""
     results: dict[Job, list[dict]] = {job: [] for job in jobs}
     for i in range(rounds):
         for job in results:
@@ -106,8 +115,9 @@ def in_turn(jobs: Sequence[Job], rounds: int, say: Callable[[str], None]) -> lis
 
 
 def summary(runs: Sequence[dict]) -> dict:
-    """Medians over all steps of a job; the fraction of the matrix-product rate is by each step's own neighbours."""
+    """Medians over all steps of a job. A step's fraction of the machine's rate uses the rates measured around it."""
     steps = [step for run in runs for step in run['steps']]
+    shares = [{name: seconds / step['seconds'] for name, seconds in step['phases'].items()} for step in steps]
 
     def median(value):
         return statistics.median(map(value, steps))
@@ -124,12 +134,12 @@ def summary(runs: Sequence[dict]) -> dict:
         'examples_per_step': median(lambda s: s['examples']),
         'seconds_per_step': median(lambda s: s['seconds']),
         'padding': 1 - sum(s['tokens'] for s in steps) / sum(s['computed'] for s in steps),
-        'shares': {name: median(lambda s: s['phases'][name] / s['seconds']) for name in steps[0]['phases']},
+        'shares': {name: statistics.median(share[name] for share in shares) for name in shares[0]},
     }
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most this process ever held: of the GPU's memory, or of the machine's."""
+    """The most memory that this process ever held, on the GPU or else on the machine."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,7 +1,8 @@
-"""The naive pattern, the baseline: one padded pass for each prompt, every position's float32 logits kept for all of them.
+"""The naive pattern, the baseline: one padded pass per prompt, with the float32 logits of every position kept for all.
 
-Written from a description of how the method was first implemented: rows of 512 tokens whatever is in them, K passes one after the
-other, full-vocabulary logits of all K in memory until the fusion loss has added them up, weighted by the retriever's scores.
+It was written from a description of the method's first implementation. All rows have 512 tokens, whatever their
+content. K passes run one after the other, and the full-vocabulary logits of all K stay in memory until the fusion loss
+has summed them, weighted by the retriever's scores.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from flops import LLMShape
 from job import Job, StepSize, Trainer
 from sacrebleu import sentence_bleu
 
-PADDED = 512  # tokens of a row, the soft prompt among them
+PADDED = 512  # tokens of a row, soft prompt included
 IGNORED = -100
 
 
 class Naive(Trainer):
+    """K padded passes per batch of `job.batch` turns."""
+
     def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list):
         self.job, self.lm, self.reader = job, lm.requires_grad_(False), reader
         self.shape, self.device = LLMShape.of(lm), torch.device(job.device)
@@ -46,11 +49,10 @@ class Naive(Trainer):
         scores = F.cosine_similarity(context[:, None], self.linear(self.prompts.mean(1))[None], dim=-1)  # [B, K]
         weights = F.softplus(scores)
         logits, nll = [], []
-        for prompt in self.prompts:  # one pass each
+        for prompt in self.prompts:  # one pass for each
             rows = torch.cat([prompt.to(words.dtype).expand(B, L, -1), words], dim=1)
-            logits.append(
-                self.lm(inputs_embeds=rows, attention_mask=mask, use_cache=False).logits.float()
-            )  # [B, L + T, V]
+            output = self.lm(inputs_embeds=rows, attention_mask=mask, use_cache=False)
+            logits.append(output.logits.float())  # [B, L + T, V]
             nll.append(self._nll(logits[-1], labels))
         nll = torch.stack(nll)  # [K, B]
         gold = torch.softmax(-nll.detach().T, dim=-1)
@@ -75,14 +77,15 @@ class Naive(Trainer):
 
     @staticmethod
     def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[B, T, V], [B, T] → mean over each example's target tokens, [B]."""
+        """logits [B, T, V], labels [B, T] → NLL [B], the mean over each example's target tokens."""
         labels = labels[:, 1:]
-        shifted = logits[:, :-1].flatten(0, 1)  # contiguous, as is usual
+        shifted = logits[:, :-1].flatten(0, 1)  # a contiguous copy, as in the usual implementation
         token = F.cross_entropy(shifted, labels.flatten(), ignore_index=IGNORED, reduction='none').view_as(labels)
         return token.sum(1) / (labels != IGNORED).sum(1)
 
     @staticmethod
     def _contrast(scores: torch.Tensor, personas: list[str]) -> torch.Tensor:
+        """Sum over the pairs of a batch; scores [B, K]. Personas with a BLEU above 20 count as similar."""
         total = scores.new_zeros(())
         for m in range(len(personas)):
             for n in range(m + 1, len(personas)):

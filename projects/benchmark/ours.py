@@ -1,4 +1,4 @@
-"""The package's own model and objective, step by step: per turn or on whole dialogues."""
+"""This package's own model, objective, packing and similarity, per turn or on whole dialogues."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ THRESHOLD = 20.0  # Γ of eq. 4
 
 
 class Ours(Trainer):
-    """:param packed: whole dialogues (`job.batch` of them), or turns (`job.batch` of them).
-    :param together: all rows in one padded pass, whose graph is kept, as it would be without `--tokens-at-once`."""
+    """This package's training step, without ParlAI's loop.
+
+    :param packed: a batch is `job.batch` whole dialogues; else it is `job.batch` turns.
+    :param together: run all rows in one padded pass and keep its graph, as without `--tokens-at-once`.
+    """
 
     def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list, packed: bool, together: bool = False):
         self.job, self.reader, self.packed = job, reader, packed
@@ -75,10 +78,9 @@ class Ours(Trainer):
     def _size(self, batch: dict) -> StepSize:
         row = batch.get('row', torch.arange(batch['batchsize']))
         context, target = (batch['text_vec'] >= 0).sum(1), (batch['label_vec'] >= 0).sum(1)  # [R], [B]
-        last = torch.zeros_like(context).scatter_(
-            0, row, torch.arange(len(row))
-        )  # rows are in order: the last one stays
-        lengths = context + target[last] - 1  # [R], as `token_rows` makes them
+        # Examples are in the order of their rows, so the last example of each row remains.
+        last = torch.zeros_like(context).scatter_(0, row, torch.arange(len(row)))
+        lengths = context + target[last] - 1  # [R]; the last target token is predicted, but not an input
         K, rows = self.job.K, [self.job.L + int(n) for n in lengths]
         groups = rows_of_like_length(rows, self.model.tokens_at_once // K)
         return StepSize(

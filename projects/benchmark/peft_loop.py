@@ -1,6 +1,6 @@
-"""The tool one would pick instead: PEFT prompt tuning, K = 1, with the training loop of its documentation.
+"""PEFT's prompt tuning of one prompt, with the training loop of its documentation.
 
-Rows are padded to the longest of the batch, labels are −100 on context and padding, and the loss is the model's own.
+Rows are padded to the longest row of the batch, labels are −100 on context and padding, and the loss is the model's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from job import Job, StepSize, Trainer
 
 
 class PeftLoop(Trainer):
+    """PEFT around the LLM; a batch is `job.batch` turns."""
+
     def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list):
         from peft import PromptTuningConfig, TaskType, get_peft_model
 
@@ -41,5 +43,5 @@ class PeftLoop(Trainer):
             examples=len(turns),
             tokens=sum(rows),
             computed=computed,
-            flops=self.shape.training(rows, computed),  # it makes all logits
+            flops=self.shape.training(rows, computed),  # the model computes the logits of every position
         )

@@ -1,9 +1,9 @@
-"""Log-probabilities of target tokens with their gradient at the hidden states: our chunks, all logits at once, torch's own function, in
-turn in one run.
+"""Compare ways to compute target tokens' log-probabilities with their gradient at the hidden states.
 
-    python projects/benchmark/target_log_probs.py [--tokens 312] [--dtype float32] [--rounds 7]
+    python projects/benchmark/projection.py [--tokens 312] [--dtype float32] [--rounds 7]
 
-The shape is OPT-125M's, the tokens are about those of one packed dialogue after four prompts.
+Compared are this package's chunks of logits, all logits at once, and torch's own function. The shape is OPT-125M's, and
+the default number of tokens is about that of one packed dialogue with four prompts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ D, V = 768, 50272
 
 
 def chunks(megabytes: int):
+    """This package's function with chunks of logits of this size."""
+
     def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         target_log_probs.LOGIT_BYTES = megabytes * 2**20
         return token_log_probs(hidden, weight, None, targets, torch.zeros_like(targets, dtype=torch.bool))[0]
@@ -53,14 +55,10 @@ def main() -> None:
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     hidden, weight = (torch.randn(n, D, device=args.device) for n in (args.tokens, V))
-    targets, upstream = (
-        torch.randint(V, (args.tokens,), device=args.device),
-        torch.rand(args.tokens, device=args.device),
-    )
-    exact = torch.log_softmax(hidden.to(dtype).double() @ (0.02 * weight).to(dtype).double().T, -1).gather(
-        1, targets[:, None]
-    )[:, 0]
+    targets = torch.randint(V, (args.tokens,), device=args.device)
+    upstream = torch.rand(args.tokens, device=args.device)
     hidden, weight = hidden.to(dtype), (0.02 * weight).to(dtype)
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, -1).gather(1, targets[:, None])[:, 0]
     took: dict[str, list[float]] = {name: [] for name in WAYS}
     error = {}
     for _ in range(args.rounds + 1):
@@ -73,18 +71,20 @@ def main() -> None:
             error[name] = float((log_probs.detach() - exact).abs().max())
     ours = statistics.median(took['ours, 64 MB'][1:])
     print(
-        f'{args.tokens} tokens, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+        f'{args.tokens} tokens, {args.dtype}, {args.device}, '
+        f'{torch.get_num_threads()} threads, torch {torch.__version__}'
     )
     print(f'{"":22}{"ms":>8}{"GFLOP/s":>10}{"× ours":>8}{"largest error":>15}')
     for name, seconds in took.items():
         median = statistics.median(seconds[1:])
         print(
-            f'{name:22}{1000 * median:8.0f}{4e-9 * args.tokens * D * V / median:10.0f}{median / ours:8.2f}{error[name]:15.1e}'
+            f'{name:22}{1000 * median:8.0f}{4e-9 * args.tokens * D * V / median:10.0f}'
+            f'{median / ours:8.2f}{error[name]:15.1e}'
         )
 
 
 def _clock(device: str) -> float:
-    """Seconds: of this process on a CPU, which others may use too; of the clock on the wall for a GPU."""
+    """Seconds of processor time on a CPU, which may be shared with other work; of wall-clock time on a GPU."""
     if device == 'cpu':
         return time.process_time() / torch.get_num_threads()
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Results → a table on the screen, a JSON file, a plot."""
+"""Results as tables on the screen, a JSON file and a plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 console = Console(width=150)
 NAMES = {
     'K': 'K, prompts',
-    'batch': 'dialogues a step',
+    'batch': 'dialogues per step',
     'limit': 'longest context, tokens',
     'L': 'L, prompt length',
     'prompt_chunk': '--prompt-chunk',
@@ -26,11 +26,12 @@ NAMES = {
 
 
 def say(line: str) -> None:
+    """Print a line of progress, with the time, on stderr."""
     print(f'{time.strftime("%H:%M:%S")}  {line}', file=sys.stderr, flush=True)
 
 
 def environment(args) -> dict:
-    """What a number is worth nothing without."""
+    """The command, machine, versions and seed, without which a measurement cannot be judged."""
     from importlib.metadata import version
 
     cpu = next(
@@ -60,10 +61,11 @@ def _lines(path: str) -> list[str]:
 
 
 def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
-    """The ratios that the design is for."""
+    """The ratios that the design aims at."""
     dtype = profile['dtype']
     by = {(r['contender'], r['K'] == 1): r for r in comparison if r['dtype'] == dtype and not r['compile']}
     half = {r['contender']: r for r in comparison if r['dtype'] == 'bfloat16' != dtype}
+    compiled = [r for r in comparison if r['compile']]
     naive, packed, peft = by['naive', False], by['packed', False], by['PEFT', True]
 
     def speed(a: dict, b: dict) -> float:
@@ -80,8 +82,8 @@ def claims(comparison: list[dict], profile: dict) -> dict[str, float]:
         },
         'packed / together, examples/s': speed(packed, by['together', False]),
         'packed / together, peak memory': packed['peak_bytes'] / by['together', False]['peak_bytes'],
-        **{'packed compiled / packed, examples/s': speed(r, packed) for r in comparison if r['compile']},
-        'packed / naive, examples a step': packed['examples_per_step'] / naive['examples_per_step'],
+        **({'packed compiled / packed, examples/s': speed(compiled[0], packed)} if compiled else {}),
+        'packed / naive, examples per step': packed['examples_per_step'] / naive['examples_per_step'],
         'packed / PEFT at K 1, examples/s': speed(by['packed', True], peft),
         'per-turn / PEFT at K 1, examples/s': speed(by['per-turn', True], peft),
         'packed, fraction of the matrix-product rate': packed['matmul_fraction'],
@@ -107,6 +109,7 @@ COLUMNS = (
 
 
 def row(r: dict) -> list[str]:
+    """A result as text, one cell for each of `COLUMNS`."""
     return [
         r['contender'] + (', compiled' if r['compile'] else ''),
         r['dtype'],
@@ -124,6 +127,7 @@ def row(r: dict) -> list[str]:
 
 
 def show(title: str, results: list[dict], first: str | None = None) -> None:
+    """Print a table of results. first: a property of the jobs that stands in the first column."""
     drawn = Table(*([NAMES[first]] if first else []), *COLUMNS, title=title)
     for r in results:
         drawn.add_row(*([str(r[first])] if first else []), *row(r))
@@ -131,6 +135,7 @@ def show(title: str, results: list[dict], first: str | None = None) -> None:
 
 
 def table(result: dict) -> None:
+    """Print the comparison, the curves, the profile and the ratios."""
     first = result['comparison'][0]
     rate = result['profile']['matmul_flops_per_s'] / 1e9
     show(
@@ -139,7 +144,7 @@ def table(result: dict) -> None:
     )
     for name, points in result['curves'].items():
         show(f'packed, by {NAMES[name]}', points, name)
-    profile = Table('part', 'share', 's', title="where a packed step's time goes")
+    profile = Table('part', 'share', 's', title='time of a packed step by part')
     for name, share in result['profile']['shares'].items():
         profile.add_row(name, f'{share:.1%}', f'{share * result["profile"]["seconds_per_step"]:.3f}')
     console.print(profile)
@@ -148,13 +153,14 @@ def table(result: dict) -> None:
 
 
 def write(result: dict, folder: Path, name: str = 'benchmark.json') -> None:
+    """Write all results as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(result, indent=1))
-    say(f'written: {folder / name}')
+    say(f'wrote {folder / name}')
 
 
 def plot(result: dict, folder: Path) -> None:
-    """benchmark.png, where matplotlib is installed."""
+    """Draw `benchmark.png` if matplotlib is installed."""
     if importlib.util.find_spec('matplotlib') is None:
         return say('no plot: matplotlib is not installed')
     import matplotlib
@@ -166,8 +172,8 @@ def plot(result: dict, folder: Path) -> None:
     figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout='constrained')
     axes = list(axes.flat)
     names = [f'{r["contender"]}, K {r["K"]}, {r["dtype"]}' for r in comparison]
-    for axis, key, scale, label in zip(
-        axes, ('examples_per_s', 'peak_bytes'), (1, 1e9), ('examples/s', 'peak memory, GB')
+    for axis, (key, scale, label) in zip(
+        axes[:2], (('examples_per_s', 1, 'examples/s'), ('peak_bytes', 1e9, 'peak memory, GB')), strict=True
     ):
         axis.barh(names, [r[key] / scale for r in comparison])
         axis.set(xlabel=label, xscale='log' if scale == 1 else 'linear')
@@ -175,7 +181,7 @@ def plot(result: dict, folder: Path) -> None:
     axes[2].barh(list(shares), [100 * share for share in shares.values()])
     axes[2].set(xlabel="% of a packed step's time")
     axes[2].invert_yaxis()
-    for axis, (name, points) in zip(axes[3:], curves.items()):
+    for axis, (name, points) in zip(axes[3:], curves.items(), strict=False):
         axis.plot([p[name] for p in points], [p['examples_per_s'] for p in points], 'o-')
         axis.set(xlabel=NAMES[name], ylabel='examples/s')
         axis.set_ylim(bottom=0)
@@ -187,4 +193,4 @@ def plot(result: dict, folder: Path) -> None:
         axis.set_visible(False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / 'benchmark.png', dpi=100)
-    say(f'written: {folder / "benchmark.png"}')
+    say(f'wrote {folder / "benchmark.png"}')

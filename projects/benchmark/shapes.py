@@ -1,4 +1,7 @@
-"""LLMs by their shape: built from a configuration with random weights, nothing downloaded. Speed does not depend on the weights."""
+"""LLMs of a given shape, built from a configuration with random weights, so that nothing is downloaded.
+
+Speed does not depend on the weights.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ CONFIGS = {
 
 
 def build(shape: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    """The shape's `…ForCausalLM` in eval mode on its device; only the packaged demo LM has real weights."""
+    """A causal LM of this shape in eval mode. Only the demo LM of the package has trained weights."""
     if shape == DEMO:
         return load_causal_lm(DEMO, dtype=dtype).to(device).eval()
     with torch.device(device):

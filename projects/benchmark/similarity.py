@@ -1,9 +1,9 @@
-"""Text similarity of a batch: sacrebleu's loop over pairs against all pairs at once, in turn in one run.
+"""Compare two ways to compute a batch's text similarity: sacrebleu in a loop over pairs, and all pairs at once.
 
     python projects/benchmark/similarity.py [FILE] [--batch 64] [--rounds 7]
 
-FILE is in ConvAI2's format; without it, the sample task. Every round takes a batch neither has seen: whole dialogues (consecutive
-contexts, most of them prefixes of the next) and contexts drawn from anywhere.
+FILE is in ConvAI2's format; the default is the sample task. Every round takes a new batch of each of two kinds: whole
+dialogues (consecutive contexts, most of which are prefixes of the next one), and contexts drawn from all dialogues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
 
 
 def contexts(path: Path, limit: int) -> list[str]:
-    """The first `limit` contexts of a file, as the agent renders them, in the file's order."""
+    """The first `limit` contexts of a file in order, as the agent renders them."""
     found: list[str] = []
     dialogue = Dialogue()
     for line in path.read_text(encoding='utf-8').splitlines():
@@ -44,21 +44,22 @@ def contexts(path: Path, limit: int) -> list[str]:
 
 
 def loop(texts: Sequence[str]) -> np.ndarray:
-    """float64 [B, B], above the diagonal what sacrebleu gives pair by pair."""
+    """float64 [B, B] with sacrebleu's value for each pair above the diagonal."""
     bleu = np.zeros((len(texts), len(texts)))
-    for m, n in zip(*np.triu_indices(len(texts), k=1)):
+    for m, n in zip(*np.triu_indices(len(texts), k=1), strict=True):
         bleu[m, n] = sentence_bleu(texts[m], texts[n])
     return bleu
 
 
 def timed(function: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]) -> tuple[float, np.ndarray]:
-    """(milliseconds, result)"""
+    """(milliseconds, result) of one call."""
     start = time.perf_counter()
     bleu = function(texts)
     return 1000 * (time.perf_counter() - start), bleu
 
 
 def compare(name: str, batches: list[list[str]]) -> None:
+    """Print the median times of both ways and the largest difference of their results."""
     old, new, differences = [], [], []
     for texts in batches:
         took, expected = timed(loop, texts)
@@ -82,7 +83,7 @@ def main() -> None:
     texts = contexts(args.file, needed)
     if len(texts) < needed:
         raise SystemExit(
-            f'{args.file} has {len(texts)} contexts, {args.rounds} batches of {B} need {needed}: lower --rounds.'
+            f'{args.file} has {len(texts)} contexts, but {args.rounds} batches of {B} need {needed}; lower --rounds.'
         )
     print(f'{"contexts of":16} {"B":>5} {"words":>6} {"loop, ms":>10} {"ours, ms":>9} {"ratio":>7} {"difference":>11}')
     pairwise_bleu(texts[:2])  # imports and allocations

@@ -1,4 +1,4 @@
-"""Where a step's time goes: the package's own functions, timed as they are called."""
+"""The time of a step by part: the package's own functions, timed as they are called."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ PARTS = ('data', 'embedding', 'LLM forward', 'projection', 'similarity', 'object
 
 
 def profiled(trainer):
-    """One step of `Ours` → (its size, seconds by part). The projection makes its gradient with its logits; backward is the LLM's."""
+    """One step of `Ours` → (its size, seconds by part).
+
+    The projection computes its gradient together with its logits, so `backward` is the LLM's body alone.
+    """
     spent: dict[str, float] = defaultdict(float)
-    running: list[list] = []  # [name, since]: the innermost part's clock runs, the others stand still
+    running: list[list] = []  # [name, since]; only the clock of the innermost part runs
 
     @contextmanager
     def part(name: str):

@@ -1,13 +1,13 @@
 """The demo LM's pretraining text: dialogue files → rendered documents → one stream of token ids.
 
-A corpus folder holds `*.txt` files, either one dialogue a line with utterances joined by ` __eou__ `, or
-ParlAI's numbered persona format (`1 your persona: …`). Every dialogue becomes one document in one of two
-renderings, so that the LM has seen both bare lines and labelled turns:
+A corpus folder holds `*.txt` files, either with one dialogue per line, whose utterances are joined by ` __eou__ `, or
+in ParlAI's numbered persona format (`1 your persona: …`). Every dialogue becomes one document in one of two renderings,
+so that the LM knows both bare lines and labelled turns:
 
-* lines:    an optional `persona: …` line, then one utterance a line;
-* labelled: `given persona: … ; context: Q: … R: …`, always ending after an `R:` turn.
+* lines:    an optional `persona: …` line, then one utterance per line;
+* labelled: `given persona: … ; context: Q: … R: …`, which always ends after an `R:` turn.
 
-The last `HELD_OUT` share of every file is kept for the held-out loss.
+The last dialogues of every file, a share of `HELD_OUT`, are kept for the held-out loss.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ SILENCE = '__SILENCE__'
 
 @dataclass
 class Dialogue:
-    """One dialogue: the second speaker's persona sentences (may be empty) and the utterances in order."""
+    """One dialogue: the second speaker's persona sentences, if any, and the utterances in order."""
 
     persona: list[str] = field(default_factory=list)
     utterances: list[str] = field(default_factory=list)
 
 
 def read_dialogues(path: Path) -> list[Dialogue]:
-    """Read one corpus file in either format; an empty result is refused with the file's name."""
+    """The dialogues of one corpus file in either format. A file without dialogues ends the program."""
     lines = path.read_text(encoding='utf-8').splitlines()
     parlai_format = bool(lines) and lines[0].startswith('1 ')
-    dialogues = _read_parlai(lines) if parlai_format else [Dialogue([], _clean(l.split(' __eou__ '))) for l in lines]
+    dialogues = _read_parlai(lines) if parlai_format else [Dialogue([], _clean(x.split(' __eou__ '))) for x in lines]
     dialogues = [d for d in dialogues if len(d.utterances) > 1]
     if not dialogues:
-        raise SystemExit(f'{path} holds no dialogue (expected one a line, utterances joined by " __eou__ ").')
+        raise SystemExit(f'{path} holds no dialogue (expected: one per line, utterances joined by " __eou__ ").')
     return dialogues
 
 
@@ -58,7 +58,7 @@ def _read_parlai(lines: list[str]) -> list[Dialogue]:
 
 
 def render(dialogue: Dialogue, rng: random.Random) -> str:
-    """One document's text; which rendering, and where a labelled one stops, is drawn from `rng`."""
+    """The text of one document. `rng` draws the rendering, and where a labelled one ends."""
     if rng.random() < 0.5:
         head = [f'persona: {" ".join(dialogue.persona)}'] if dialogue.persona else []
         return '\n'.join(head + dialogue.utterances)
@@ -69,7 +69,7 @@ def render(dialogue: Dialogue, rng: random.Random) -> str:
     for utterance in dialogue.utterances[:end]:
         turns.append(f'{"R:" if reply else "Q:"} {utterance}')
         reply = not reply
-    if reply and len(turns) > 1:  # the last turn was a Q: a document ends with a reply
+    if reply and len(turns) > 1:  # the last turn was a Q:, but a document ends with a reply
         turns.pop()
     head = f'given persona: {" ".join(dialogue.persona)}; context:' if dialogue.persona else 'context:'
     return ' '.join([head, *turns])

@@ -1,4 +1,7 @@
-"""Draw the loss curve of a pretraining run: python projects/demo_lm/plot.py OUT/log.jsonl loss.png (needs matplotlib)."""
+"""Draw the loss curve of a pretraining run; this needs matplotlib.
+
+python projects/demo_lm/plot.py OUT/log.jsonl loss.png
+"""
 
 import json
 import sys

@@ -2,9 +2,9 @@
 
     python projects/demo_lm/pretrain.py --corpus FOLDER --out FOLDER --minutes 90
 
-Progress and both losses go to `OUT/log.jsonl`; a checkpoint is written every few minutes and the same
-command continues from it, so the run may be stopped at any time. The learning rate follows the clock:
-warm-up, constant, then a linear decay over the last 40% of `--minutes`.
+Progress and both losses are written to `OUT/log.jsonl`. A checkpoint is written every few minutes, and the same command
+continues from it, so the run may be stopped at any time. The learning rate follows the clock: a warm-up, a constant
+phase, then a linear decay over the last 40% of `--minutes`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import time
 from pathlib import Path
 
@@ -29,9 +30,7 @@ CHECKPOINT_SECONDS = 300
 
 
 def train_tokenizer(dialogues) -> Tokenizer:
-    """Byte-level BPE over the rendered corpus; no normalisation, so decode(encode(text)) == text."""
-    import random
-
+    """A byte-level BPE of the rendered corpus. It does not normalise, so decode(encode(text)) == text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,7 +43,7 @@ def train_tokenizer(dialogues) -> Tokenizer:
 
 
 def build_model() -> OPTForCausalLM:
-    """7.0 M parameters: 6 layers × 256, feed-forward 1024, tied embeddings."""
+    """An OPT of 7.0 M parameters: 6 layers × 256, feed-forward 1024, tied embeddings."""
     config = OPTConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -63,7 +62,7 @@ def build_model() -> OPTForCausalLM:
 
 
 def build_optimizers(model):
-    """Muon for the hidden matrices, AdamW for embeddings, norms and biases."""
+    """Muon for the hidden matrices; AdamW for embeddings, norms and biases."""
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and 'embed' not in n and 'lm_head' not in n]
     chosen = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -74,14 +73,14 @@ def build_optimizers(model):
 
 
 def learning_rate_scale(progress: float) -> float:
-    """Share of the peak rate at `progress` in [0, 1] of the time budget."""
+    """The share of the peak learning rate at `progress`, from 0 to 1, of the time budget."""
     if progress < WARM_UP:
         return max(progress / WARM_UP, 0.02)
     return min(1.0, max(1.0 - progress, 0.0) / DECAY + 0.01)
 
 
 def mean_loss(model, rows: torch.Tensor) -> torch.Tensor:
-    """Mean next-token loss in nats of token rows [B, T]; body in bfloat16 autocast, loss in float32."""
+    """Mean next-token loss in nats of token rows int64 [B, T]. The body runs in bfloat16, the loss in float32."""
     with torch.autocast('cpu', dtype=torch.bfloat16):
         logits = model(rows, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
@@ -89,6 +88,7 @@ def mean_loss(model, rows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def held_out_loss(model, rows: torch.Tensor) -> float:
+    """`mean_loss` of held-out rows, in batches."""
     model.eval()
     losses = [mean_loss(model, chunk) * len(chunk) for chunk in rows.split(16)]
     model.train()
@@ -96,12 +96,13 @@ def held_out_loss(model, rows: torch.Tensor) -> float:
 
 
 def to_rows(ids: list[int]) -> np.ndarray:
+    """A stream of token ids as rows int64 [B, WINDOW]; an incomplete last row is left out."""
     n = len(ids) // WINDOW
     return np.asarray(ids[: n * WINDOW], dtype=np.int64).reshape(n, WINDOW)
 
 
 def export(model, tokenizer: Tokenizer, folder: Path) -> None:
-    """A Hugging Face folder in half precision, small enough to carry in a package."""
+    """Write a Hugging Face folder in half precision, small enough for a package."""
     folder.mkdir(parents=True, exist_ok=True)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument('--corpus', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--minutes', type=float, default=90.0)
-    parser.add_argument('--batch', type=int, default=16, help='rows of 512 tokens a step')
+    parser.add_argument('--batch', type=int, default=16, help='rows of 512 tokens per step')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -145,7 +146,7 @@ def main() -> None:
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved['model'])
-        for optimizer, s in zip(optimizers, saved['optimizers']):
+        for optimizer, s in zip(optimizers, saved['optimizers'], strict=True):
             optimizer.load_state_dict(s)
         state = saved['state']
     print(
@@ -172,7 +173,7 @@ def main() -> None:
             loaded_epoch = state['epoch']
         batch = epoch_rows[state['row'] : state['row'] + args.batch]
         scale = learning_rate_scale(state['seconds'] / budget)
-        for optimizer, peak in zip(optimizers, (MUON_LR, ADAM_LR)):
+        for optimizer, peak in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group['lr'] = peak * scale
         loss = mean_loss(model, batch)

@@ -1,4 +1,7 @@
-"""Continue a few prompts with the demo LM: python projects/demo_lm/sample.py [FOLDER] (default: the packaged one)."""
+"""Continue a few prompts with the demo LM.
+
+python projects/demo_lm/sample.py [FOLDER]      # default: the demo LM of the package
+"""
 
 import sys
 
@@ -15,10 +18,8 @@ PROMPTS = (
 )
 
 folder = sys.argv[1] if len(sys.argv) > 1 else DEMO_FOLDER
-tokenizer, model = (
-    AutoTokenizer.from_pretrained(folder),
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 torch.manual_seed(0)
 for prompt in PROMPTS:
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]])

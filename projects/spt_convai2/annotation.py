@@ -1,4 +1,7 @@
-"""Table 7: replies judged by people. A sheet that does not say whose reply it is, and the sum of filled sheets with their agreement."""
+"""Table 7: replies judged by people.
+
+A sheet shows replies without their models. Filled sheets give each model's means and the agreement of the judges.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ COLUMNS = ('id', 'persona', 'dialogue', 'reply', *JUDGED)
 
 
 def _dialogue(turns: Sequence[Turn], turn: Turn) -> str:
-    """What was said before a reply, as people said it."""
+    """What people said before a reply."""
     said = []
     for earlier in turns:
         if earlier.dialogue == turn.dialogue and earlier.number <= turn.number:
@@ -34,15 +37,15 @@ def _dialogue(turns: Sequence[Turn], turn: Turn) -> str:
 
 
 def make_sheet(models: dict[str, Sequence[Turn]], count: int, seed: int) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """(rows, id → model): `count` replies of each model to the same contexts, drawn and shuffled by the seed.
+    """(rows, id → model): `count` replies of each model to the same contexts, drawn and shuffled with the seed.
 
-    :raises UsageError: where the models answered fewer contexts in common.
+    :raises UsageError: if the models have replied to fewer contexts in common.
     """
     by_place = {name: {(t.dialogue, t.number): t for t in turns} for name, turns in models.items()}
     common = sorted(set.intersection(*(set(places) for places in by_place.values())))
     if len(common) < count:
         raise UsageError(
-            f'--replies {count}: the logs have only {len(common)} replies to the same contexts; ask for at most as many.'
+            f'--replies {count}: the logs have only {len(common)} replies to the same contexts; give at most that.'
         )
     generator = random.Random(seed)
     drawn = [(name, place) for place in generator.sample(common, count) for name in models]
@@ -65,11 +68,10 @@ def make_sheet(models: dict[str, Sequence[Turn]], count: int, seed: int) -> tupl
 
 
 def write_sheet(rows: Sequence[dict[str, str]], key: dict[str, str], path: Path) -> Path:
-    """The sheet as CSV, and beside it the key, which judges must not see. Returns the key's path."""
+    """Write the sheet as CSV and, beside it, the key, which judges must not see. Returns the key's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open(
-        'w', newline='', encoding='utf-8-sig'
-    ) as file:  # the mark tells spreadsheet programs that it is UTF-8
+    # The byte order mark tells spreadsheet programs that the file is UTF-8.
+    with path.open('w', newline='', encoding='utf-8-sig') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -79,9 +81,9 @@ def write_sheet(rows: Sequence[dict[str, str]], key: dict[str, str], path: Path)
 
 
 def read_scores(path: Path, key: dict[str, str]) -> dict[tuple[str, str], int]:
-    """(id, criterion) → 0, 1 or 2. A blank is not a judgement.
+    """(id, criterion) → 0, 1 or 2. Blank cells are left out.
 
-    :raises UsageError: naming the line that has another value or an id that the key does not know.
+    :raises UsageError: if a row has another value, or an id that is not in the key.
     """
     scores = {}
     with path.open(newline='', encoding='utf-8-sig') as file:
@@ -100,9 +102,9 @@ def read_scores(path: Path, key: dict[str, str]) -> dict[tuple[str, str], int]:
 
 
 def agreement(sheets: Sequence[dict[tuple[str, str], int]], criterion: str) -> float | None:
-    """Cohen's kappa with quadratic weights, mean over every two judges; None for a single one.
+    """Cohen's kappa with quadratic weights, mean over all pairs of judges; None for a single judge.
 
-    Judges who all give one and the same score to everything agree, though kappa is not defined there: 1.
+    Two judges with identical scores count as 1, also where kappa is not defined because all scores are the same.
     """
     from sklearn.metrics import cohen_kappa_score
 
@@ -119,7 +121,7 @@ def agreement(sheets: Sequence[dict[tuple[str, str], int]], criterion: str) -> f
 
 
 def score(sheets: Sequence[dict[tuple[str, str], int]], key: dict[str, str]) -> dict:
-    """Mean of each model and criterion over all judgements, how many there are, and the judges' agreement."""
+    """Mean, standard deviation and number of judgements of each model and criterion, and the judges' agreement."""
     models = sorted(set(key.values()))
     means = {
         model: {

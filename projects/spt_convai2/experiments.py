@@ -1,7 +1,7 @@
 """The paper's tables and figures as commands.
 
 python projects/spt_convai2/experiments.py run table1 table2 --size small --data DATAPATH --jobs 2 --out runs/small
-python projects/spt_convai2/experiments.py report --size small --out runs/small      # tables, figures, one HTML page
+python projects/spt_convai2/experiments.py report --out runs/small      # tables, figures and one HTML page
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ console = Console(soft_wrap=True)
 
 
 class Plan(NamedTuple):
-    """What was asked for."""
+    """What a command was asked to run, after all checks."""
 
     size: sizes.Size
     llms: tuple[str, ...]
@@ -47,32 +47,35 @@ class Plan(NamedTuple):
 
 
 Names = Annotated[
-    list[str], typer.Argument(help=f'What to run: {", ".join(grid.TABLES)} (table8 is in table4), or all.')
+    list[str], typer.Argument(help=f'What to run: {", ".join(grid.TABLES)} (table8 is part of table4), or all.')
 ]
 SizeName = Annotated[
     str,
-    typer.Option('--size', help=f"{', '.join(sizes.SIZES)}: seconds, about an hour of two CPU cores, or the paper's."),
+    typer.Option('--size', help=f"{', '.join(sizes.SIZES)}: seconds, about an hour on two CPU cores, or the paper's."),
 ]
 Llm = Annotated[
     list[str] | None,
-    typer.Option(help='LLM: id, folder or "demo"; several for table 1, the last is the one of the other tables.'),
+    typer.Option(help='LLM: id, folder or "demo". Table 1 takes several; the other tables use the last one.'),
 ]
-Data = Annotated[Path | None, typer.Option(help="ParlAI's datapath; default: its own, where tasks are downloaded.")]
-Seeds = Annotated[str | None, typer.Option(help='Seeds, joined by commas (default: those of the size).')]
-Jobs = Annotated[int | None, typer.Option(help='Runs at once (default: one a GPU, else one a core).')]
-Out = Annotated[Path, typer.Option(help='Folder of the runs and the report.')]
+Data = Annotated[
+    Path | None, typer.Option(help="ParlAI's datapath (default: its own, into which tasks are downloaded).")
+]
+Seeds = Annotated[str | None, typer.Option(help='Seeds, separated by commas (default: those of the size).')]
+Jobs = Annotated[int | None, typer.Option(help='Number of runs at once (default: one per GPU, or else one per core).')]
+Out = Annotated[Path, typer.Option(help='Folder for the runs and the report.')]
 Settings = Annotated[
     str | None,
     typer.Option(
-        help=f'{", ".join(sizes.SETTINGS)}, joined by commas: those of table 1; the last is the one of the other tables.'
+        help=f'{", ".join(sizes.SETTINGS)}, by commas. Table 1 takes several; the other tables use the last one.'
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option('--set', help='NAME=VALUE: another option for every training, such as max_train_steps=200.'),
+    typer.Option('--set', help='NAME=VALUE: an option for every training, such as max_train_steps=200.'),
 ]
 SetEval = Annotated[
-    list[str] | None, typer.Option('--set-eval', help='NAME=VALUE for every evaluation, such as bertscore=FOLDER.')
+    list[str] | None,
+    typer.Option('--set-eval', help='NAME=VALUE: an option for every evaluation, such as bertscore=FOLDER.'),
 ]
 
 
@@ -88,14 +91,17 @@ def plan(
     train: list[str] | None,
     evaluate: list[str] | None,
 ) -> Plan:
-    """Checked before anything starts. Raises UsageError naming the option and the way out."""
+    """Check everything before anything starts.
+
+    :raises UsageError: naming the option and the way out.
+    """
     size = sizes.SIZES.get(size_name)
     if size is None:
-        raise UsageError(f'--size {size_name} is none of {", ".join(sizes.SIZES)}.')
+        raise UsageError(f'--size {size_name}: give one of {", ".join(sizes.SIZES)}.')
     if settings:
         unknown = [name for name in settings.split(',') if name not in sizes.SETTINGS]
         if unknown:
-            raise UsageError(f'--settings {settings}: {unknown[0]!r} is none of {", ".join(sizes.SETTINGS)}.')
+            raise UsageError(f'--settings {settings}: {unknown[0]!r} is not one of {", ".join(sizes.SETTINGS)}.')
         size = dataclasses.replace(size, settings=tuple(settings.split(',')))
     size = dataclasses.replace(
         size,
@@ -106,11 +112,11 @@ def plan(
     try:
         chosen = tuple(int(seed) for seed in seeds.split(',')) if seeds else size.seeds
     except ValueError:
-        raise UsageError(f'--seeds {seeds}: give whole numbers joined by commas, such as 1,2,3.') from None
+        raise UsageError(f'--seeds {seeds}: give whole numbers separated by commas, such as 1,2,3.') from None
     if jobs is not None and jobs < 1:
-        raise UsageError(f'--jobs {jobs}: at least one run at once.')
+        raise UsageError(f'--jobs {jobs}: give at least 1.')
     if data is not None and not data.is_dir():
-        raise UsageError(f'--data {data} is no folder; give the one that holds ConvAI2/ and dailydialog/.')
+        raise UsageError(f'--data {data}: there is no such folder; give the one that holds ConvAI2/ and dailydialog/.')
     devices = list(range(len(runner.gpus())))
     at_once = jobs or len(devices) or os.cpu_count() or 1
     threads = max(1, (os.cpu_count() or 1) // at_once)
@@ -124,16 +130,16 @@ def _tables(names: list[str]) -> list[str]:
         return list(grid.TABLES)
     for name in names:
         if name in grid.BY_HAND:
-            raise UsageError(f'{name} is judged by people: `sheet` makes what they fill in, `score-sheets` adds it up.')
+            raise UsageError(f'{name} is judged by people: `sheet` makes the sheets and `score-sheets` evaluates them.')
         if name not in grid.TABLES:
-            raise UsageError(f'{name} is none of {", ".join(grid.TABLES)}, all.')
+            raise UsageError(f'{name}: give {", ".join(grid.TABLES)} or all.')
     return names
 
 
 def _pairs(words: list[str] | None, option: str) -> dict[str, str]:
     for word in words or ():
         if '=' not in word:
-            raise UsageError(f'{option} {word}: write NAME=VALUE.')
+            raise UsageError(f'{option} {word}: give NAME=VALUE.')
     return {name.replace('-', '_'): value for name, value in (word.split('=', 1) for word in words or ())}
 
 
@@ -153,18 +159,17 @@ def run(
     settings: Settings = None,
     set_: Set = None,
     set_eval: SetEval = None,
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Print the commands of what is missing and stop.')] = False,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only print the commands of the missing runs.')] = False,
 ) -> None:
-    """Train and evaluate what the tables need; what is finished is kept, what was interrupted continues. Then the report."""
+    """Train and evaluate what the tables need, then report. Finished runs are kept; interrupted ones continue."""
     asked = plan(names, size, llm, data, seeds, jobs, out, settings, set_, set_eval)
     if dry_run:
         for job in asked.jobs:
             for stage in runner.missing(job, asked.place):
                 print(runner.shown(stage.command))
         return
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background jobs ignore it, and what they start would too
+    # Background jobs of a shell ignore SIGINT, and the processes that they start would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     asked.place.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -172,9 +177,9 @@ def run(
             runner.write_json(asked.place.out / 'asked.json', _remembered(asked, size, names, set_, set_eval, settings))
             failed = runner.Runner(asked.place, asked.at_once, asked.devices, console)(asked.jobs)
     except portalocker.exceptions.LockException:
-        raise UsageError(f'--out {out}: another `run` is at work there; wait for it or give another folder.') from None
+        raise UsageError(f'--out {out}: another `run` uses this folder; wait for it or give another folder.') from None
     except KeyboardInterrupt:
-        console.print('Stopped; the same command continues.')
+        console.print('Stopped; the same command continues the runs.')
         raise typer.Exit(130) from None
     make_report(asked)
     if failed:
@@ -183,7 +188,10 @@ def run(
 
 
 def _remembered(asked: Plan, size: str, names: list[str], train, evaluate, settings: str | None) -> dict:
-    """So that `report`, `sheet` and `chat-pairs` need no more than the folder; tables of earlier runs stay."""
+    """The content of `asked.json`, from which `report`, `sheet` and `chat-pairs` know what was run.
+
+    Tables and seeds of earlier commands with the same settings stay.
+    """
     before = runner.read_record(asked.place.out / 'asked.json') or {}
     same = {
         'size': size,
@@ -202,9 +210,10 @@ def _remembered(asked: Plan, size: str, names: list[str], train, evaluate, setti
 
 
 def _again(out: Path) -> Plan:
+    """The plan of the `run` commands that used this folder."""
     asked = runner.read_record(out / 'asked.json')
     if asked is None:
-        raise UsageError(f'--out {out}: nothing has run there; begin with `run`.')
+        raise UsageError(f'--out {out}: there are no runs in this folder; begin with `run`.')
     seeds = ','.join(map(str, asked['seeds']))
     data = None if asked['data'] is None else Path(asked['data'])
     data = data if data is not None and data.is_dir() else None
@@ -218,10 +227,11 @@ def _again(out: Path) -> Plan:
 def report(
     out: Out = Path('runs/spt_convai2'),
     pattern: Annotated[
-        list[str] | None, typer.Option(help='NAME=REGEX for figure 3 (default: emoji, questions, first person).')
+        list[str] | None,
+        typer.Option(help='NAME=REGEX: what figure 3 counts (default: emoji, questions, first person).'),
     ] = None,
 ) -> None:
-    """Tables as Markdown and JSON, figures as PNG, and all of it on one HTML page, of whatever is finished by now."""
+    """Report all finished runs: tables as Markdown and JSON, figures as PNG, and one HTML page with everything."""
     make_report(_again(out), _pairs(pattern, '--pattern') or None)
 
 
@@ -252,7 +262,7 @@ def sheet(
     left: Annotated[str | None, typer.Option(help='A row of table 1 (default: its PT).')] = None,
     right: Annotated[str | None, typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
 ) -> None:
-    """Table 7: a CSV sheet for people to judge replies, blind and shuffled, and apart from it the key."""
+    """Table 7: write a CSV sheet with replies to judge, shuffled and without their models, and its key."""
     import annotation
     import report_of_runs
 
@@ -264,17 +274,17 @@ def sheet(
     print(f'{path}: {len(rows)} replies to judge; give each judge a copy.')
     for criterion, meanings in annotation.GUIDE.items():
         print(f'  {criterion}: ' + ', '.join(f'{n} {meaning}' for n, meaning in enumerate(meanings)))
-    print(f'{hidden}: whose replies they are; keep it from the judges.')
+    print(f'{hidden}: the model of each reply; do not show it to the judges.')
 
 
 @app.command('score-sheets')
 def score_sheets(
-    sheets: Annotated[list[Path], typer.Argument(help='Filled sheets, one a judge.')],
+    sheets: Annotated[list[Path], typer.Argument(help='Filled sheets, one per judge.')],
     key: Annotated[
-        Path | None, typer.Option(help='The key (default: beside the first sheet, or sheet.key.json there).')
+        Path | None, typer.Option(help='The key (default: the one beside the first sheet, or sheet.key.json there).')
     ] = None,
 ) -> None:
-    """Table 7: the mean of each model and criterion, and how far the judges agree."""
+    """Table 7: the mean of each model and criterion, and the agreement of the judges."""
     import annotation
     from paper_figures import JUDGED, TABLE_7
 
@@ -282,7 +292,7 @@ def score_sheets(
         (p for p in (sheets[0].with_suffix('.key.json'), sheets[0].with_name('sheet.key.json')) if p.exists()), None
     )
     if found is None or not found.exists():
-        raise UsageError(f'{sheets[0]}: no key beside it; name it with --key.')
+        raise UsageError(f'{sheets[0]}: there is no key beside this sheet; give it with --key.')
     models = json.loads(found.read_text(encoding='utf-8'))
     result = annotation.score([annotation.read_scores(path, models) for path in sheets], models)
     drawn = Table('', *JUDGED, title=f'Table 7. {result["judges"]} judges', title_justify='left')
@@ -301,7 +311,7 @@ def score_sheets(
 @app.command('chat-pairs')
 def chat_pairs(
     out: Out = Path('runs/spt_convai2'),
-    dialogues: Annotated[int, typer.Option(help='How many.')] = 4,
+    dialogues: Annotated[int, typer.Option(help='Number of dialogues.')] = 4,
     left: Annotated[str | None, typer.Option(help='A row of table 1 (default: its PT).')] = None,
     right: Annotated[str | None, typer.Option(help='A row of table 1 (default: its last SPT).')] = None,
 ) -> None:
@@ -319,7 +329,7 @@ def chat_pairs(
             console.print(f'  {turn["said"] or "(opens the dialogue)"}', style='bold', markup=False)
             for name, side in zip(names, ('left', 'right'), strict=True):
                 console.print(f'    {name}: {turn[side]}', markup=False, highlight=False)
-    print(f'written: {figures.conversations(pairs, names, out / "report" / "figure4.png")}')
+    print(f'wrote {figures.conversations(pairs, names, out / "report" / "figure4.png")}')
 
 
 if __name__ == '__main__':

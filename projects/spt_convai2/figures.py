@@ -1,4 +1,4 @@
-"""The paper's figures from world logs and training logs, as PNG files."""
+"""The paper's figures as PNG files, drawn from world logs and training logs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ import matplotlib
 import numpy as np
 from logs import Turn
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
+from spt_parlai.objective import SptObjective
 
-PALETTE = (
-    '#4269d0',
-    '#efb118',
-    '#ff725c',
-    '#3ca951',
-    '#a463f2',
-    '#6cc5b0',
-    '#9c6b4e',
-    '#97bbf5',
-)  # distinct in print too
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+# Colours that can also be told apart in print.
+PALETTE = ('#4269d0', '#efb118', '#ff725c', '#3ca951', '#a463f2', '#6cc5b0', '#9c6b4e', '#97bbf5')
 STYLE = {
     'font.size': 11,
     'axes.spines.top': False,
@@ -41,14 +35,16 @@ STYLE = {
     'font.family': 'DejaVu Sans',
 }
 EMOJI = '[\U0001f300-\U0001faff☀-➿]|[:;=]-?[)(DPp]'
-LONGEST = 12  # turns; hardly any dialogue of these tasks has more
+LONGEST = 12  # turns shown; hardly any dialogue of these tasks has more
 
 
 def colour(prompt: int) -> str:
+    """The colour of a prompt in every figure."""
     return PALETTE[prompt % len(PALETTE)]
 
 
 def save(figure, path: Path) -> Path:
+    """Write a figure as PNG and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches='tight')
     plt.close(figure)
@@ -56,6 +52,7 @@ def save(figure, path: Path) -> Path:
 
 
 def panels(count: int, width: float = 5.2, height: float = 3.4, most: int = 3):
+    """(figure, `count` axes) with at most `most` panels in a row; width and height of a panel are in inches."""
     columns = min(count, most)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
@@ -76,7 +73,7 @@ def usage_counts(turns: Sequence[Turn], K: int) -> np.ndarray:
 
 
 def usage_by_turn(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
-    """Figure 2: times each prompt is chosen, by turn of the dialogue; one panel a run."""
+    """Figure 2: how often each prompt is selected, by turn of the dialogue; one panel per run."""
     with plt.rc_context(STYLE):
         figure, axes = panels(len(runs))
         for axis, (label, turns) in zip(axes, runs.items(), strict=True):
@@ -99,11 +96,12 @@ def usage_by_turn(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
 
 
 def prompts_of(turns: Sequence[Turn]) -> int:
+    """K, the number of prompts of the agent that wrote a log."""
     return len(turns[0].scores)
 
 
 def pattern_rates(turns: Sequence[Turn], pattern: str, K: int) -> tuple[np.ndarray, np.ndarray]:
-    """float [K, turns]: share of replies with a match, NaN where a prompt was not used; int [K, turns]: replies."""
+    """(float [K, turns]: share of replies with a match, NaN where a prompt was not used; int [K, turns]: replies)."""
     counts = usage_counts(turns, K)
     found = Counter((t.prompt, t.number - 1) for t in turns if t.number <= LONGEST and re.search(pattern, t.reply))
     matches = np.array([[found[k, n] for n in range(counts.shape[1])] for k in range(K)], dtype=float)
@@ -111,7 +109,10 @@ def pattern_rates(turns: Sequence[Turn], pattern: str, K: int) -> tuple[np.ndarr
 
 
 def pattern_by_prompt(turns: Sequence[Turn], patterns: dict[str, str], path: Path) -> Path:
-    """Figure 3: how often a pattern (the paper: emoji) is in the replies of each prompt, by turn; one panel a pattern."""
+    """Figure 3: the share of each prompt's replies that match a pattern, by turn; one panel per pattern.
+
+    The paper's pattern is an emoji.
+    """
     with plt.rc_context({**STYLE, 'axes.grid': False}):
         K = prompts_of(turns)
         figure, axes = panels(len(patterns), height=0.55 * K + 1.4, width=6.2, most=2)
@@ -137,13 +138,9 @@ def pattern_by_prompt(turns: Sequence[Turn], patterns: dict[str, str], path: Pat
 
 
 def training_curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> Path:
-    """What the training log says, by step: perplexity under the selected prompt, and SPT's own losses."""
-    shown = {
-        'ppl': 'training perplexity',
-        'selection': 'selection KL',
-        'contrastive': 'contrast',
-        'prompt_usage_entropy': 'usage entropy',
-    }
+    """The training log by step: perplexity under the selected prompt, SPT's losses and the entropy of prompt use."""
+    losses = {name: f'{name} loss' for name in SptObjective.losses()}
+    shown = {'ppl': 'training perplexity', **losses, 'prompt_usage_entropy': 'usage entropy'}
     shown = {k: name for k, name in shown.items() if any(k in report for curve in runs.values() for report in curve)}
     with plt.rc_context(STYLE):
         figure, axes = panels(len(shown), most=2, width=6.2)
@@ -151,7 +148,7 @@ def training_curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> Pa
             for n, (label, curve) in enumerate(runs.items()):
                 points = [(r['train_steps'], r[key]) for r in curve if r.get(key) is not None]
                 if points and (key == 'ppl' or any('prompt_usage_1' in r and r[key] for r in curve)):
-                    axis.plot(*zip(*points), '.-', label=label, color=colour(n), lw=1.8)
+                    axis.plot(*zip(*points, strict=True), '.-', label=label, color=colour(n), lw=1.8)
             axis.set(title=name, xlabel='step')
             axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
             if key == 'ppl':
@@ -164,9 +161,9 @@ def training_curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> Pa
 
 
 def projected_scores(turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
-    """float [N, 2]: logarithms of the retriever's scores along their two principal components; float [2]: the variance of each.
+    """(float [N, 2]: logarithms of the retriever's scores along two principal components; float [2]: variance of each).
 
-    Without the logarithm, the softplus behind the scores leaves next to nothing of all differences but the largest.
+    Without the logarithm only the largest differences would be visible, because the scores come from a softplus.
     """
     from sklearn.decomposition import PCA
 
@@ -176,7 +173,7 @@ def projected_scores(turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_projection(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
-    """Each context as a point, at its retriever scores' two principal components; coloured by the prompt that won."""
+    """Each context as a point at two principal components of its scores, in the colour of the selected prompt."""
     with plt.rc_context(STYLE):
         figure, axes = panels(len(runs))
         for axis, (label, turns) in zip(axes, runs.items(), strict=True):
@@ -210,7 +207,7 @@ class Exchange(dict):
 
 
 def paired_dialogues(left: Sequence[Turn], right: Sequence[Turn], count: int) -> list[dict[str, Any]]:
-    """The first `count` dialogues that both logs have, the models' replies side by side. Both saw the same contexts."""
+    """The first `count` dialogues that are in both logs, with both models' replies to the same contexts."""
     there = {(t.dialogue, t.number): t for t in right}
     dialogues: dict[int, dict[str, Any]] = {}
     for turn in left:
@@ -232,7 +229,7 @@ def paired_dialogues(left: Sequence[Turn], right: Sequence[Turn], count: int) ->
 
 
 def conversations(dialogues: Sequence[dict[str, Any]], names: tuple[str, str], path: Path, turns: int = 4) -> Path:
-    """Figure 4: what was said, and the two models' replies to it; one panel a dialogue."""
+    """Figure 4: what was said, and two models' replies to it; one panel per dialogue."""
 
     def lines_of(text: str, width: int = 52) -> list[str]:
         return textwrap.wrap(text, width)[:5] or ['(nothing)']

@@ -1,4 +1,4 @@
-"""The paper's tables as runs: which agent, trained how, around which LLM, evaluated how. Rows that ask for the same run share it."""
+"""The paper's tables as runs: agent, LLM, training and evaluation. Rows that need the same run share it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from typing import Any, NamedTuple
 import paper_figures as paper
 from sizes import SETTINGS, Size, table_6
 
-K = 4  # prompts of SPT in every table but 3
+from spt_parlai.objective import SptObjective
+
+K = 4  # prompts of SPT in every table but table 3
 AGENTS = 'spt_parlai.agents:'
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row without its seed. train: options of `train_model`, None where nothing trains; evaluate: of `eval_model` alone.
+    """How a row is made, without its seed.
 
-    An option of None is left out, also where the size has it. seeded: whether another seed is another result.
+    train: options of `train_model`, None for an agent that does not train; evaluate: options of `eval_model` alone. An
+    option whose value is None is left out, even if the size sets it. seeded: whether the seed changes the result.
     """
 
     agent: str
@@ -33,7 +36,7 @@ class Method:
 
 
 class Row(NamedTuple):
-    """A line of a table. against: label of the row that AVG↑ is relative to. paper: the paper's figures for it."""
+    """A row of a table. against: label of the row to which AVG↑ is relative; paper: the paper's figures."""
 
     label: str
     llm: str
@@ -43,6 +46,8 @@ class Row(NamedTuple):
 
 
 class TableOfRows(NamedTuple):
+    """A table of the paper. columns: names of the metrics to show."""
+
     name: str
     title: str
     columns: tuple[str, ...]
@@ -50,7 +55,7 @@ class TableOfRows(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One `eval_model` of a trained model. key: what its files are called."""
+    """One `eval_model` of a trained model. key: the name of its files."""
 
     key: str
     options: tuple[tuple[str, Any], ...]
@@ -58,7 +63,7 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A training, or none, with all evaluations that some row wants of it. Runs in one folder, named `name`."""
+    """A training, or none, and all evaluations that any row needs of it. It runs in a folder called `name`."""
 
     name: str
     agent: str
@@ -70,7 +75,7 @@ class Job:
 
     @property
     def cost(self) -> float:
-        """In units of one training of PT, for the estimate of what is left."""
+        """Rough duration in units of one training of PT, from which the remaining time is estimated."""
         options = dict(self.train or ())
         return len(self.evaluations) + (float(options.get('num_prompts', 1)) if self.train is not None else 0.0)
 
@@ -102,13 +107,13 @@ def _prompted(agent: str, size: Size, llm: str, task: str, options: Options, eva
 
 
 def _recipe(size: Size, llm: str) -> Options:
-    """Table 6; a size that counts steps has no use for epochs."""
+    """The settings of table 6, without the number of epochs if the size counts steps."""
     recipe = table_6(llm)
     return {k: v for k, v in recipe.items() if k != 'num_epochs' or 'max_train_steps' not in size.train}
 
 
 def tuned_weights(size: Size, llm: str, agent: str, **options) -> Method:
-    """LoRA and full fine-tuning: no prompt, and a learning rate of their own. All weights train in float32 alone."""
+    """LoRA and full fine-tuning: no prompt, and their own learning rate. Full fine-tuning works in float32 only."""
     half = dict.fromkeys(('llm_dtype', 'fp16')) if agent == 'FullFineTuningAgent' else {}
     return Method(
         agent, {**_recipe(size, llm), 'prompt_length': None, 'learningrate': size.rates[agent], **half, **options}
@@ -145,17 +150,19 @@ def table_1(size: Size, llms: tuple[str, ...]) -> TableOfRows:
 
 def table_2(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     llm, setting = llms[-1], size.settings[-1]
-    off = {
-        'all losses': {},
-        **{
-            f'without {name}': {f'lambda_{lam}': 0}
-            for name, lam in (('contrast', 'contrastive'), ('fusion', 'fusion'), ('selection', 'selection'))
-        },
-    }
-    rows = [Row('PT', llm, prompt_tuning(size, llm, setting))]
-    rows += [
-        Row(label, llm, spt(size, llm, setting, **options), 'PT', paper.TABLE_2[label])
-        for label, options in off.items()
+    rows = [
+        Row('PT', llm, prompt_tuning(size, llm, setting)),
+        Row('all losses', llm, spt(size, llm, setting), 'PT', paper.TABLE_2['all losses']),
+        *(
+            Row(
+                f'without the {name} loss',
+                llm,
+                spt(size, llm, setting, **{weight.name: 0}),
+                'PT',
+                paper.TABLE_2.get(f'without the {name} loss'),
+            )
+            for name, weight in SptObjective.losses().items()
+        ),
     ]
     return TableOfRows('table2', f'Losses switched off ({setting} setting)', (*paper.FIRST, 'dist'), rows)
 
@@ -171,7 +178,7 @@ def table_3(size: Size, llms: tuple[str, ...]) -> TableOfRows:
 
 
 def table_4(size: Size, llms: tuple[str, ...]) -> TableOfRows:
-    """With table 8, which has its metrics in full."""
+    """Tables 4 and 8, which have the same rows; table 8 has all metrics."""
     llm, setting = llms[-1], size.settings[-1]
     L, figures = table_6(llm)['prompt_length'], paper.TABLE_4
     rows = [
@@ -307,15 +314,15 @@ TABLES: dict[str, Callable[[Size, tuple[str, ...]], TableOfRows]] = {
     'table11': table_11,
     'table12': table_12,
 }
-ALIASES = {'table8': 'table4'}  # its metrics in full
-BY_HAND = ('table7',)  # judged by people: `sheet` and `score-sheets`
+ALIASES = {'table8': 'table4'}  # the same rows
+BY_HAND = ('table7',)  # judged by people, see `sheet` and `score-sheets`
 
 
 # ---- rows → jobs -----------------------------------------------------------------------------------------
 
 
 def job_of(row: Row, size: Size, seed: int) -> Job:
-    """The one row's job, with its one evaluation. Untrained agents ask for no `train_model`; their LLM is an option of `eval_model`."""
+    """The job of one row, with one evaluation. If nothing trains, `eval_model` receives the options of the LLM."""
     method = row.method
     seed = seed if method.seeded else 0
     evaluate = {**size.evaluate, **method.evaluate}
@@ -347,7 +354,7 @@ def _digest(identity) -> str:
 
 
 def jobs_of(tables: Iterable[TableOfRows], size: Size, seeds: Iterable[int]) -> list[Job]:
-    """Each different run once, the first seed's first, so that whole tables are early there."""
+    """Every run once, ordered by seed, so that whole tables are finished early."""
     jobs: dict[str, Job] = {}
     tables = list(tables)
     for seed in seeds:

@@ -1,4 +1,4 @@
-"""Everything on one page: tables, figures as embedded PNGs, commands. Opens without a network."""
+"""One HTML page with tables, embedded figures and commands. It loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 
 
 class Figure(NamedTuple):
-    """dialogues and names: of figure 4, which is text on the page as well."""
+    """A figure of the page. dialogues, names: content of figure 4, which the page also shows as text."""
 
     id: str
     short: str
@@ -49,7 +49,10 @@ def _about(records: Sequence[dict[str, Any]]) -> str:
     machine, versions = record['machine'], ', '.join(f'{k} {v}' for k, v in record['versions'].items())
     gpus = f', {len(machine["gpus"])} × {machine["gpus"][0]}' if machine['gpus'] else ''
     hours = sum(stage['seconds'] for r in records for stage in r['stages'].values()) / 3600
-    return f'{len(records)} runs, {hours:.2f} process hours on {machine["cores"]} cores of {machine["cpu"]}{gpus}; {versions}; commit {record["commit"]}.'
+    return (
+        f'{len(records)} runs, {hours:.2f} process hours on {machine["cores"]} cores of {machine["cpu"]}{gpus}; '
+        f'{versions}; commit {record["commit"]}.'
+    )
 
 
 def write(
@@ -61,6 +64,7 @@ def write(
     figures: Sequence[Figure],
     records: Sequence[dict],
 ) -> Path:
+    """Write the page and return its path. usage: see `tables.usage`; records: of all runs."""
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     drawn = [{**figure._asdict(), 'data': base64.b64encode(figure.path.read_bytes()).decode()} for figure in figures]
     page = templates.get_template('report.html.j2').render(
@@ -70,7 +74,7 @@ def write(
         figures=drawn,
         usage=usage and {'title': t.USAGE_TITLE, 'lines': t.usage_lines(usage), 'note': t.USAGE_NOTE},
         runs=[_run(record) for record in records],
-        about=_about(records) if records else 'nothing has run yet',
+        about=_about(records) if records else 'There are no runs yet.',
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding='utf-8')

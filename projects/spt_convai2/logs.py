@@ -1,4 +1,4 @@
-"""World logs of an evaluation → turns: what was said to the agent, what people said there, what it said, and under which prompt."""
+"""The turns of an evaluation from its world log: the message, the gold reply, the agent's reply and its prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from spt_parlai.metrics.reply import trim
 
 
 class Turn(NamedTuple):
-    """number: 1 for a dialogue's first. prompt, scores: None where the agent selects nothing."""
+    """One turn of an evaluation.
+
+    number: 1 for the first of a dialogue; said: the message without the persona; label: the gold reply; reply: the
+    agent's; prompt, scores: the selected prompt and all prompts' scores, None if the agent selects nothing.
+    """
 
     dialogue: int
     number: int
@@ -24,7 +28,7 @@ class Turn(NamedTuple):
 
 
 def read_turns(path: Path) -> list[Turn]:
-    """Of a `--world-logs` file in ParlAI's conversations format. Replies are cut as they were for the metrics."""
+    """The turns of a `--world-logs` file in ParlAI's conversations format. Replies are cut as for the metrics."""
     turns = []
     for d, line in enumerate(path.read_text(encoding='utf-8').splitlines()):
         persona: tuple[str, ...] = ()

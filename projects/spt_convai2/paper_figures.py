@@ -1,21 +1,12 @@
-"""What the paper reports (tables 1 to 12), to stand beside what is measured here. Percent; None: not reported."""
+"""The figures that the paper reports in tables 1 to 12, in percent, to show beside the measured ones."""
 
 from __future__ import annotations
 
-FIRST = (
-    'unigram_f1',
-    'sacrebleu',
-    'rouge1',
-    'rouge2',
-    'rougeL',
-    'bertscore_f1',
-    'bertscore_p',
-    'bertscore_r',
-    'dist1',
-    'dist2',
-)
+from spt_parlai.metrics.gain import TABLE_1 as FIRST
+from spt_parlai.metrics.registry import REPLY_METRICS
+
 SHORT = ('unigram_f1', 'sacrebleu', 'rougeL', 'bertscore_f1', 'dist')
-OVERLAP = ('persona_bleu', 'persona_bleu_1', 'persona_bleu_2', 'persona_bleu_3', 'persona_bleu_4')
+OVERLAP = tuple(metric.name for metric in REPLY_METRICS if metric.name.startswith('persona_bleu'))
 JUDGED = ('persona consistency', 'context consistency', 'engagingness')
 
 
@@ -34,7 +25,7 @@ TABLE_1 = {
     'Llama2-7B SPT': _row(FIRST, '17.49/2.80/17.02/4.48/15.24/54.66/53.02/57.14/5.69/22.86'),
 }
 TABLE_1_GAIN = {'OPT-125M SPT': 16.60, 'OPT-1.3B SPT': 16.43, 'OPT-2.7B SPT': 33.04, 'Llama2-7B SPT': 26.62}
-NAMES = {  # LLM id → its name in the paper
+NAMES = {  # LLM id → name in the paper
     'facebook/opt-125m': 'OPT-125M',
     'facebook/opt-1.3b': 'OPT-1.3B',
     'facebook/opt-2.7b': 'OPT-2.7B',
@@ -42,9 +33,9 @@ NAMES = {  # LLM id → its name in the paper
 }
 TABLE_2 = {
     'all losses': _row(SHORT, '17.49/2.80/15.24/54.66/14.27'),
-    'without contrast': _row(SHORT, '15.95/2.00/13.17/52.80/14.23'),
-    'without fusion': _row(SHORT, '16.02/1.90/13.24/52.89/14.69'),
-    'without selection': _row(SHORT, '16.39/1.93/13.71/53.75/13.06'),
+    'without the contrastive loss': _row(SHORT, '15.95/2.00/13.17/52.80/14.23'),
+    'without the fusion loss': _row(SHORT, '16.02/1.90/13.24/52.89/14.69'),
+    'without the selection loss': _row(SHORT, '16.39/1.93/13.71/53.75/13.06'),
 }
 TABLE_3 = {
     1: _row(SHORT, '17.76/1.76/15.21/54.86/14.15'),
@@ -56,7 +47,7 @@ TABLE_3 = {
     7: _row(SHORT, '17.76/2.42/15.42/54.96/13.51'),
     8: _row(SHORT, '17.48/2.32/15.29/54.87/13.89'),
 }
-TABLE_4 = {  # with table 8
+TABLE_4 = {  # and table 8
     'SPT': TABLE_1['Llama2-7B SPT'],
     'PT, 4 tokens': _row(FIRST, '16.47/1.78/15.74/3.74/13.64/52.65/49.09/57.18/3.35/15.70'),
     'PT, 8 tokens': _row(FIRST, '17.64/2.13/16.49/4.01/14.69/55.85/54.98/57.34/4.75/21.91'),

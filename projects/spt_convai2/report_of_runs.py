@@ -1,4 +1,4 @@
-"""Which runs the figures show, and the page that has everything."""
+"""The report of all finished runs, and the choice of the runs that the figures show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_PANELS = 6
 
 
 def first_finished(row: Row, size: Size, seeds: Sequence[int], place: Place) -> tuple[dict, Path] | None:
-    """(record, world log) of the first seed that is finished."""
+    """(record, world log) of the first finished seed, None if there is none."""
     for seed in seeds:
         job = job_of(row, size, seed)
         record, (evaluation,) = read_record(place.record(job)), job.evaluations
@@ -31,7 +31,7 @@ def first_finished(row: Row, size: Size, seeds: Sequence[int], place: Place) -> 
 
 
 def _rows(tables: Sequence[TableOfRows], *names: str) -> list[Row]:
-    """Of the tables named, else of all, each label once. DailyDialog's say whose they are."""
+    """The rows of the named tables, or else of all, each label once. Rows of DailyDialog say so in their label."""
     chosen = [table for table in tables if table.name in names] or list(tables)
     rows = [_with_its_task(row) for table in chosen for row in table.rows]
     return list({row.label: row for row in rows}.values())
@@ -46,7 +46,10 @@ def _with_its_task(row: Row) -> Row:
 def two_models(
     tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place, left: str | None, right: str | None
 ) -> dict[str, list[Turn]]:
-    """label → turns of two rows: the ones named, or the last SPT of table 1 and the PT that it is compared with."""
+    """label → turns of two rows: the named ones, or the last SPT of table 1 and its PT.
+
+    :raises UsageError: if one of them has not finished.
+    """
     ready = {
         row.label: (row, found) for row in _rows(tables, 'table1') if (found := first_finished(row, size, seeds, place))
     }
@@ -56,7 +59,7 @@ def two_models(
     for name in (left, right):
         if name not in ready:
             raise UsageError(
-                f'{name or "an SPT row beside its PT"} has not finished; there are: {", ".join(ready) or "none"}.'
+                f'{name or "an SPT row with its PT"} has not finished; finished rows: {", ".join(ready) or "none"}.'
             )
     return {name: read_turns(ready[name][1][1]) for name in (left, right)}
 
@@ -70,7 +73,7 @@ def make(
     place: Place,
     patterns: dict[str, str] | None,
 ) -> Path:
-    """tables.json, tables.md, the figures and index.html in OUT/report; returns the page."""
+    """Write tables.json, tables.md, the figures and index.html into OUT/report; return the path of index.html."""
     folder = place.out / 'report'
     usage = made.usage(asked, size, seeds, place)
     write_json(folder / 'tables.json', {'tables': list(tables), 'usage': usage})
@@ -80,7 +83,8 @@ def make(
     names = ', '.join(Path(llm).name for llm in llms)
     steps = f'{size.train["max_train_steps"]} steps' if 'max_train_steps' in size.train else 'the epochs of table 6'
     subtitle = (
-        f'{names}; {", ".join(dict.fromkeys(record["task"] for record in records))}; {steps} of {size.train["batchsize"]} dialogues; '
+        f'{names}; {", ".join(dict.fromkeys(record["task"] for record in records))}; '
+        f'{steps} of {size.train["batchsize"]} dialogues; '
         f'{size.evaluate.get("num_examples", "all")} replies evaluated; seeds {", ".join(map(str, seeds))}'
     )
     return html_report.write(
@@ -91,7 +95,7 @@ def make(
 def draw(
     asked: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place, folder: Path, patterns: dict[str, str]
 ) -> list[html_report.Figure]:
-    """Every figure for which there are finished runs, of each row's first seed."""
+    """Draw every figure for which there are finished runs, from each row's first finished seed."""
     ready = [
         (row, found) for row in _rows(asked, 'table1', 'table9') if (found := first_finished(row, size, seeds, place))
     ]
@@ -113,14 +117,14 @@ def draw(
             'figure2',
             'Figure 2',
             'Figure 2. Which prompt is used at which turn',
-            'Times the retriever selects each prompt, by turn of the dialogue',
+            'How often the retriever selects each prompt, by turn of the dialogue',
             figures.usage_by_turn(shown, folder / 'figure2.png'),
         )
         add(
             'figure3',
             'Figure 3',
             f'Figure 3. Style of each prompt: {label}',
-            'Share of replies in which a pattern occurs, by prompt and turn; grey: the prompt was not used',
+            'Share of replies that match a pattern, by prompt and turn; grey: the prompt was not used',
             figures.pattern_by_prompt(shown[label], patterns, folder / 'figure3.png'),
         )
         add(
@@ -140,7 +144,7 @@ def draw(
             'figure4',
             'Figure 4',
             'Figure 4. The same dialogues, two models',
-            'Each model replies to what people said, and sees what people answered before',
+            'Each model replies to the messages of the dialogue and sees the gold replies of the earlier turns',
             figures.conversations(pairs, tuple(models), folder / 'figure4.png'),
             dialogues=[{**d, 'turns': d['turns'][:4]} for d in pairs],
             names=tuple(models),
@@ -150,7 +154,7 @@ def draw(
             'training',
             'Training',
             'Training curves',
-            'As the training log has them',
+            'The reports of the training log',
             figures.training_curves(curves, folder / 'training.png'),
         )
     return result

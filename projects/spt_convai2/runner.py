@@ -1,4 +1,7 @@
-"""Jobs → finished runs: ParlAI's own commands as processes, some at a time, each with a record of what it did. Resumable."""
+"""Run jobs as processes of ParlAI's own commands, several at once, with a record of each.
+
+Finished stages are kept, and interrupted ones continue.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ LOG_FIELDS = 'text,eval_labels,selected_prompt,prompt_scores,id,episode_done'
 
 
 class Place(NamedTuple):
-    """Where runs go and what they share. data: ParlAI's datapath, None for its own."""
+    """Where runs are written and what they share. data: ParlAI's datapath, None for its default."""
 
     out: Path
     data: str | None
@@ -41,7 +44,7 @@ class Place(NamedTuple):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Write a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}')
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding='utf-8')
@@ -49,11 +52,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_record(path: Path) -> dict | None:
+    """The content of a JSON file, None if there is no such file."""
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def environment() -> dict[str, Any]:
-    """What a number is worth nothing without."""
+    """The versions, commit and machine, without which a measurement cannot be judged."""
     versions = {'python': platform.python_version()}
     for name in PACKAGES:
         try:
@@ -89,7 +93,7 @@ def gpus() -> list[str]:
 
 
 def shown(command: list[str]) -> str:
-    """As a person types it."""
+    """A command as a person types it."""
     return shlex.join(['parlai', *command[3:]])
 
 
@@ -102,6 +106,7 @@ def _common(job: Job, place: Place) -> list[str]:
 
 
 def train_command(job: Job, place: Place) -> list[str]:
+    """The command that trains a job's model."""
     model = [
         '-m',
         AGENTS + job.agent,
@@ -116,7 +121,7 @@ def train_command(job: Job, place: Place) -> list[str]:
 
 
 def eval_command(job: Job, evaluation: Evaluation, place: Place) -> list[str]:
-    """Of the trained model, which knows its agent, LLM and seed; or of an agent that needs no training."""
+    """The command that evaluates a trained model, which knows its agent and LLM, or an agent that does not train."""
     folder = place.folder(job)
     untrained = ['-m', AGENTS + job.agent, '--llm', job.llm, '--seed', str(job.seed)]
     model = ['-mf', str(folder / 'model')] if job.train is not None else untrained
@@ -143,7 +148,7 @@ def eval_command(job: Job, evaluation: Evaluation, place: Place) -> list[str]:
 
 
 class Stage(NamedTuple):
-    """A command of a job. options: those that tell it from another command of the same name."""
+    """A command of a job. options: they distinguish it from another command of the same name."""
 
     name: str
     command: list[str]
@@ -151,18 +156,19 @@ class Stage(NamedTuple):
 
 
 def stages(job: Job, place: Place) -> list[Stage]:
-    """In the order in which they must run."""
+    """The stages of a job in the order in which they must run."""
     training = [] if job.train is None else [Stage('train', train_command(job, place), dict(job.train))]
     return training + [Stage(e.key, eval_command(job, e, place), dict(e.options)) for e in job.evaluations]
 
 
 def finished(record: dict | None, name: str, options: dict[str, Any]) -> dict | None:
-    """What a record says of a stage, if it is finished and was run with these very options."""
+    """The record of a stage if it is finished and was run with exactly these options, else None."""
     stage = (record or {'stages': {}})['stages'].get(name, {})
     return stage if stage.get('finished') and stage.get('options') == options else None
 
 
 def missing(job: Job, place: Place) -> list[Stage]:
+    """The stages of a job that are not finished."""
     record = read_record(place.record(job))
     return [stage for stage in stages(job, place) if not finished(record, stage.name, stage.options)]
 
@@ -171,11 +177,11 @@ def missing(job: Job, place: Place) -> list[Stage]:
 
 
 class Stopped(Exception):
-    """The driver was told to stop."""
+    """The user has asked to stop."""
 
 
 class Runner:
-    """Runs jobs `at_once`, on the GPUs in turn where there are any. A job that fails leaves the others alone."""
+    """Runs `at_once` jobs at a time, spread over the GPUs if there are any. Other jobs go on when one fails."""
 
     def __init__(self, place: Place, at_once: int, devices: list[int], console: Console):
         self.place, self.at_once, self.console = place, at_once, console
@@ -187,7 +193,7 @@ class Runner:
             self.devices.put(devices[slot % len(devices)] if devices else None)
 
     def __call__(self, jobs: list[Job]) -> list[str]:
-        """Returns the names of jobs that failed. Ctrl-C ends every process; the same command continues."""
+        """Run the jobs and return the names of those that failed. Ctrl-C stops all; the same command continues."""
         waiting = [job for job in jobs if missing(job, self.place)]
         self.console.print(
             f'{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {self.at_once} at once'
@@ -234,13 +240,13 @@ class Runner:
             )
 
     def stop(self) -> None:
-        """Ctrl-C to each: `train_model` saves a checkpoint from which the same command continues."""
+        """Send SIGINT to every process: `train_model` then saves a checkpoint from which it can continue."""
         self.stopped.set()
         for process in list(self.running):
             process.send_signal(signal.SIGINT)
 
     def run(self, job: Job) -> dict:
-        """All stages that are missing; the record after each."""
+        """Run the missing stages of a job, writing its record after each; return the record."""
         path, device = self.place.record(job), self.devices.get()
         record = read_record(path) or {
             'name': job.name,
@@ -263,7 +269,7 @@ class Runner:
             else:
                 record['status'] = 'finished'
         except Stopped:
-            record.update(status='stopped', error='stopped; the same command continues')
+            record.update(status='stopped', error='stopped; the same command continues it')
         finally:
             self.devices.put(device)
         write_json(path, record)
@@ -278,11 +284,8 @@ class Runner:
             'OMP_NUM_THREADS': str(self.place.threads),
             **({} if device is None else {'CUDA_VISIBLE_DEVICES': str(device)}),
         }
-        log, started, clock = (
-            folder / f'{stage.name}.log',
-            datetime.now(UTC).isoformat(timespec='seconds'),
-            time.monotonic(),
-        )
+        log = folder / f'{stage.name}.log'
+        started, clock = datetime.now(UTC).isoformat(timespec='seconds'), time.monotonic()
         with log.open('ab') as output:
             process = subprocess.Popen(
                 stage.command,
@@ -293,10 +296,10 @@ class Runner:
                 start_new_session=True,
             )
             self.running.add(process)
-            _, status, used = os.wait4(process.pid, 0)  # as process.wait(), and what it took of a processor
+            _, status, used = os.wait4(process.pid, 0)  # like process.wait(), with the processor time
             code = process.returncode = os.waitstatus_to_exitcode(status)
             self.running.discard(process)
-        if self.stopped.is_set():  # whatever it returned: told to stop, it may have saved and left in peace
+        if self.stopped.is_set():  # whatever the exit status: a stopped process may save and exit with 0
             raise Stopped
         done = {
             'command': shown(stage.command),
@@ -309,7 +312,7 @@ class Runner:
             'finished': code == 0,
         }
         if code:
-            return {**done, 'error': f'{_last_line(log)} (exit status {code}; all of it: {log})'}
+            return {**done, 'error': f'{_last_line(log)} (exit status {code}; full log: {log})'}
         return {
             **done,
             **(_trained(folder) if stage.name == 'train' else {'metrics': _metrics(folder / f'{stage.name}.json')}),
@@ -317,7 +320,7 @@ class Runner:
 
 
 def _trained(folder: Path) -> dict:
-    """What `train_model` says of itself; an epoch's hours are those of its steps, without start and validations."""
+    """The statistics that `train_model` writes. The hours of an epoch exclude start and validations."""
     stats = json.loads((folder / 'model.trainstats').read_text())
     epochs, reports = stats['total_epochs'], stats['train_reports']
     return {

@@ -1,4 +1,4 @@
-"""How big an experiment is: seconds for a test, an hour or so on a CPU, or the paper's own."""
+"""The sizes of the experiments: a few seconds to test them, about an hour on a CPU, or the paper's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 PRESETS = Path(__file__).parents[2] / 'opt_presets'
 PUBLISHED = {'prompt_init': 'normal'}
 TUNED = {'prompt_init': 'embedding-scale'}
-SETTINGS = {  # name → (what every soft prompt starts from, what SPT has beside it)
+SETTINGS = {  # name → (options of every agent with soft prompts, further options of SPT)
     'published': (PUBLISHED, {}),
     'tuned': (TUNED, {'tau_gold': 0.1, 'tau_score': 0.1, 'contrastive_pairs': 'across'}),
 }
@@ -17,8 +17,13 @@ SETTINGS = {  # name → (what every soft prompt starts from, what SPT has besid
 
 @dataclass(frozen=True)
 class Size:
-    """train, evaluate: options of `parlai train_model` and `eval_model`. tasks: with and without persona. settings: those of
-    table 1, the last of which the other tables use. prompt_counts: K of table 3. noises: α of tables 11 and 12."""
+    """The scale of all tables.
+
+    train, evaluate: options of `parlai train_model` and `eval_model`; tasks: with and without persona; settings: those
+    of table 1, the last of which the other tables use; prompt_counts: K of table 3; noises, gold_noises: α of tables 11
+    and 12; rates: learning rates of the agents that train weights, of which those without a rate have no row;
+    retrieval: options of RAG, whose defaults are the paper's.
+    """
 
     llms: tuple[str, ...]
     tasks: dict[str, str]
@@ -29,28 +34,26 @@ class Size:
     prompt_counts: tuple[int, ...]
     noises: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0)
     gold_noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    rates: dict[str, float] = field(
-        default_factory=dict
-    )  # learning rates of what trains weights; what is not here has no row
-    retrieval: dict[str, object] = field(default_factory=dict)  # of RAG; the agents' own defaults are the paper's
+    rates: dict[str, float] = field(default_factory=dict)
+    retrieval: dict[str, object] = field(default_factory=dict)
 
 
-_ALWAYS = {'trim_responses': 'true'}  # as the paper's authors cut every reply before they scored it
-_NO_VALIDATION = {  # `train_model` insists on evaluating once it is done: four examples that are always there (DailyDialog may lack a test fold)
+_ALWAYS = {'trim_responses': 'true'}  # the paper's authors cut every reply before they scored it
+# `train_model` always evaluates at its end. Four examples of the sample task serve for that, because DailyDialog may
+# not have a test fold.
+_NO_VALIDATION = {
     'validation_every_n_epochs': -1,
     'evaltask': 'spt_parlai.tasks.sample',
     'validation_max_exs': 4,
     'short_final_eval': 'true',
 }
-_OWN_EMBEDDINGS = {
-    'retrieval_encoder': 'llm',
-    'retrieve_per': 'dialogue',
-}  # no other encoder, whole dialogues in one pass
-_RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}  # the prompts' 0.01 is too much for weights
+# No other encoder is needed, and whole dialogues are still trained in one pass.
+_OWN_EMBEDDINGS = {'retrieval_encoder': 'llm', 'retrieve_per': 'dialogue'}
+_RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}  # the prompts' 0.01 is too high for weights
 SIZES = {
     'smoke': Size(
         llms=('demo',),
-        tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'spt_parlai.tasks.sample'},  # which needs no download
+        tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'spt_parlai.tasks.sample'},  # no download
         train={'max_train_steps': 4, 'batchsize': 2, 'log_every_n_steps': 2, 'max_new_tokens': 8, **_NO_VALIDATION},
         evaluate={'num_examples': 24, 'batchsize': 8, **_ALWAYS},
         seeds=(1,),
@@ -86,16 +89,14 @@ SIZES = {
         seeds=(1, 2, 3),
         settings=('published',),
         prompt_counts=tuple(range(1, 9)),
-        rates={'LoraAgent': 0.001},  # all weights of a 7 B LLM with Adam, in float32, are too much for one GPU
+        rates={'LoraAgent': 0.001},  # all weights of a 7 B LLM with Adam in float32 do not fit on one GPU
     ),
 }
 
 
 def table_6(llm: str) -> dict[str, object]:
-    """L, learning rate and epochs of the paper for an LLM; those of OPT-125M for one that the paper does not have."""
-    presets = [
-        json.loads(path.read_text(encoding='utf-8')) for path in sorted(PRESETS.glob('*.opt')) if path.stem != 'demo'
-    ]
+    """The paper's prompt length, learning rate and epochs for an LLM; OPT-125M's for an LLM that the paper lacks."""
+    presets = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(PRESETS.glob('*.opt'))]
     by_llm = {preset['llm']: preset for preset in presets}
     preset = by_llm.get(llm, by_llm['facebook/opt-125m'])
     return {name: preset[name] for name in ('prompt_length', 'learningrate', 'num_epochs')}

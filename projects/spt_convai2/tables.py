@@ -1,4 +1,4 @@
-"""Finished runs → the paper's tables: mean ± sd over seeds, the gain over PT with its interval, and the paper's own figures."""
+"""The paper's tables from finished runs: mean ± sd over seeds, gain over PT with its interval, the paper's figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from scipy import stats
 from sizes import Size
 
 from spt_parlai.metrics.gain import average_gain
+from spt_parlai.metrics.registry import is_percentage
 
 TITLES = {
     'unigram_f1': 'F1',
@@ -30,15 +31,15 @@ TITLES = {
     'dist': 'DIST avg',
     'ppl': 'ppl',
     'persona_bleu': 'persona BLEU',
-    'epoch_hours': 'hours an epoch',
+    'epoch_hours': 'hours per epoch',
     **{f'persona_bleu_{n}': f'{n}-gram' for n in range(1, 5)},
 }
-GAINS = ('selected_gain', 'best_gain')  # nats a token, of choosing a prompt
+GAINS = ('selected_gain', 'best_gain')
 Metrics = dict[str, float]
 
 
 def gain_columns(row: Metrics, base: Metrics) -> tuple[str, ...]:
-    """The columns of table 1 that both runs have. One in which the baseline is 0 has no relative gain and is left out."""
+    """The columns of table 1 that both runs have, except those in which the baseline is 0."""
     return tuple(c for c in FIRST if row.get(c) is not None and base.get(c))
 
 
@@ -53,7 +54,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def metrics_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> dict[int, Metrics]:
-    """seed → the evaluation's metrics, of the seeds that are finished; the same for each where the seed does not matter."""
+    """seed → metrics of the evaluation, for all finished seeds. An agent without a seed has the same for each."""
     found = {}
     for seed in seeds:
         job = job_of(row, size, seed)
@@ -66,7 +67,7 @@ def metrics_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> dict
 
 
 def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) -> dict[str, Any]:
-    """A table as plain values; a row's gain is taken seed by seed against the row that it is compared with."""
+    """A table as plain values. A row's gain is computed seed by seed, relative to the row `against`."""
     measured = {row.label: metrics_of(row, size, seeds, place) for row in table.rows}
     rows, shared = [], None
     for row in table.rows:
@@ -106,12 +107,14 @@ def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) ->
 
 
 def cell(value: dict[str, Any] | None, digits: int = 2) -> str:
+    """Mean ± standard deviation of a `spread`."""
     if value is None:
         return '–'
     return f'{value["mean"]:.{digits}f}' + ('' if value['sd'] is None else f' ± {value["sd"]:.{digits}f}')
 
 
 def gain_text(value: dict[str, Any] | None) -> str:
+    """A gain in percent with its interval."""
     if value is None or math.isnan(value['mean']):
         return '–'
     interval = value['interval']
@@ -119,11 +122,12 @@ def gain_text(value: dict[str, Any] | None) -> str:
 
 
 def figure_text(value: float | None) -> str:
+    """A figure of the paper."""
     return '–' if value is None else 'NaN' if math.isnan(value) else f'{value:.2f}'
 
 
 def lines(table: dict[str, Any]) -> list[list[str]]:
-    """Header and rows as text; a row that the paper has is followed by the paper's."""
+    """Header and rows as text. A row that the paper has is followed by the paper's figures."""
     gains = any('gain' in row or row['paper_gain'] for row in table['rows'])
     result = [['', *(TITLES[c] for c in table['columns']), *(['AVG↑'] if gains else [])]]
     for row in table['rows']:
@@ -144,18 +148,24 @@ def lines(table: dict[str, Any]) -> list[list[str]]:
 
 
 def note(table: dict[str, Any]) -> str:
-    """What the numbers are."""
+    """The sentence below a table that explains its numbers."""
     counts = sorted({len(row['seeds']) for row in table['rows']})
     seeds = f'{counts[0]}' if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'
-    said = f'Mean ± sd over {seeds} seed{"s" * (counts[-1] != 1)}, in percent where it is a metric.'
+    others = [TITLES[column] for column in table['columns'] if not is_percentage(column)]
+    but = f' except for {", ".join(others)}' if others else ''
+    said = f'Mean ± sd over {seeds} seed{"s" * (counts[-1] != 1)}, in percent{but}.'
     if table['gain_columns']:
         against = ', '.join(sorted({row['against'] for row in table['rows'] if 'gain' in row}))
         columns = ', '.join(TITLES[c] for c in table['gain_columns'])
-        said += f' AVG↑: mean relative gain over {against}, seed by seed, over {columns}; in brackets its 95% interval over seeds.'
+        said += (
+            f' AVG↑: mean relative gain over {against}, seed by seed, in {columns}; '
+            'in brackets its 95% interval over seeds.'
+        )
     return said
 
 
 def markdown(table: dict[str, Any]) -> str:
+    """A table as Markdown, with its title and note."""
     return _markdown(title(table), lines(table), note(table))
 
 
@@ -165,6 +175,7 @@ def _markdown(title: str, lines: Sequence[Sequence[str]], note: str) -> str:
 
 
 def title(table: dict[str, Any]) -> str:
+    """A table's number and title."""
     number = table['name'].removeprefix('table')
     return f'Table {number}{" and 8" if number == "4" else ""}. {table["title"]}'
 
@@ -173,7 +184,7 @@ def title(table: dict[str, Any]) -> str:
 
 
 def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place) -> list[dict[str, Any]]:
-    """For every row that selects prompts: how evenly, and what the choice is worth in nats."""
+    """For every row that selects prompts: how evenly it uses them, and what the selection is worth in nats."""
     found: dict[str, dict[str, Any]] = {}
     for table in tables:
         for row in table.rows:
@@ -198,8 +209,8 @@ def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place
 
 USAGE_TITLE = 'Is every prompt used?'
 USAGE_NOTE = (
-    'Entropy over its maximum: 1 is even use, 0 a retriever that has collapsed onto one prompt. The gains are the NLL a token of '
-    'the mean prompt minus that of the selected one, and minus that of the best one in hindsight.'
+    'Entropy over its maximum: 1 is even use, 0 is a retriever that has collapsed onto one prompt. '
+    'Gains: the NLL per token of the mean prompt minus that of the selected prompt, and of the best one in hindsight.'
 )
 
 
@@ -208,9 +219,9 @@ def usage_lines(usage: Sequence[dict[str, Any]]) -> list[list[str]]:
     header = [
         '',
         'entropy of use',
-        'nats gained by the choice',
-        'by the best choice',
-        'share of each prompt, largest first, one list a seed',
+        'nats gained by the selection',
+        'by the best selection',
+        'share of each prompt, largest first, one list per seed',
     ]
     return [
         header,
@@ -227,6 +238,7 @@ def usage_lines(usage: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def write(tables: Sequence[dict[str, Any]], usage: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """Write all tables as Markdown into `tables.md` of the folder."""
     path = folder / 'tables.md'
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [*map(markdown, tables), *([_markdown(USAGE_TITLE, usage_lines(usage), USAGE_NOTE)] if usage else [])]

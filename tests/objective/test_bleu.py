@@ -1,4 +1,4 @@
-"""All pairs' BLEU at once: what sacrebleu gives pair by pair, on texts made to break it and on dialogues."""
+"""The BLEU of all pairs at once is what sacrebleu gives pair by pair, on difficult texts and on dialogues."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import random
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +139,7 @@ def test_known_words_are_bounded_and_forgetting_them_changes_nothing(monkeypatch
 
 
 def check_contexts(texts, pairs, threshold=20.0):
-    """The given pairs (m, n), m < n, of one batch: scores, and sides of the threshold."""
+    """The given pairs (m, n), m < n, of one batch agree in their scores and in their sides of the threshold."""
     scores, similar = pairwise_bleu(texts), similar_pairs(texts, threshold)
     expected = np.array([referee(texts[m], texts[n]) for m, n in pairs])
     assert (expected > threshold).any() and (expected < threshold).any()
@@ -149,7 +149,7 @@ def check_contexts(texts, pairs, threshold=20.0):
 
 
 def some_pairs(B, number):
-    """Neighbours, most of them turns of one dialogue, and pairs from anywhere."""
+    """Neighbours, most of which are turns of one dialogue, and pairs drawn from all texts."""
     rng = random.Random(1)
     near = [(m, m + rng.randint(1, 5)) for m in rng.sample(range(B - 5), min(B - 5, number // 2))]
     return near + [tuple(sorted(rng.sample(range(B), 2))) for _ in range(number - len(near))]
@@ -158,7 +158,7 @@ def some_pairs(B, number):
 def test_contexts_of_the_sample_task():
     texts = benchmark.contexts(benchmark.SAMPLE, 240)
     assert len(texts) == 240
-    assert any(n.startswith(m.removesuffix(' R:')) for m, n in zip(texts, texts[1:]))  # turns of a dialogue
+    assert any(n.startswith(m.removesuffix(' R:')) for m, n in pairwise(texts))  # turns of a dialogue
     check_contexts(texts, some_pairs(240, 1000))
 
 
@@ -172,7 +172,7 @@ def test_contexts_of_convai2(fold):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(plain | tricky, min_size=2, max_size=5))
 def test_no_tie_turns(texts):
-    """Γ set to each score that occurs, and to the floats beside it: strictly above, by sacrebleu's own float."""
+    """With Γ at each score that occurs, and at the floats beside it, similar means strictly above sacrebleu's float."""
     for m, n in product(range(len(texts)), repeat=2):
         if m < n:
             score = referee(texts[m], texts[n])
@@ -186,7 +186,7 @@ def test_no_tie_turns(texts):
     'text', ['tea', 'i like', 'i like tea', 'i like tea .', benchmark.contexts(benchmark.SAMPLE, 5)[-1]]
 )
 def test_identical_texts_at_the_top_of_the_scale(text):
-    """sacrebleu gives identical texts of different lengths 100 or a hair more: its float decides."""
+    """sacrebleu gives identical texts 100 or a hair more, depending on their length; its float decides."""
     assert similar_pairs([text, text], 100.0)[0, 1].item() is (referee(text, text) > 100)
     assert similar_pairs([text, text], 99.999)[0, 1]
 
@@ -206,6 +206,6 @@ def test_where_last_digits_differ_sacrebleu_decides():
 
 @pytest.mark.parametrize('words', [100, 600, 700, 740, 760])
 def test_hardly_any_similarity_is_above_zero(words):
-    """One word against many: the brevity penalty goes through the subnormal floats to 0."""
+    """With one word against many, the brevity penalty passes through the subnormal floats to 0."""
     texts = ['tea', ' '.join(['tea'] * words)]
     assert similar_pairs(texts, 0.0)[0, 1].item() is (referee(*texts) > 0)

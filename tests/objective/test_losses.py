@@ -1,4 +1,4 @@
-"""Every loss against a float64 version written straight from its equation, in loops."""
+"""Every loss against a float64 version with loops, written directly from its equation."""
 
 from __future__ import annotations
 
@@ -54,9 +54,11 @@ def naive_gold(nll, tau):
 def naive_selection(gold, scores, tau):
     """Eq. 3: [B], KL(gold ‖ softmax(S / τ_s))."""
     divergences = []
-    for target, row in zip(gold, scores.tolist()):
+    for target, row in zip(gold, scores.tolist(), strict=True):
         predicted = softmax([s / tau for s in row])
-        divergences.append(sum(g * (math.log(g) - math.log(p)) for g, p in zip(target, predicted) if g > 0))
+        divergences.append(
+            sum(g * (math.log(g) - math.log(p)) for g, p in zip(target, predicted, strict=True) if g > 0)
+        )
     return divergences
 
 
@@ -65,15 +67,15 @@ def naive_pairs(scores, similar):
     rows, losses = scores.tolist(), {}
     for m in range(len(rows)):
         for n in range(m + 1, len(rows)):
-            dot = sum(a * b for a, b in zip(rows[m], rows[n]))
+            dot = sum(a * b for a, b in zip(rows[m], rows[n], strict=True))
             cosine = dot / math.sqrt(sum(a * a for a in rows[m])) / math.sqrt(sum(b * b for b in rows[n]))
             losses[m, n] = 1 - cosine if similar[m][n] else max(0.0, cosine)
     return losses
 
 
 def naive_fusion(log_probs, lengths):
-    """Eq. 5: [B], mean over target tokens of −log mean_i p_i. Exact also where every p_i underflows."""
-    columns = list(zip(*log_probs.tolist()))
+    """Eq. 5: [B], mean over target tokens of −log mean_i p_i. Exact even where every p_i underflows."""
+    columns = list(zip(*log_probs.tolist(), strict=True))
     start, means = 0, []
     for length in lengths:
         total = 0.0
@@ -95,7 +97,7 @@ def mean(values):
 
 @st.composite
 def batches(draw):
-    """(log_probs [K, N], scores [B, K], lengths, similar) in float64; log-probabilities from −1e-4 down to −1e4."""
+    """(log_probs [K, N], scores [B, K], lengths, similar) in float64, with log-probabilities from −1e-4 to −1e4."""
     K, B = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     lengths = draw(st.lists(st.integers(1, 5), min_size=B, max_size=B))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
@@ -169,7 +171,7 @@ def test_contrastive_loss(batch):
 @quick
 @given(batches(), st.integers(1, 3))
 def test_pairs_across_dialogues(batch, dialogues):
-    """With `apart`, a pair of one dialogue neither counts nor weighs."""
+    """With `apart`, a pair within one dialogue adds nothing and is not counted in the mean."""
     log_probs, scores, lengths, similar = batch
     B = len(lengths)
     apart = torch.arange(B) % dialogues
@@ -178,7 +180,7 @@ def test_pairs_across_dialogues(batch, dialogues):
         pair: value for pair, value in naive_pairs(scores, similar.tolist()).items() if apart[pair[0]] != apart[pair[1]]
     }
     assert losses.terms['contrastive'].counts.nonzero().tolist() == sorted(map(list, pairs))
-    expected = mean(sum(column) for column in zip(*naive_nll(log_probs, lengths))) + mean(pairs.values())
+    expected = mean(sum(column) for column in zip(*naive_nll(log_probs, lengths), strict=True)) + mean(pairs.values())
     assert float(losses.total) == pytest.approx(expected, rel=1e-9)
 
 
@@ -201,7 +203,7 @@ def test_fusion(batch):
 
 
 def test_fusion_is_the_nll_of_averaged_probabilities():
-    """With whole distributions: softmax of every prompt's logits, averaged, then −log of the target."""
+    """Against whole distributions: the softmax of every prompt's logits, averaged, then −log of the target."""
     torch.manual_seed(0)
     logits, targets = torch.randn(3, 7, 11).double(), torch.randint(11, (7,))
     expected = -torch.log(torch.softmax(logits, -1).mean(0))[torch.arange(7), targets]
@@ -251,7 +253,7 @@ def example_batch(K=3, lengths=(2, 1, 3), seed=0):
 @pytest.mark.parametrize('K, lengths', [(1, (2, 3)), (3, (2,)), (1, (1,)), (4, (1, 1, 1, 1)), (3, (2, 1, 3))])
 @pytest.mark.parametrize('lambdas', [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0.4, 2.0, 0.7)], ids=str)
 def test_gradients_of_the_terms(K, lengths, lambdas):
-    """`gradcheck` with gold held fixed, as the method has it; the objective's own gradients must be the same."""
+    """`gradcheck` with a constant gold distribution, as in the method; the objective must have the same gradients."""
     log_probs, scores, example, similar = example_batch(K, lengths)
     B = len(lengths)
     gold = gold_distribution(prompt_nll(log_probs, example, B), 1.0)
@@ -268,7 +270,7 @@ def test_gradients_of_the_terms(K, lengths, lambdas):
     expected = torch.autograd.grad(total(log_probs, scores), (log_probs, scores))
     losses = SptObjective(selection, contrastive, fusion)(log_probs, scores, example, similar)
     actual = torch.autograd.grad(losses.total, (log_probs, scores))
-    for a, b in zip(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
 
 
@@ -299,7 +301,7 @@ def test_a_batch_of_one_has_no_pairs():
 
 
 def test_one_prompt_alone():
-    """K = 1: nothing to select, and the fusion of one prompt is that prompt."""
+    """With K = 1 there is nothing to select, and the fusion of one prompt is that prompt."""
     log_probs, scores, example, similar = example_batch(K=1)
     losses = SptObjective()(log_probs, scores, example, similar)
     assert losses.terms['selection'].values.tolist() == [0.0] * 3
@@ -307,7 +309,7 @@ def test_one_prompt_alone():
 
 
 def test_equal_scores():
-    """Uniform selection: KL = log K − entropy(gold); the cosine of every pair is 1."""
+    """With equal scores, KL = log K − entropy(gold), and the cosine of every pair is 1."""
     log_probs, _, example, _ = example_batch()
     scores = torch.full((3, 3), 0.5, dtype=torch.float64, requires_grad=True)
     similar = torch.tensor([[False, True, False]] * 3)
@@ -323,7 +325,7 @@ def test_equal_scores():
 
 @pytest.mark.parametrize('worst', [-1e4, -1e30])
 def test_hopeless_targets_stay_finite(worst):
-    """One target token of next to no probability under any prompt, in float32; and one under a single prompt."""
+    """In float32: a target token that is very unlikely under every prompt, and one under a single prompt."""
     log_probs, scores, example, similar = (t.detach().float() if t.is_floating_point() else t for t in example_batch())
     log_probs[:, 0] = worst
     log_probs[1, 3] = worst

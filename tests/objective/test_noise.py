@@ -15,10 +15,10 @@ from spt_parlai.training.seeding import noise_generator
 
 
 def naive(gold, noise):
-    """Row by row: add, cut at 0, divide by the sum; a row without a sum stays."""
+    """Row by row: add, clamp at 0, divide by the sum; a row whose sum is 0 stays as it was."""
     rows = []
-    for g, e in zip(gold.tolist(), noise.tolist()):
-        row = [max(0.0, a + b) for a, b in zip(g, e)]
+    for g, e in zip(gold.tolist(), noise.tolist(), strict=True):
+        row = [max(0.0, a + b) for a, b in zip(g, e, strict=True)]
         rows.append([v / math.fsum(row) for v in row] if math.fsum(row) > 0 else g)
     return torch.tensor(rows, dtype=torch.float64)
 

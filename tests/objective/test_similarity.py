@@ -1,4 +1,4 @@
-"""M(c_m, c_n): sacrebleu's own sentence BLEU, the earlier example as hypothesis."""
+"""M(c_m, c_n) is sacrebleu's own sentence BLEU with the earlier example as hypothesis."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_similar_pairs(texts, threshold):
 
 
 def test_scale_and_direction():
-    """0–100, and not symmetric: a short hypothesis is punished for brevity, a long one for what it adds."""
+    """It is 0–100 and not symmetric: a short hypothesis loses by its brevity, a long one by what it adds."""
     long, short = TEXTS[1], TEXTS[0]
     assert sentence_bleu(short, short) == pytest.approx(100)
     forth, back = sentence_bleu(short, long), sentence_bleu(long, short)
@@ -65,7 +65,7 @@ def test_exceeding_the_threshold_is_strict():
 
 
 def test_empty_texts_are_like_nothing():
-    """Dialogues without persona, where the text is the persona alone: no pair of them counts as similar."""
+    """If the text is the persona alone, no pair of dialogues without persona counts as similar."""
     assert sentence_bleu('', '') == sentence_bleu('', 'tea') == sentence_bleu('tea', '') == 0
     assert not similar_pairs(['', 'tea', ''], 0.0).any()
 

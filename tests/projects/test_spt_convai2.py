@@ -1,4 +1,4 @@
-"""The experiments' driver on runs of seconds: each run once and resumable, tables that say what the reports say, a page with every figure."""
+"""The experiments as runs of seconds: each happens once and can continue; tables and page show what was measured."""
 
 import base64
 import csv
@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.gain import TABLE_1
+from spt_parlai.metrics.registry import REPLY_METRICS
+from spt_parlai.objective import SptObjective
 
 FOLDER = Path(__file__).parents[2] / 'projects' / 'spt_convai2'
 
@@ -30,32 +32,11 @@ def project():
 
 @pytest.fixture(scope='module')
 def asked(project, tiny_llms, tmp_path_factory):
-    """Words after `run`, the folder among them."""
+    """(folder of the runs, the words that follow `run`)."""
     out = tmp_path_factory.mktemp('experiments')
-    steps = [
-        '--set',
-        'max_train_steps=3',
-        '--set',
-        'log_every_n_steps=1',
-        '--set',
-        'label_truncate=24',
-        '--set',
-        'prompt_length=2',
-    ]
-    return out, [
-        'table9',
-        '--size',
-        'smoke',
-        '--settings',
-        'tuned',
-        '--llm',
-        tiny_llms.opt,
-        '--jobs',
-        '2',
-        *steps,
-        '--out',
-        str(out),
-    ]
+    options = ('max_train_steps=3', 'log_every_n_steps=1', 'label_truncate=24', 'prompt_length=2')
+    words = ['table9', '--size', 'smoke', '--settings', 'tuned', '--llm', tiny_llms.opt, '--jobs', '2']
+    return out, [*words, *(word for option in options for word in ('--set', option)), '--out', str(out)]
 
 
 def run(project, *words):
@@ -67,7 +48,7 @@ def run(project, *words):
 
 @pytest.fixture(scope='module')
 def finished(project, asked):
-    """A folder in which PT and SPT have run."""
+    """A folder in which PT and SPT have finished."""
     out, words = asked
     result = run(project, 'run', *words)
     assert result.exit_code == 0, result.output + ''.join(p.read_text()[-2000:] for p in out.glob('runs/*/*.log'))
@@ -85,28 +66,17 @@ def test_every_run_leaves_a_record_of_what_it_was(finished):
     made = records(finished)
     assert len(made) == 2 and {r['agent'] for r in made.values()} == {'PromptTuningAgent', 'SptAgent'}
     for name, record in made.items():
-        assert (
-            record['status'] == 'finished'
-            and record['name'] == name
-            and record['seed'] == 1
-            and record['versions']['torch']
-        )
+        assert (record['status'], record['name'], record['seed']) == ('finished', name, 1)
+        assert record['versions']['torch']
         train, evaluation = record['stages']['train'], record['stages']['eval']
-        assert (
-            train['command'].startswith('parlai train_model ')
-            and f'-m spt_parlai.agents:{record["agent"]}' in train['command']
-        )
+        assert train['command'].startswith('parlai train_model ')
+        assert f'-m spt_parlai.agents:{record["agent"]}' in train['command']
         assert '--seed 1' in train['command'] and train['train_steps'] == 3 and train['epoch_hours'] > 0
-        assert (
-            train['seconds'] > train['train_seconds'] > 0
-            and train['cpu_seconds'] > 0
-            and train['environment']['OMP_NUM_THREADS']
-        )
+        assert train['seconds'] > train['train_seconds'] > 0 and train['cpu_seconds'] > 0
+        assert train['environment']['OMP_NUM_THREADS']
         report = json.loads((finished / 'runs' / name / 'eval.json').read_text())['report']
-        assert (
-            evaluation['metrics'] == {k: v for k, v in report.items() if isinstance(v, (int, float))}
-            and report['exs'] == 24
-        )
+        assert evaluation['metrics'] == {k: v for k, v in report.items() if isinstance(v, (int, float))}
+        assert report['exs'] == 24
 
 
 def test_what_is_finished_is_not_run_again_and_what_is_missing_is(project, asked, finished):
@@ -121,9 +91,8 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(project, asked
     path.write_text(json.dumps(record))
     assert run(project, 'run', *words, '--dry-run').output.split() == evaluation['command'].split()
     longer = run(project, 'run', *words, '--dry-run', '--set-eval', 'num_examples=32').output.splitlines()
-    assert len(longer) == 2 and all(
-        line.startswith('parlai eval_model') for line in longer
-    )  # another evaluation of the same training
+    assert len(longer) == 2  # another evaluation of the same training
+    assert all(line.startswith('parlai eval_model') for line in longer)
     assert '2 runs, 1 of them finished before' in run(project, 'run', *words).output
     again = json.loads(path.read_text())['stages']
     assert again['train'] == record['stages']['train']
@@ -133,23 +102,19 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(project, asked
     }
 
 
-def test_a_run_that_fails_is_told_and_leaves_the_others_alone(project, asked, finished, tmp_path):
+def test_a_run_that_fails_is_reported_and_the_others_go_on(project, asked, finished, tmp_path):
     job, *_ = project.grid.jobs_of(
         [project.grid.table_1(project.sizes.SIZES['smoke'], ('/no/such/llm',))], project.sizes.SIZES['smoke'], (1,)
     )
-    good = project.grid.Job(
-        'good', 'SptAgent', 'demo', 'spt_parlai.tasks.sample', 1, None, ()
-    )  # nothing is missing of it
+    # Nothing is missing of this job.
+    good = project.grid.Job('good', 'SptAgent', 'demo', 'spt_parlai.tasks.sample', 1, None, ())
     place = project.runner.Place(tmp_path, None, 1)
     console = project.experiments.Console(record=True, width=400)
     failed = project.runner.Runner(place, 1, [], console)([job, good])
     record = json.loads((tmp_path / 'runs' / job.name / 'run.json').read_text())
     assert failed == [job.name] and record['status'] == 'failed' and '/no/such/llm' in record['error']
-    assert (
-        'FAILED' in console.export_text()
-        and list(record['stages']) == ['train']
-        and record['stages']['train']['returncode'] != 0
-    )
+    assert 'FAILED' in console.export_text()
+    assert list(record['stages']) == ['train'] and record['stages']['train']['returncode'] != 0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +130,7 @@ def test_a_run_that_fails_is_told_and_leaves_the_others_alone(project, asked, fi
         (['table1', '--settings', 'best'], "'best'"),
     ],
 )
-def test_what_cannot_run_is_told_in_a_sentence(project, tmp_path, words, named):
+def test_what_cannot_run_is_refused_in_a_sentence(project, tmp_path, words, named):
     result = run(project, 'run', *words, '--out', tmp_path / 'out')
     assert result.exit_code == 1 and named in result.output and len(result.output.splitlines()) == 1
     assert not (tmp_path / 'out').exists()
@@ -185,31 +150,39 @@ def test_tables_share_runs_and_all_options_tell_them_apart(project):
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
     rows = {(table.name, row.label): project.grid.job_of(row, size, 1).name for table in every for row in table.rows}
-    assert (
-        rows['table1', 'demo SPT, tuned']
-        == rows['table2', 'all losses']
-        == rows['table3', 'K = 4']
-        == rows['table4', 'SPT']
-        == rows['table11', 'α = 0.1']
-    )
+    same = [('table2', 'all losses'), ('table3', 'K = 4'), ('table4', 'SPT'), ('table11', 'α = 0.1')]
+    assert {rows[row] for row in same} == {rows['table1', 'demo SPT, tuned']}
     assert rows['table1', 'demo SPT, tuned'] != rows['table1', 'demo SPT'] != rows['table9', 'SPT']
-    assert len({name for name in rows.values() if name.endswith('seed1')}) * 2 + 2 == len(
-        names
-    )  # two rows have no seed
+    seeded = {name for name in rows.values() if name.endswith('seed1')}
+    assert len(seeded) * 2 + 2 == len(names)  # two rows have no seed
     shared = next(job for job in jobs if job.name == rows['table11', 'α = 1'])
-    assert len(shared.evaluations) == 1 + len(size.noises) and [job.seed for job in jobs if job.seed] == sorted(
-        job.seed for job in jobs if job.seed
-    )
+    assert len(shared.evaluations) == 1 + len(size.noises)
+    seeds = [job.seed for job in jobs if job.seed]
+    assert seeds == sorted(seeds)
+
+
+def test_every_loss_of_the_objective_is_switched_off_once(project):
+    size = project.sizes.SIZES['paper']
+    table = project.grid.table_2(size, size.llms)
+    all_losses, *without = (row for row in table.rows if row.method.agent == 'SptAgent')
+    switched = [dict(row.method.train.items() - all_losses.method.train.items()) for row in without]
+    assert switched == [{f'lambda_{name}': 0} for name in SptObjective.losses()]
+    assert [row.label for row in without] == [f'without the {name} loss' for name in SptObjective.losses()]
+    assert {row.label for row in table.rows if row.paper} == set(project.paper_figures.TABLE_2)
+
+
+def test_every_column_of_a_table_is_a_metric_with_a_title(project):
+    size = project.sizes.SIZES['small']
+    columns = {column for make in project.grid.TABLES.values() for column in make(size, ('demo',)).columns}
+    assert columns <= set(project.tables.TITLES)
+    assert columns - {'epoch_hours'} <= {metric.name for metric in REPLY_METRICS}
 
 
 def test_settings_are_those_of_table_6(project):
     size = project.sizes.SIZES['paper']
     rows = {row.label: row.method.train for row in project.grid.table_1(size, size.llms).rows}
-    assert {
-        label: (t['prompt_length'], t['learningrate'], t['num_epochs'])
-        for label, t in rows.items()
-        if label.endswith(' SPT')
-    } == {
+    of_table_6 = ('prompt_length', 'learningrate', 'num_epochs')
+    assert {label: tuple(t[name] for name in of_table_6) for label, t in rows.items() if label.endswith(' SPT')} == {
         'OPT-125M SPT': (8, 0.01, 15),
         'OPT-1.3B SPT': (8, 0.01, 1),
         'OPT-2.7B SPT': (8, 0.001, 1),
@@ -223,18 +196,15 @@ def test_settings_are_those_of_table_6(project):
 
 def test_tables_are_recomputed_from_the_evaluation_reports(finished):
     (table,) = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
-    reports = [
-        json.loads((finished / 'runs' / row['runs'][0] / 'eval.json').read_text())['report'] for row in table['rows']
-    ]
+    paths = [finished / 'runs' / row['runs'][0] / 'eval.json' for row in table['rows']]
+    reports = [json.loads(path.read_text())['report'] for path in paths]
     for row, report in zip(table['rows'], reports, strict=True):
         assert {c: cell['mean'] for c, cell in row['cells'].items()} == {c: report[c] for c in TABLE_1 if c in report}
         assert len(row['cells']) == 7 and row['cells']['dist2']['sd'] is None
     pt, spt = reports
     wanted = [100 * (spt[c] - pt[c]) / pt[c] for c in table['gain_columns']]
-    assert (
-        table['rows'][1]['gain']['mean'] == pytest.approx(np.mean(wanted))
-        and table['rows'][1]['against'] == table['rows'][0]['label']
-    )
+    assert table['rows'][1]['gain']['mean'] == pytest.approx(np.mean(wanted))
+    assert table['rows'][1]['against'] == table['rows'][0]['label']
     assert set(table['gain_columns']) == {c for c in TABLE_1 if pt.get(c)}
     text = (finished / 'report' / 'tables.md').read_text()
     assert f'{spt["unigram_f1"]:.2f}' in text and f'{np.mean(wanted):+.1f}%' in text
@@ -247,7 +217,7 @@ def test_seeds_become_mean_deviation_and_students_interval(project):
     assert project.tables.spread([4.0])['interval'] is None
 
 
-def test_a_gain_leaves_out_what_the_baseline_has_not(project):
+def test_a_gain_leaves_out_columns_that_the_baseline_lacks(project):
     columns = project.tables.gain_columns(
         {'unigram_f1': 2.0, 'rouge2': 1.0, 'dist1': 3.0}, {'unigram_f1': 1.0, 'rouge2': 0.0, 'sacrebleu': 1.0}
     )
@@ -267,20 +237,16 @@ def test_the_page_holds_every_figure_and_command_and_loads_nothing(finished):
         assert all(
             stage['command'] in page.replace('&#39;', "'").replace('&amp;', '&') for stage in record['stages'].values()
         )
-    assert (
-        'http' not in page.split('<body>')[1].split('id="commands"')[0]
-        and '<script' not in page
-        and '<link' not in page
-    )
+    assert 'http' not in page.split('<body>')[1].split('id="commands"')[0]
+    assert '<script' not in page and '<link' not in page
 
 
-def test_what_the_choice_of_a_prompt_is_worth_is_the_evaluations(project, finished):
-    """In nats of one average for all prompts: never above the best choice's, never below the worst."""
+def test_the_gains_of_the_selection_are_those_of_the_evaluation(project, finished):
+    """The gains of the evaluation report reach the table and the page; the selection gains no more than the best."""
     (row,) = json.loads((finished / 'report' / 'tables.json').read_text())['usage']
     (metrics,) = [r['stages']['eval']['metrics'] for r in records(finished).values() if r['agent'] == 'SptAgent']
-    assert {name: row[name]['mean'] for name in project.tables.GAINS} == {
-        name: metrics[name] for name in project.tables.GAINS
-    }
+    gains = project.tables.GAINS
+    assert {name: row[name]['mean'] for name in gains} == {name: metrics[name] for name in gains}
     assert abs(metrics['selected_gain']) <= metrics['best_gain'] * 3 and metrics['best_gain'] > 0
     assert f'{metrics["best_gain"]:.3f}' in (finished / 'report' / 'index.html').read_text()
 
@@ -326,31 +292,20 @@ def test_a_sheet_is_blind_and_shuffled_and_its_scores_add_up(project, finished, 
     for judge in range(2):
         for row in rows:
             spt = 'SPT' in key[row['id']]
-            row.update(
-                {
-                    'persona consistency': 2 if spt else 0,
-                    'context consistency': int(row['id']) % 3,
-                    'engagingness': judge,
-                }
-            )
+            scores = (2 if spt else 0, int(row['id']) % 3, judge)
+            row.update(zip(project.paper_figures.JUDGED, scores, strict=True))
         filled.append(tmp_path / f'judge{judge}.csv')
         project.annotation.write_sheet(rows, key, filled[-1])
     run(project, 'score-sheets', *filled, '--key', path.with_suffix('.key.json'))
     result = json.loads((finished / 'annotation' / 'table7.json').read_text())
     pt, spt = (result['models'][m] for m in sorted(models, key=lambda m: 'SPT' in m))
-    assert (spt['persona consistency']['mean'], pt['persona consistency']['mean'], spt['persona consistency']['n']) == (
-        2,
-        0,
-        20,
-    )
-    assert (
-        spt['engagingness']['mean'] == 0.5
-        and result['agreement']['context consistency'] == 1
-        and result['agreement']['engagingness'] == 0
-    )
+    persona = 'persona consistency'
+    assert (spt[persona]['mean'], pt[persona]['mean'], spt[persona]['n']) == (2, 0, 20)
+    assert spt['engagingness']['mean'] == 0.5
+    assert result['agreement']['context consistency'] == 1 and result['agreement']['engagingness'] == 0
 
 
-def test_a_sheet_with_something_else_than_a_score_is_refused(project, tmp_path):
+def test_a_sheet_with_anything_but_scores_is_refused(project, tmp_path):
     rows = [
         {'id': '001', 'persona': '', 'dialogue': '', 'reply': '', **dict.fromkeys(project.paper_figures.JUDGED, '3')}
     ]
