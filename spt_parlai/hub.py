@@ -1,7 +1,7 @@
-"""`--llm` → tokenizer, configuration and weights, with every way this can fail told in one sentence. So are text encoders.
+"""Load tokenizer, configuration and weights of an LLM or a text encoder; each failure is reported in one sentence.
 
-`--llm` is a Hugging Face id, a local folder, or `demo` (the small LM that this package carries). A folder is read
-without the network; an id whose hub does not answer is read from the cache, without the library's minutes of retries.
+An LLM is a Hugging Face id, a local folder, or `demo` (the small LM inside this package). A folder is read without the
+network. If the hub does not answer, an id is read from the local cache at once, without the library's long retries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEMO_FOLDER = Path(__file__).parent / 'demo' / 'lm'
 
 
 def resolve(llm: str, option: str = '--llm') -> str:
-    """The folder or hub id to load. Raises UsageError for a path that is not a model folder."""
+    """The folder or hub id to load. Raises UsageError, which names `option`, for a path that is no model folder."""
     if llm == DEMO:
         return str(DEMO_FOLDER)
     if not llm or not str(llm).strip():
@@ -27,7 +27,8 @@ def resolve(llm: str, option: str = '--llm') -> str:
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, 'config.json')):
             raise UsageError(
-                f'{option} {llm}: the folder holds no config.json, so it is no Hugging Face model folder; give one that does.'
+                f'{option} {llm}: the folder holds no config.json, so it is no Hugging Face model folder; '
+                'give one that has this file.'
             )
         return str(Path(path).resolve())
     looks_like_path = llm.startswith(('.', '/', '~')) or llm.count('/') > 1 or os.path.exists(path)
@@ -37,29 +38,30 @@ def resolve(llm: str, option: str = '--llm') -> str:
 
 
 def portable(llm: str) -> str:
-    """`--llm` as it is stored with a model: a local folder by its absolute path, anything else as given."""
+    """`--llm` as a model file stores it: the absolute path of a local folder, anything else as given."""
     return llm if llm == DEMO else resolve(llm)
 
 
 def load_config(llm: str, revision: str | None = None):
-    """The LLM's configuration; an encoder-decoder is refused."""
+    """The LLM's configuration. Raises UsageError for an encoder-decoder."""
     from transformers import AutoConfig
 
     config = _load(AutoConfig.from_pretrained, llm, revision)
     config = config.get_text_config(decoder=True)
     if config.is_encoder_decoder:
         raise UsageError(
-            f'--llm {llm} is an encoder-decoder ({config.model_type}); soft prompts here need a decoder-only causal LM '
-            'such as facebook/opt-125m, a Llama or GPT-2.'
+            f'--llm {llm} is an encoder-decoder ({config.model_type}), but soft prompts need a decoder-only LM; '
+            'give one such as facebook/opt-125m, a Llama or GPT-2.'
         )
     return config
 
 
 def load_tokenizer(llm: str, revision: str | None = None, option: str = '--llm'):
-    """The LLM's own tokenizer, unchanged. Without tokenizer files transformers answers with one that knows no text."""
+    """The LLM's own tokenizer, unchanged. Raises UsageError if no tokenizer files are found with it."""
     from transformers import AutoTokenizer
 
     tokenizer = _load(AutoTokenizer.from_pretrained, llm, revision, option)
+    # Without tokenizer files transformers returns a tokenizer to which all text is unknown.
     if set(tokenizer.encode('Q: R:', add_special_tokens=False)) <= {tokenizer.unk_token_id}:
         raise UsageError(
             f'{option} {llm}: no tokenizer files were found with it; put its tokenizer.json beside its config.json.'
@@ -68,13 +70,11 @@ def load_tokenizer(llm: str, revision: str | None = None, option: str = '--llm')
 
 
 def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
-    """The LLM's weights as a `…ForCausalLM`; `kwargs` go to `from_pretrained`. No weight is ever left random."""
+    """The LLM as a `…ForCausalLM`; `kwargs` go to `from_pretrained`. Raises UsageError if weights would stay random."""
     from transformers import AutoModelForCausalLM
 
     def load(source, local_files_only, **kwargs):
-        adapters = {
-            'local_files_only': local_files_only
-        }  # where PEFT is installed, its adapters are looked for by other options
+        adapters = {'local_files_only': local_files_only}  # PEFT, if it is installed, looks for adapters on its own
         return AutoModelForCausalLM.from_pretrained(
             source, local_files_only=local_files_only, adapter_kwargs=adapters, **kwargs
         )
@@ -83,25 +83,28 @@ def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
     wrong = [*sorted(info['missing_keys']), *sorted(name for name, *_ in info['mismatched_keys'])]
     if wrong:
         raise UsageError(
-            f'--llm {llm}: its weights do not belong to its config.json ({len(wrong)} tensors are missing or of another '
-            f'shape: {wrong[0]} …); take both from the same model.'
+            f'--llm {llm}: its weights do not belong to its config.json ({len(wrong)} tensors are missing or of '
+            f'another shape, such as {wrong[0]}); take both from the same model.'
         )
     return lm
 
 
 def load_encoder(name: str, option: str):
-    """A text encoder's body; an encoder-decoder is refused. option: the one that names it."""
+    """A text encoder without a head. Raises UsageError, which names `option`, for an encoder-decoder."""
     from transformers import AutoModel
 
     model, info = _load(AutoModel.from_pretrained, name, None, option, output_loading_info=True)
-    missing = [key for key in info['missing_keys'] if not key.startswith('pooler.')]  # many have none, and none is used
+    # Many encoders have no pooler, and none is used.
+    missing = [key for key in info['missing_keys'] if not key.startswith('pooler.')]
     if missing:
         raise UsageError(
-            f'{option} {name}: its weights do not belong to its config.json ({missing[0]} … is missing); take both from one model.'
+            f'{option} {name}: its weights do not belong to its config.json ({missing[0]}, for one, is missing); '
+            'take both from the same model.'
         )
     if model.config.is_encoder_decoder:
         raise UsageError(
-            f'{option} {name} is an encoder-decoder ({model.config.model_type}); give an encoder such as facebook/contriever.'
+            f'{option} {name} is an encoder-decoder ({model.config.model_type}); '
+            'give an encoder such as facebook/contriever.'
         )
     return model
 
@@ -111,37 +114,42 @@ def _load(loader, llm: str, revision: str | None, option: str = '--llm', **kwarg
     local = os.path.isdir(source) or not hub_answers()
     try:
         return loader(source, revision=revision or 'main', local_files_only=local, **kwargs)
-    except Exception as error:  # damaged files raise what their readers please, bare Exception included
+    except Exception as error:  # the readers of damaged files raise anything, even a bare Exception
         raise UsageError(_explain(llm, source, revision, error, option)) from error
 
 
 @lru_cache(maxsize=1)
 def hub_answers() -> bool:
-    """One short question, asked once: is the hub there?"""
+    """Whether the Hugging Face hub can be reached, asked once with a short timeout."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # the HTTP library's, which changed with the hub library's versions
+    except Exception:  # of the HTTP library, which is not the same one in all versions of huggingface_hub
         return False
     return True
 
 
 def _explain(llm: str, source: str, revision: str | None, error: Exception, option: str) -> str:
+    """The sentence for an exception of a library."""
     kind, other = ('a causal LM', DEMO) if option == '--llm' else ('a text encoder', 'llm')
     reason = ' '.join(str(error).split())[:200]
     if os.path.isdir(source):
         if _only_sentencepiece(Path(source)) and importlib.util.find_spec('sentencepiece') is None:
             return f"{option} {llm}: its tokenizer.model needs sentencepiece: pip install 'spt_parlai[sentencepiece]'."
-        return f'{option} {llm}: the folder could not be loaded as {kind} ({reason}); restore it, or give another.'
+        return f'{option} {llm}: the folder could not be loaded as {kind} ({reason}); restore it, or give another one.'
     if 'gated' in reason:
-        return f'{option} {llm} is gated: accept its licence at https://huggingface.co/{llm} and log in with `hf auth login`.'
+        return (
+            f'{option} {llm} is gated: accept its licence at https://huggingface.co/{llm} and log in with '
+            '`hf auth login`.'
+        )
     at = f' at revision {revision}' if revision else ''
     return (
-        f'{option} {llm}{at} is neither in the local Hugging Face cache nor could it be downloaded from huggingface.co; '
-        f'check the id and the network, or use a local folder ({option} FOLDER) or {option} {other} ({type(error).__name__}).'
+        f'{option} {llm}{at} is not in the local Hugging Face cache and could not be downloaded from huggingface.co '
+        f'({type(error).__name__}); check the id and the network, or give a local folder ({option} FOLDER) or '
+        f'{option} {other}.'
     )
 
 

@@ -18,7 +18,6 @@ from parlai.utils.distributed import is_distributed
 
 from spt_parlai.errors import UsageError, refused
 from spt_parlai.metrics import registry
-from spt_parlai.model.layer_execution import has_compiler
 from spt_parlai.options.declare import Needs, Opt, Option, OptionGroup, belongs, given, is_number, token_count
 from spt_parlai.options.groups import METRICS, SCORED
 
@@ -288,11 +287,7 @@ def check_training(opt: Opt) -> None:
     _check_optimizer(opt)
     _check_schedule(opt)
     _check_scored_validation(opt)
-    on_cpu = opt.get('no_cuda') or not torch.cuda.is_available()
-    if opt.get('llm_compile') and on_cpu and not has_compiler():
-        raise refused(
-            'llm_compile', True, 'there is no C++ compiler here (g++, clang++, $CXX); install one or leave it out'
-        )
+    _check_compiler(opt)
     for name, module in _LOGGERS.items():
         if opt.get(name) and importlib.util.find_spec(module) is None:
             raise refused(name, True, f'{module} is not installed; pip install {module}')
@@ -316,6 +311,18 @@ def _check_schedule(opt: Opt) -> None:
         raise refused('warmup_updates', warmup, f'the run ends before, at --max-train-steps {steps}; make it smaller')
     if scheduler != 'none' and opt.get('lr_scheduler_decay') == 1.0:
         raise refused('lr_scheduler_decay', 1.0, 'ParlAI then has no schedule at all; say so with --lr-scheduler none')
+
+
+def _check_compiler(opt: Opt) -> None:
+    on_cpu = opt.get('no_cuda') or not torch.cuda.is_available()
+    if not opt.get('llm_compile') or not on_cpu:
+        return
+    from spt_parlai.model.layer_execution import has_compiler  # imports transformers' models, which takes seconds
+
+    if not has_compiler():
+        raise refused(
+            'llm_compile', True, 'there is no C++ compiler here (g++, clang++, $CXX); install one or leave it out'
+        )
 
 
 def _check_scored_validation(opt: Opt) -> None:
