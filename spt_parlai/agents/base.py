@@ -43,9 +43,8 @@ from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.options.groups import CHAT, GROUPS, LLM, METRICS, set_llm_of, set_training_defaults
-from spt_parlai.options.parlai_options import validation_needs_replies
 from spt_parlai.options.validate import check_options, chosen_bert
-from spt_parlai.training.distributed import accumulates_alone
+from spt_parlai.training.distributed import accumulates_alone, average_accumulated_gradients
 from spt_parlai.training.seeding import seed_everything
 
 _USUAL_LENGTH, _USUAL_TARGET = 256, 16  # tokens of a ConvAI2 dialogue and of a target, for the memory estimate
@@ -111,6 +110,8 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             if self._seed(opt) is not None:
                 seed_everything(self._seed(opt), get_rank())
         super().__init__(opt, shared)
+        if shared:
+            self.skip_generation = shared['skip_generation']
 
     @staticmethod
     def _seed(opt) -> int | None:
@@ -182,10 +183,7 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
 
     def set_interactive_mode(self, mode, shared=False):
         super().set_interactive_mode(mode, shared)
-        skips = bool(self.opt.get('skip_generation'))
-        if self.opt.get('training_loop'):
-            skips = not validation_needs_replies(self.opt)
-        self.skip_generation = not mode and skips
+        self.skip_generation = not mode and bool(self.opt.get('skip_generation'))
 
     # ---- observations → batch -------------------------------------------------------------------------
 
@@ -309,6 +307,25 @@ class LLMAgent(SavedAgent, SteadySteps, KeptPromises, TorchGeneratorAgent):
             '_label_truncated_length',
         ):
             batch[name] = None  # ParlAI's, by message; `counts` has them by turn
+
+    @classmethod
+    def trains_anything(cls) -> bool:
+        return cls.trains
+
+    def get_progress(self) -> dict[str, Any]:
+        return self.progress
+
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        self.progress = progress
+
+    def average_accumulated_gradients(self) -> None:
+        average_accumulated_gradients(self)
+
+    def skip_replies(self, skip: bool) -> None:
+        self.skip_generation = skip
+
+    def share(self):
+        return {**super().share(), 'skip_generation': self.skip_generation}
 
     @contextlib.contextmanager
     def replaying(self):

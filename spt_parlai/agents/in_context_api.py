@@ -31,6 +31,7 @@ from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.options.groups import API, CHAT, GROUPS, IN_CONTEXT
 from spt_parlai.options.validate import check_options
+from spt_parlai.training.resume import ResumableAgent
 from spt_parlai.training.seeding import seed_everything
 
 _BUSY = (408, 409, 429, 500, 502, 503, 504, 529)  # worth another try
@@ -168,13 +169,15 @@ def _retry_after(answer: requests.Response, otherwise: float) -> float:
         return otherwise
 
 
-class InContextApiAgent(Agent):
+class InContextApiAgent(Agent, ResumableAgent):
     """Sends the dialogue so far to a chat endpoint and says what it answers; the requests of a batch run concurrently.
 
     The protocol has no probabilities of a given reply, so there are no perplexities.
     """
 
-    trains = False
+    @classmethod
+    def trains_anything(cls) -> bool:
+        return False
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from spt_parlai.checkpoints import files
 from spt_parlai.checkpoints.schema import check_fits
+from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
 
 # of this run alone: with the last two, ParlAI would load the checkpoint that a run was resumed from instead of its best model
-_NOT_SAVED = ('training_loop', 'init_model', 'load_from_checkpoint')
+_NOT_SAVED = ('init_model', 'load_from_checkpoint')
 
 
 class SavedAgent:
@@ -49,6 +50,8 @@ class SavedAgent:
         if path:
             self.check_finite(path)
             options = {**self.opt, **self._asked}  # the limits that were asked for, not what this window made of them
+            if options.get('mutators') == MUTATOR:  # set by the training loop, for its own data
+                del options['mutators']
             files.save_json({k: v for k, v in options.items() if k not in _NOT_SAVED}, f'{path}.opt')
             self.dict.save(f'{path}.dict')
             files.save_states(self.state_dict(), path)

@@ -1,4 +1,4 @@
-"""The mutator that turns an episode into one message with all its turns; `packing.py` puts these into rows."""
+"""The mutator that turns an episode into one message with all its turns, which `packing.py` puts into rows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from parlai.core.mutators import EpisodeMutator, register_mutator
 from parlai.utils.data import DatatypeHelper
 
 MUTATOR = 'whole_dialogue'
-FIELD = 'whole_dialogue'  # of the message: a list of {'text': …, 'labels': […]}, a dictionary a turn
+FIELD = 'whole_dialogue'  # of that message: a list with a {'text': …, 'labels': […]} for each turn
 
 
 def packs(opt) -> bool:
-    """Are this run's episodes packed? In training alone (`training_loop`, set by spt_parlai.training.resume), and where a turn's history
-    does not depend on the model's replies."""
+    """Whether the episodes of this data are packed: where the mutator is named, in a training fold only, and where a
+    turn's history does not depend on the model's replies.
+
+    The hook of ParlAI's training loop names the mutator; commands that show or evaluate data do not.
+    """
     return bool(
-        opt.get('training_loop')
-        and opt.get('dialogue_packing')
+        opt.get('dialogue_packing')
         and MUTATOR in (opt.get('mutators') or '').split('+')
         and DatatypeHelper.is_training(opt.get('datatype', 'train'))
         and opt.get('use_reply', 'label') != 'model'
@@ -24,7 +26,7 @@ def packs(opt) -> bool:
 
 @register_mutator(MUTATOR)
 class WholeDialogue(EpisodeMutator):
-    """An episode of a training fold → one message with all its turns; any other episode stays as it is."""
+    """Turns an episode of a training fold into one message with all its turns; other episodes stay as they are."""
 
     def episode_mutation(self, episode: list[Message]) -> list[Message]:
         if not packs(self.opt) or not any(message.get('labels') for message in episode):

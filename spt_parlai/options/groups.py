@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 from spt_parlai.dialogue.instruction import INSTRUCTION
-from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.model.loading import DTYPES
 from spt_parlai.model.soft_prompts import INITIALISATIONS, SOURCES
 from spt_parlai.objective import SptObjective
@@ -413,7 +412,6 @@ GROUPS = (LLM, CHAT, METRICS, SOFT_PROMPTS, SPT, LORA, TEXT_PROMPT, IN_CONTEXT, 
 def set_training_defaults(parser) -> None:
     """Make a bare `parlai train_model -m … -t …` train well; each of these can still be given."""
     parser.set_defaults(
-        mutators=MUTATOR,  # see `dialogue.mutator`: packs training folds only, unless --dialogue-packing false
         optimizer='adam',
         learningrate=0.01,
         validation_metric='ppl',

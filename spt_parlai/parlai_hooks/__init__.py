@@ -1,19 +1,74 @@
-"""Every assignment to a ParlAI object, installed from one ordered list."""
+"""Every assignment to an object of ParlAI's or torch's, installed from one ordered list.
+
+ParlAI is archived. Where current libraries break it, and where this package needs more of its training loop, teachers
+and tasks, it is changed from here when `spt_parlai` is imported. Each hook changes one thing; its docstring says what
+breaks without it, where in ParlAI 1.7.2, why the change is safe and when it can go.
+"""
+
+from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 from spt_parlai.parlai_hooks import requirements
 
+_installed = False
+
 
 def install() -> None:
-    """Check that ParlAI can be imported here, then install every hook."""
+    """Check that ParlAI can be imported here, then install every hook. A second call does nothing."""
+    global _installed
+    if _installed:
+        return
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # ParlAI imports it, on purpose
     requirements.check()
-    from spt_parlai.parlai_hooks import downloads, libraries, teachers
-    from spt_parlai.training import resume
+    import torch
 
-    libraries.apply()
-    downloads.install_download_advice()
-    downloads.install_reading_advice()
-    teachers.install()
-    resume.install()
+    everywhere, without_cuda = hooks()
+    for hook in everywhere if torch.cuda.is_available() else [*everywhere, *without_cuda]:
+        hook()
+    _installed = True
+
+
+def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
+    """The hooks in the order in which they are installed: those for every machine, then those for one without CUDA.
+
+    The modules are imported here because some of them import ParlAI, which `requirements.check` must allow first.
+    """
+    from spt_parlai.parlai_hooks import downloads, libraries, multiprocess, slurm, teachers, train_loop
+
+    everywhere = [
+        libraries.silence_broadcast_buffers,
+        libraries.patch_reduce_on_plateau,
+        libraries.patch_delayed_nucleus_beam,
+        libraries.patch_absent_metrics,
+        libraries.patch_rouge_tokenizer,
+        libraries.patch_txt2vec_array,
+        libraries.patch_dynamic_batching,
+        libraries.explain_options_of_another_agent,
+        multiprocess.patch_workers,
+        slurm.patch_slurm_context,
+        downloads.explain_failed_downloads,
+        downloads.explain_unreadable_tasks,
+        teachers.describe_metrics,
+        teachers.add_metric_options,
+        teachers.check_metric_options,
+        teachers.remember_persona,
+        teachers.report_paper_metrics,
+        train_loop.begin_or_resume,
+        train_loop.replay_before_training,
+        train_loop.agree_on_time,
+        train_loop.explain_missing_metric,
+        train_loop.save_progress,
+        train_loop.save_train_stats_atomically,
+        train_loop.skip_unneeded_replies,
+        train_loop.seed_numpy_too,
+    ]
+    without_cuda = [
+        multiprocess.patch_launchers,
+        multiprocess.patch_all_gather_list,
+        multiprocess.patch_distributed_context,
+        multiprocess.patch_join_device,
+        multiprocess.patch_data_parallel,
+    ]
+    return everywhere, without_cuda

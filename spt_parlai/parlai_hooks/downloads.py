@@ -1,4 +1,4 @@
-"""A user's own ConvAI2 files → ParlAI's datapath, and what to say when a data set cannot be downloaded or read."""
+"""What a user is told when a task's data cannot be downloaded or read: one sentence with the way out."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ ADVICE = {
 }
 
 
-def install_download_advice() -> None:
-    """Make ParlAI's failed downloads end in one sentence: what, from where, and how to do without the network."""
+def explain_failed_downloads() -> None:
+    """End a failed download in one sentence: which file, from where, and how to do without the network.
+
+    Breaks: without a network ParlAI retries for 15 seconds and ends in a traceback; a file that was half downloaded is
+    taken for the whole one by the next command.
+    Where: ``DownloadableFile.download_file``, ``parlai/core/build_data.py:96``.
+    Safe: a download that succeeds is ParlAI's own; a file that the user placed by hand is never deleted.
+    Goes: when ParlAI reports a failed download in one sentence and removes what it left.
+    """
     import requests
     from parlai.core import build_data
     from parlai.core.build_data import DownloadableFile
 
-    download = DownloadableFile.download_file
-    if getattr(DownloadableFile, '_gives_advice', False):
-        return
-    DownloadableFile._gives_advice = True
+    parlai_download = DownloadableFile.download_file
 
     def download_file(self, dpath):
         file = Path(dpath) / self.file_name
         placed_by_hand = file.exists()
         try:
             if not placed_by_hand and not self.from_google:
-                with build_data.get_http_session() as session:  # no network: known at once, not after 15 s of retries
+                with build_data.get_http_session() as session:  # fails at once where ParlAI would retry for 15 s
                     session.head(self.url, timeout=5)
-            download(self, dpath)
+            parlai_download(self, dpath)
         except (RuntimeError, AssertionError, OSError, requests.exceptions.RequestException) as error:
-            if not placed_by_hand:  # half a file would be taken for the whole one next time
+            if not placed_by_hand:
                 file.unlink(missing_ok=True)
             name = Path(dpath).name
             raise UsageError(
@@ -43,20 +47,26 @@ def install_download_advice() -> None:
     DownloadableFile.download_file = download_file
 
 
-def install_reading_advice() -> None:
-    """Make a task whose files are missing, empty or not what its teacher reads end in one sentence."""
+def explain_unreadable_tasks() -> None:
+    """Say in one sentence that a task's files are missing, empty or not in the format that its teacher reads.
+
+    Breaks: a missing file, another encoding or an entry without a label ends in a traceback, and nothing says that a
+    file is empty.
+    Where: ``_create_task_agents``, ``parlai/core/worlds.py:1381``.
+    Safe: teachers that can be built and have an example are returned as ParlAI built them. An empty share of an
+    evaluation is refused on the first process alone, because the others may have no example of a small fold.
+    Goes: when ParlAI's teachers check their files.
+    """
     from parlai.core import worlds
     from parlai.core.teachers import FixedDialogTeacher
     from parlai.utils.data import DatatypeHelper
     from parlai.utils.distributed import is_primary_worker
 
-    create = worlds._create_task_agents
-    if getattr(create, '_gives_advice', False):
-        return
+    parlai_create = worlds._create_task_agents
 
     def create_task_agents(opt):
         try:
-            agents = create(opt)
+            agents = parlai_create(opt)
         except FileNotFoundError as error:
             raise UsageError(
                 f"-t {opt['task']}: {error.filename}: no such file; check the path of the task's data."
@@ -71,16 +81,15 @@ def install_reading_advice() -> None:
             raise UsageError(
                 f'-t {opt["task"]}: {" ".join(str(error).split())}; write the entry as text:…<tab>labels:….'
             ) from error
-        # The first process has a share of every evaluation; another one's may be empty.
         checked = is_primary_worker() or DatatypeHelper.is_training(opt['datatype'])
         for teacher in agents if checked else ():
             if isinstance(teacher, FixedDialogTeacher) and teacher.num_examples() == 0:
                 raise UsageError(
-                    f"-t {opt['task']}: the data {_data_of(opt)}for -dt {opt['datatype']} holds no example; check the task's files."
+                    f'-t {opt["task"]}: the data {_data_of(opt)}for -dt {opt["datatype"]} holds no example; '
+                    "check the task's files."
                 )
         return agents
 
-    create_task_agents._gives_advice = True
     worlds._create_task_agents = create_task_agents
 
 

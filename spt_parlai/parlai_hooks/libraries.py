@@ -1,43 +1,15 @@
-"""Patches that let ParlAI 1.7.2 run on current libraries.
+"""Hooks that let ParlAI 1.7.2 run on current libraries.
 
-ParlAI is archived: its last release predates torch 2.7, NumPy 1.24 and much else,
-and it assumes CUDA for every multi-process run. Each function below repairs one
-break; its docstring says what breaks, where, why the patch is safe and when it can
-go. The multi-process repairs are in :mod:`spt_parlai.parlai_hooks.multiprocess`
-and :mod:`spt_parlai.parlai_hooks.slurm`.
-
-ParlAI loads its scripts before it loads an agent given by ``--model``, so the
-patches change modules that are already loaded. ParlAI is imported inside the
-functions: importing this module costs nothing until :func:`apply` is called.
+ParlAI's last release is older than torch 2.7, NumPy 1.24 and much else. ParlAI loads its scripts before it loads an
+agent given by ``--model``, so the hooks change modules that are already loaded. They import ParlAI inside the
+functions: importing this module costs nothing.
 """
 
 import warnings
 
-from spt_parlai.parlai_hooks import multiprocess, slurm
 
-_applied = False
-
-
-def apply() -> None:
-    """Apply every patch. A second call in the same process does nothing."""
-    global _applied
-    if _applied:
-        return
-    _applied = True
-    quieten_broadcast_buffers()
-    patch_reduce_on_plateau()
-    patch_delayed_nucleus_beam()
-    patch_absent_metrics()
-    patch_rouge_tokenizer()
-    patch_txt2vec_array()
-    patch_dynamic_batching()
-    explain_options_of_another_agent()
-    multiprocess.apply()
-    slurm.apply()
-
-
-def quieten_broadcast_buffers() -> None:
-    """Drop one warning of torch's about ParlAI's call, for nothing can be done about it.
+def silence_broadcast_buffers() -> None:
+    """Silence a warning of torch's about ParlAI's call, because the user can do nothing about it.
 
     Breaks: nothing; every distributed run prints ``broadcast_buffers is deprecated``.
     Where: ``parlai/core/torch_generator_agent.py:584``, with torch 2.13.
@@ -171,10 +143,10 @@ def patch_dynamic_batching() -> None:
     """Tell dynamic batching the limits that the model works with.
 
     Breaks: ``ValueError: You must use --text-truncate`` with ``--dynamic-batching``
-    in ``eval_model`` and in a resumed run, although the model has its limits: they
-    are in the options of the agent, which then are not those of the command.
+    in ``eval_model`` and in a resumed run, although the model has limits: they are
+    in the agent's options, which then differ from the command's.
     Where: ``parlai/core/worlds.py:1017``.
-    Safe: limits given to the command stay; an agent without limits is refused still.
+    Safe: limits given to the command stay; an agent without limits is still refused.
     Goes: when ParlAI asks the agent.
     """
     from parlai.core.opt import Opt
@@ -195,12 +167,12 @@ def patch_dynamic_batching() -> None:
 
 
 def explain_options_of_another_agent() -> None:
-    """Say in a sentence that an option in a ``-o`` file is not the agent's.
+    """Say in one sentence that the agent does not have an option of the ``-o`` file.
 
     Breaks: ``RuntimeError``, with a traceback and a message about "the target opt",
-    where a preset of one agent is given with ``-m`` another.
+    where a preset of one agent is given together with ``-m`` another agent.
     Where: ``parlai/core/params.py:1038``.
-    Safe: what was an error stays one; ``--allow-missing-init-opts`` is untouched.
+    Safe: what was an error is still one; ``--allow-missing-init-opts`` works as before.
     Goes: when ParlAI exits with a message there, as it does for the command line.
     """
     from parlai.core.params import ParlaiParser
@@ -217,8 +189,8 @@ def explain_options_of_another_agent() -> None:
             if not reason.startswith('Trying to set opt from file'):
                 raise
             raise UsageError(
-                f'--init-opt {opt["init_opt"]}: {name} is no option of -m {opt.get("model")}; give a preset of this agent, take {name} '
-                'out of the file, or add --allow-missing-init-opts true.'
+                f'--init-opt {opt["init_opt"]}: {name} is no option of -m {opt.get("model")}; give a preset of this '
+                f'agent, take {name} out of the file, or add --allow-missing-init-opts true.'
             ) from error
 
     ParlaiParser._load_opts = load_or_explain

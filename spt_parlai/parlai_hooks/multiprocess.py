@@ -1,9 +1,9 @@
 """Multi-process training and evaluation of ParlAI 1.7.2 without CUDA.
 
-ParlAI gives every worker a GPU: with none, ``multiprocessing_train`` and
-``multiprocessing_eval`` fail as soon as they count them. Here the workers meet over
-gloo and stay on the CPU. Where CUDA is available, one thing alone changes: the
-spawned workers import this package, hence every patch, before they work.
+ParlAI gives every worker a GPU: without one, ``multiprocessing_train`` and
+``multiprocessing_eval`` fail as soon as they count the GPUs. Here the workers meet
+over gloo and stay on the CPU. Where CUDA is available, only :func:`patch_workers` is
+installed: the spawned workers import this package, hence every hook, before they work.
 """
 
 import contextlib
@@ -12,7 +12,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 # How long the first worker may outlive another worker's failure, in seconds.
 _GRACE = 10
@@ -23,35 +25,21 @@ _LET_GO = 0.1
 # A gloo process group that is destroyed while the interpreter shuts down can wait
 # forever for its own threads. When ParlAI's and torch's objects drop their
 # references depends on garbage collection, so one more is kept here.
-_process_groups = []
+_process_groups: list[Any] = []
 
 # ParlAI's own worker functions, by script.
-_parlai_workers = {}
-
-
-def apply() -> None:
-    """Apply every patch without CUDA, and :func:`patch_workers` alone with it."""
-    import torch
-
-    patch_workers()
-    if torch.cuda.is_available():
-        return
-    patch_launchers()
-    patch_all_gather_list()
-    patch_distributed_context()
-    patch_join_device()
-    patch_data_parallel()
+_parlai_workers: dict[str, Callable[..., Any]] = {}
 
 
 def patch_workers() -> None:
     """Make a spawned worker import this package before it works.
 
-    Breaks: spawned workers run without the patches, as they import only the module
-    of the function they were given, which is ParlAI's.
+    Breaks: spawned workers run without the hooks, because they import only the module
+    of the function they are given, which is ParlAI's.
     Where: ``parlai/scripts/multiprocessing_train.py:36`` and
     ``parlai/scripts/multiprocessing_eval.py:34``.
     Safe: the replacements call ParlAI's functions with the same arguments.
-    Goes: with the last of the other patches.
+    Goes: with the last of the other hooks.
     """
     from parlai.scripts import multiprocessing_eval, multiprocessing_train
 
@@ -62,12 +50,12 @@ def patch_workers() -> None:
 
 
 def train_worker(*args, **kwargs):
-    """ParlAI's ``multiprocess_train``, from a module that applies the patches."""
+    """ParlAI's ``multiprocess_train``, from a module that installs the hooks."""
     return _work('train', *args, **kwargs)
 
 
 def eval_worker(*args, **kwargs):
-    """ParlAI's ``multiprocess_eval``, from a module that applies the patches."""
+    """ParlAI's ``multiprocess_eval``, from a module that installs the hooks."""
     return _work('eval', *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""ParlAI's SLURM scripts, `parlai.scripts.distributed_train` and `distributed_eval`, without a question left open."""
+"""ParlAI's SLURM scripts, `parlai.scripts.distributed_train` and `distributed_eval`, without options to look up."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import os
 from spt_parlai.errors import UsageError
 
 
-def apply() -> None:
-    """Count the processes as SLURM does, and refuse a start outside SLURM with a sentence.
+def patch_slurm_context() -> None:
+    """Take the number of processes from SLURM, and refuse a start outside SLURM in one sentence.
 
-    Breaks: without ``--distributed-world-size`` the process group is given ``None`` processes and fails; without
-    ``srun`` there is a traceback.
+    Breaks: without ``--distributed-world-size`` the process group gets ``None`` as its size and fails; without ``srun``
+    the script ends in a traceback.
     Where: ``slurm_distributed_context``, ``parlai/utils/distributed.py:352``.
-    Safe: a number that is given is kept, and everything else is ParlAI's own.
+    Safe: a number that is given is kept, and ParlAI's own function does everything else.
     Goes: when ParlAI reads ``SLURM_NTASKS``.
     """
     from parlai.utils import distributed

@@ -1,8 +1,8 @@
-"""What the N processes of a training run must agree on, beyond the gradients that torch averages for them.
+"""What the processes of a training run must agree on, beyond the gradients that torch averages for them.
 
-ParlAI starts the processes (`multiprocessing_train`, `spt_parlai.torchrun`, SLURM) and lets the first one decide and save.
-Here they share one seed and one starting point, stop together, and put into a checkpoint what only the others know: their
-share of an unfinished update and the states of their random generators.
+ParlAI starts the processes (`multiprocessing_train`, `spt_parlai.torchrun`, SLURM) and lets the first one decide and
+save. Here they share one seed and one starting point, stop together, and put into a checkpoint what only the others
+know: their share of an unfinished update and the states of their random generators.
 """
 
 from __future__ import annotations
@@ -12,54 +12,106 @@ import signal
 import threading
 
 import torch.distributed as dist
-from parlai.utils import logging
-from parlai.utils.distributed import all_gather_list, get_rank, is_distributed, is_primary_worker, num_workers
+from parlai.utils import distributed, logging
+from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker, num_workers
 
 from spt_parlai.errors import UsageError
 from spt_parlai.model.memory_estimate import readable_size
 from spt_parlai.training.seeding import random_state, restore_random_state
 
+# ParlAI's `all_gather_list` is called as an attribute of its module, because parlai_hooks replaces it without CUDA.
+
 
 class AgreedInterrupt(KeyboardInterrupt):
-    """Ctrl-C reached one of the processes at least, and all of them have just finished the same batch."""
+    """Ctrl-C reached at least one of the processes, and all of them have just finished the same batch."""
+
+
+# ---- at the start ----------------------------------------------------------------------------------------
 
 
 def announce_synchronisation(model) -> None:
-    """Say once what is exchanged. model: as wrapped by DistributedDataParallel."""
+    """Log once what the processes exchange. model: as wrapped by DistributedDataParallel."""
     trained = [p for p in model.parameters() if p.requires_grad]
     values, size = sum(p.numel() for p in trained), sum(p.numel() * p.element_size() for p in trained)
     logging.info(
-        f'{num_workers()} processes synchronise {values:,} trained values: {readable_size(size)} per update and process over '
-        f'{dist.get_backend()}.'
+        f'{num_workers()} processes synchronise {values:,} trained values: {readable_size(size)} per update and process '
+        f'over {dist.get_backend()}.'
     )
 
 
 def check_same_start(loop, model_file) -> None:
-    """Refuse to train from different checkpoints: with counters that differ the processes would wait for each other forever."""
-    starts = all_gather_list(loop.parleys)
+    """Refuse to train from different checkpoints: with different counters, processes would wait for each other forever.
+
+    :raises UsageError: in every process.
+    """
+    starts = distributed.all_gather_list(loop.parleys)
     for rank, start in enumerate(starts):
         if start != starts[0]:
             raise UsageError(
-                f'--model-file {model_file}: process 0 continues after {starts[0]} batches and process {rank} after {start}; '
-                'put it on a file system that all machines share.'
+                f'--model-file {model_file}: process 0 continues after {starts[0]} batches and process {rank} after '
+                f'{start}; put it on a file system that all machines share.'
             )
+
+
+# ---- in every batch --------------------------------------------------------------------------------------
 
 
 def accumulates_alone(agent):
     """A context for one batch: in the middle of an update (--update-freq) no process waits for the others' gradients.
 
-    ParlAI enters DistributedDataParallel's `no_sync` for the backward pass alone, which is too late: the forward pass has
-    already arranged for the exchange, so that every batch of an update had one.
+    ParlAI enters DistributedDataParallel's `no_sync` only for the backward pass, which is too late: the forward pass
+    has already arranged for the exchange, so that every batch of an update would have one.
     """
     last_of_update = (agent._number_grad_accum + 1) % agent.opt.get('update_freq', 1) == 0
     return contextlib.nullcontext() if last_of_update or not is_distributed() else agent.model.no_sync()
+
+
+def agreed_time(loop, world) -> tuple[float, float, float, float]:
+    """`TrainLoop._get_time` for several processes, with one exchange: the epochs of all processes are added up, and the
+    clocks, including the one for saving, are those of the first process.
+
+    Returns the seconds of training and since the last log, validation and save.
+
+    :raises AgreedInterrupt: in every process if one was interrupted.
+    """
+    clocks = tuple(clock.time() for clock in (loop.train_time, loop.log_time, loop.validate_time, loop.save_time))
+    everyone = distributed.all_gather_list((world.get_total_epochs(), clocks, loop.interrupted))
+    loop._total_epochs = loop._preempted_epochs + sum(epochs for epochs, _, _ in everyone)
+    if any(interrupted for _, _, interrupted in everyone):
+        raise AgreedInterrupt
+    return everyone[0][1]
+
+
+@contextlib.contextmanager
+def interrupts_noted(loop):
+    """Note Ctrl-C in `loop.interrupted`, for `agreed_time` to raise when the batch is complete."""
+
+    def note(*_):
+        loop.interrupted = True
+
+    loop.interrupted = False
+    with sigint_handled_by(note):
+        yield
+
+
+@contextlib.contextmanager
+def sigint_handled_by(handler):
+    """Let `handler(signal, frame)` handle Ctrl-C, in the main thread: Python lets no other thread set a handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 # ---- what a checkpoint needs from every process ----------------------------------------------------------
 
 
 def average_accumulated_gradients(agent) -> None:
-    """In the middle of an update (--update-freq), let every process hold the mean of what all have accumulated.
+    """In the middle of an update (--update-freq), give every process the mean of what all have accumulated.
 
     The update's mean over processes stays what it was, and the first process's checkpoint holds all of it.
     """
@@ -71,60 +123,19 @@ def average_accumulated_gradients(agent) -> None:
 
 
 def random_states() -> dict:
-    """The generators' states of every process, the first one's by itself, for a checkpoint's `progress`."""
-    first, *others = all_gather_list(random_state())
+    """The states of every process's generators, the first process's on their own, for a checkpoint's `progress`."""
+    first, *others = distributed.all_gather_list(random_state())
     return {'random': first, 'random_of_others': others}
 
 
 def restore_own_state(progress: dict) -> None:
-    """Set the generators of this process to where they were; those of a process that is new stay as they are."""
+    """Restore the generators of this process; those of a process that the checkpoint does not know stay as they are."""
     states = [progress.get('random'), *progress.get('random_of_others', [])]
     state = states[get_rank()] if get_rank() < len(states) else None
     if state is not None:
         restore_random_state(state)
 
 
-# ---- one exchange per batch ------------------------------------------------------------------------------
-
-
-def agreed_time(loop, world) -> tuple[float, float, float, float]:
-    """TrainLoop._get_time for several processes: epochs are summed, the clocks are the first process's, also the one that
-    saves go by. Raises AgreedInterrupt in every process if one was interrupted."""
-    clocks = tuple(clock.time() for clock in (loop.train_time, loop.log_time, loop.validate_time, loop.save_time))
-    epochs, clocks, interrupted = zip(*all_gather_list((world.get_total_epochs(), clocks, loop.interrupted)))
-    loop._total_epochs = loop._preempted_epochs + sum(epochs)
-    if any(interrupted):
-        raise AgreedInterrupt
-    return clocks[0]
-
-
-@contextlib.contextmanager
-def interrupts_noted(loop):
-    """Ctrl-C is noted, for `agreed_time` to raise; during a validation, where no batch ends, it interrupts at once."""
-
-    def note(*_):
-        loop.interrupted = True
-
-    def interruptible_validate():
-        signal.signal(signal.SIGINT, previous)
-        try:
-            return validate()
-        finally:
-            signal.signal(signal.SIGINT, note)
-
-    loop.interrupted, validate = False, loop.validate
-    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody handle signals
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, note)
-    loop.validate = interruptible_validate
-    try:
-        yield
-    finally:
-        loop.validate = validate
-        signal.signal(signal.SIGINT, previous)
-
-
 def wait_for_save() -> None:
-    """No process leaves an agreed stop before the first one has saved."""
-    all_gather_list(is_primary_worker())
+    """Wait until the first process has saved, before any process leaves an agreed stop."""
+    distributed.all_gather_list(is_primary_worker())

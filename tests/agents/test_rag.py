@@ -84,7 +84,7 @@ def test_no_training_context_tells_its_reply(two_sided, tmp_path, per, more):
             **more,
         )
     )
-    opt['training_loop'] = True
+    opt['mutators'] = 'whole_dialogue'
     agent = create_agent(opt)
     seen = 0
     for ids, label in told(opt, agent, 40):
@@ -235,7 +235,7 @@ def test_scores_are_of_the_dialogue_alone(tmp_path):
             **more,
         )
         opt = TrainModel.setup_args().parse_kwargs(**given)
-        opt['training_loop'] = True
+        opt['mutators'] = 'whole_dialogue'
         agent = create_agent(opt)
         agent.model.retriever.lin_context.bias.data.zero_()  # so that scores differ
         teacher = create_task(opt, agent).agents[0]

@@ -18,7 +18,6 @@ def episode():
 
 def mutate(messages, **options):
     opt = {
-        'training_loop': True,
         'datatype': 'train',
         'dialogue_packing': True,
         'mutators': 'whole_dialogue',
@@ -40,7 +39,7 @@ def test_an_episode_becomes_one_message():
 @pytest.mark.parametrize(
     'options',
     [
-        {'training_loop': False},
+        {'mutators': 'flatten'},
         {'datatype': 'valid'},
         {'datatype': 'test'},
         {'datatype': 'train:evalmode'},

@@ -17,7 +17,7 @@ def options(task=SAMPLE, **more):
 @pytest.mark.parametrize('datatype', ['train', 'train:ordered', 'train:stream', 'valid', 'train:evalmode'])
 def test_every_dialogue_of_the_train_fold_whatever_the_run_reads(datatype):
     opt = options(datatype=datatype, batchsize=7)
-    opt['training_loop'] = True
+    opt['mutators'] = 'whole_dialogue'
     settle_training_task(opt)
     dialogues = training_dialogues(opt)
     assert len(dialogues) == 74

@@ -45,7 +45,7 @@ def options(llm, **more):
             **more,
         }
     )
-    opt['training_loop'] = True
+    opt['mutators'] = 'whole_dialogue'
     return opt
 
 

@@ -52,12 +52,6 @@ def evaluate(task, model_file, **options):
     return EvalModel.main(**task, model_file=model_file, datatype='valid', num_examples=4, **options)
 
 
-def test_apply_twice_changes_nothing():
-    add = TeacherMetrics.add
-    libraries.apply()
-    assert TeacherMetrics.add is add
-
-
 def test_training_and_evaluation_with_the_default_scheduler(task, model_file):
     assert evaluate(task, model_file)['exs'].value() == 4
 

@@ -1,16 +1,22 @@
 """What ParlAI's training loop offers: when it validates, stops and saves, where it begins, what it logs."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.runs import AGENT, SAMPLE, logged, train, training_opt
+from parlai.core.agents import create_agent
+from parlai.core.worlds import create_task
 from parlai.scripts import train_model
+from parlai.scripts.display_data import DisplayData
+from parlai.scripts.eval_model import EvalModel
 from tensorboardX.proto.event_pb2 import Event
 
 from spt_parlai.agents import SptAgent
+from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.errors import UsageError
 
 PAIR = f'{SAMPLE},integration_tests:nocandidate'
@@ -141,6 +147,70 @@ def test_validation_with_a_shared_agent_is_the_same(tiny_llms, tmp_path, share):
     assert logged(tmp_path / 'm')[4] == pytest.approx(logged(tmp_path / 'm')[4])
     reports = stats(tmp_path / 'm')['valid_reports']
     assert [r['exs'] for r in reports] == [8, 8] and reports[1]['ppl'] != reports[0]['ppl']
+
+
+@pytest.mark.parametrize('share', [True, False])
+@pytest.mark.parametrize(
+    'options, generates',
+    [
+        ({}, False),
+        ({'skip_generation': False}, True),
+        ({'validation_metric': 'f1'}, True),
+        ({'validation_metric': 'f1', 'skip_generation': True}, False),
+    ],
+    ids=str,
+)
+def test_validation_generates_only_where_it_must(tiny_llms, tmp_path, options, generates, share):
+    """Also by the copies of the agent that validate, and not in a command that does not train."""
+    opt = training_opt(tiny_llms.opt, model_file=tmp_path / 'm', validation_share_agent=share, **options)
+    agent = create_agent(opt)
+    assert agent.skip_generation is bool(options.get('skip_generation'))
+    loop = train_model.TrainLoop(opt)
+    (world,) = loop.valid_worlds
+    assert world.get_model_agent().skip_generation is loop.agent.skip_generation is not generates
+    loop._total_exs = loop._total_epochs = 0
+    if 'f1' in options.values() and not generates:
+        with pytest.raises(UsageError, match='--validation-metric f1: validation reports no such metric'):
+            loop.validate()
+    else:
+        loop.validate()
+        assert ('f1' in loop.valid_reports[0]) is generates
+
+
+def first_message(opt, agent):
+    return create_task(opt, agent).agents[0].act()
+
+
+def test_only_training_reads_whole_dialogues(tiny_llms, tmp_path, trained):
+    """The mutator is named by the training loop alone: neither a model file nor one of version 0.1.0, which stored its
+    name, brings it into a command that shows or evaluates data."""
+    stored = Path(f'{trained}.opt')
+    options = json.loads(stored.read_text())
+    assert 'mutators' not in options and 'training_loop' not in options and options['dialogue_packing'] is True
+    for suffix in ('', '.opt', '.dict'):
+        shutil.copy(f'{trained}{suffix}', tmp_path / f'm{suffix}')
+    for mutators in (None, 'whole_dialogue'):
+        (tmp_path / 'm.opt').write_text(json.dumps({**options, 'mutators': mutators}))
+        shown = DisplayData.setup_args().parse_kwargs(
+            task=SAMPLE, model_file=str(tmp_path / 'm'), datatype='train:ordered'
+        )
+        evaluated = EvalModel.setup_args().parse_kwargs(
+            task=SAMPLE, model_file=str(tmp_path / 'm'), datatype='train:evalmode'
+        )
+        agent = create_agent(evaluated)
+        assert shown.get('mutators') is evaluated.get('mutators') is None
+        for opt in (shown, evaluated):
+            assert FIELD not in first_message(opt, agent)
+        resumed = train_model.TrainLoop(training_opt(tiny_llms.opt, model_file=tmp_path / 'm'))
+        assert resumed.parleys == 4 and resumed.opt['mutators'] == 'whole_dialogue'
+        assert FIELD in first_message(resumed.opt, resumed.agent)
+        assert all(FIELD not in first_message(world.opt, resumed.agent) for world in resumed.valid_worlds)
+
+
+@pytest.mark.parametrize('options', [{'dialogue_packing': False}, {'mutators': 'flatten'}], ids=str)
+def test_training_reads_turns_where_it_is_told_to(tiny_llms, tmp_path, options):
+    loop = train_model.TrainLoop(training_opt(tiny_llms.opt, model_file=tmp_path / 'm', **options))
+    assert loop.opt['mutators'] == options.get('mutators') and FIELD not in first_message(loop.opt, loop.agent)
 
 
 # ---- where it begins ------------------------------------------------------------------------------------

@@ -1,0 +1,238 @@
+"""ParlAI's training loop around agents that can be resumed: what it asks of `spt_parlai.training`, and when.
+
+A run whose agent is not a `ResumableAgent`, such as ParlAI's own, trains as ParlAI always did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+from parlai.core.exceptions import StopTrainException
+from parlai.core.loader import load_agent_module
+from parlai.core.params import get_model_name
+from parlai.scripts import train_model
+from parlai.scripts.train_model import TrainLoop
+from parlai.utils import logging
+from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker
+
+from spt_parlai.checkpoints.files import save_json
+from spt_parlai.dialogue.mutator import MUTATOR
+from spt_parlai.errors import UsageError
+from spt_parlai.options.parlai_options import check_training, settle_validation, validation_needs_replies
+from spt_parlai.training import resume
+from spt_parlai.training.distributed import (
+    AgreedInterrupt,
+    agreed_time,
+    announce_synchronisation,
+    check_same_start,
+    interrupts_noted,
+    sigint_handled_by,
+    wait_for_save,
+)
+from spt_parlai.training.resume import is_resumable
+from spt_parlai.training.seeding import seed_everything
+
+
+def begin_or_resume() -> None:
+    """Settle options, seed and checkpoint before ParlAI builds anything, and the counters after it.
+
+    Breaks: a killed run that is started again takes its counters from a second file, which may be older or cut off, and
+    forgets since when it has neither validated nor logged; options that cannot work in training, and data that is
+    missing, are noticed late or never.
+    Where: ``TrainLoop.__init__``, ``parlai/scripts/train_model.py:353``.
+    Safe: ParlAI's own constructor runs in between with the same options, and alone where the agent is not resumable.
+    Goes: when ParlAI keeps the counters in the checkpoint.
+    """
+    parlai_init = TrainLoop.__init__
+
+    def init(self, opt):
+        model = get_model_name(opt)  # also where -mf alone says which
+        agent_class = load_agent_module(model) if model else None
+        if agent_class is None or not issubclass(agent_class, resume.ResumableAgent):
+            return parlai_init(self, opt)
+        if not agent_class.trains_anything():
+            raise UsageError(
+                f'-m {model} has nothing to train: run parlai eval_model, or parlai interactive, with the same options.'
+            )
+        settle_validation(opt)
+        check_training(resume.options_of_agent(opt))
+        if opt.get('mutators') is None and opt.get('dialogue_packing'):
+            opt['mutators'] = MUTATOR
+        saved = resume.begin(opt)
+        parlai_init(self, opt)
+        resume.forget_init_model(opt)
+        self.world.get_total_epochs = resume.epochs_of(self.world, opt)
+        check_same_start(self, opt.get('model_file'))
+        self.valid_worlds = train_model.load_eval_worlds(self.agent, opt, 'valid')  # missing data is noticed now
+        seed_everything(opt['seed'], get_rank())
+        resume.restore_counters(self, saved)
+        self.interrupted = False  # by Ctrl-C in one of several processes, see `agreed_time`
+
+    TrainLoop.__init__ = init
+
+
+def replay_before_training() -> None:
+    """Replay the data up to the checkpoint before the first step, and save when Ctrl-C stops the run.
+
+    Breaks: a resumed run begins the data anew, so that it sees other batches than the run that was not stopped; Ctrl-C
+    stops in the middle of a batch and saves nothing.
+    Where: ``TrainLoop.train_steps``, ``parlai/scripts/train_model.py:922``.
+    Safe: every step is ParlAI's own. A new run has nothing to replay.
+    Goes: when ParlAI saves the position in the data with the checkpoint.
+    """
+    parlai_train_steps = TrainLoop.train_steps
+
+    def train_steps(self):
+        if not is_resumable(self):
+            yield from parlai_train_steps(self)
+            return
+        if is_distributed():
+            announce_synchronisation(self.agent.model)
+        resume.replay(self)
+        parley, stop_now = self.world.parley, False
+
+        def whole_parley():
+            if stop_now:
+                raise StopTrainException('the validation that was due')
+            with contextlib.nullcontext() if is_distributed() else resume.interrupts_deferred():
+                parley()
+                self.parleys_done += 1
+
+        self.world.parley = whole_parley
+        try:
+            with interrupts_noted(self) if is_distributed() else contextlib.nullcontext():
+                stop_now = resume.validate_if_due(self)
+                yield from parlai_train_steps(self)
+        except KeyboardInterrupt as interrupt:
+            if not self.opt.get('model_file'):
+                raise
+            if not is_distributed() or isinstance(interrupt, AgreedInterrupt):
+                self.save_model('.checkpoint')
+                wait_for_save()
+                logging.info(
+                    f'interrupted: {self.opt["model_file"]}.checkpoint is saved, the same command continues from it.'
+                )
+            else:  # in a validation, which every process has come to a different batch of
+                logging.info('interrupted in a validation: the same command continues from the last checkpoint.')
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    TrainLoop.train_steps = train_steps
+
+
+def agree_on_time() -> None:
+    """Let several processes agree after each batch on the epochs, the clocks and whether Ctrl-C was pressed.
+
+    Breaks: a process that is interrupted alone leaves the others waiting for it; the clock by which a run is saved is
+    each process's own when no other limit depends on time, so that they save at different batches.
+    Where: ``TrainLoop._get_time``, ``parlai/scripts/train_model.py:824``.
+    Safe: the result has ParlAI's four clocks, the first process's. A single process uses ParlAI's own method.
+    Goes: when ParlAI's processes agree to stop.
+    """
+    parlai_get_time = TrainLoop._get_time
+
+    def get_time(self, world):
+        return agreed_time(self, world) if is_distributed() and is_resumable(self) else parlai_get_time(self, world)
+
+    TrainLoop._get_time = get_time
+
+
+def explain_missing_metric() -> None:
+    """Say in one sentence that validation does not report ``--validation-metric``; let Ctrl-C end a validation at once.
+
+    Breaks: ``KeyError`` with a traceback after the first validation. With several processes Ctrl-C would only be noted,
+    for the end of a batch, and validation has none of those that train.
+    Where: ``TrainLoop.validate``, ``parlai/scripts/train_model.py:539``.
+    Safe: what was an error is still one; everything else is ParlAI's own.
+    Goes: when ParlAI checks the name of the metric.
+    """
+    parlai_validate = TrainLoop.validate
+
+    def validate(self):
+        if not is_resumable(self):
+            return parlai_validate(self)
+        metric = self.opt['validation_metric']
+        try:
+            with sigint_handled_by(signal.default_int_handler):
+                return parlai_validate(self)
+        except KeyError as error:
+            if error.args != (metric,):
+                raise
+            reported = ', '.join(sorted(self.valid_reports[-1]))
+            raise UsageError(
+                f'--validation-metric {metric}: validation reports no such metric, but {reported}.'
+            ) from error
+
+    TrainLoop.validate = validate
+
+
+def save_progress() -> None:
+    """Put the counters and the random generators' states of all processes into the checkpoint.
+
+    Breaks: a checkpoint and the file of its counters are two files, and a kill between them leaves two different
+    moments; the states of the generators, and what other processes have accumulated of an update, are lost.
+    Where: ``TrainLoop.save_model``, ``parlai/scripts/train_model.py:479``.
+    Safe: the agent is only told what to save; ParlAI's own method saves.
+    Goes: with :func:`begin_or_resume`.
+    """
+    parlai_save_model = TrainLoop.save_model
+
+    def save_model(self, suffix=None):
+        if is_resumable(self) and self.opt.get('model_file'):
+            resume.give_progress(self)
+        return parlai_save_model(self, suffix)
+
+    TrainLoop.save_model = save_model
+
+
+def save_train_stats_atomically() -> None:
+    """Write ``.trainstats`` whole or not at all.
+
+    Breaks: a kill while the file is written leaves half a file, which the next start of the run cannot read.
+    Where: ``TrainLoop._save_train_stats``, ``parlai/scripts/train_model.py:508``.
+    Safe: the file has ParlAI's fields, and one more that ParlAI does not read.
+    Goes: when ParlAI replaces the file instead of writing into it.
+    """
+    parlai_save_train_stats = TrainLoop._save_train_stats
+
+    def save_train_stats(self, suffix=None):
+        if not is_resumable(self) or not self.opt.get('model_file') or not is_primary_worker():
+            return parlai_save_train_stats(self, suffix)
+        finals = ('final_valid_report', 'final_test_report', 'final_extra_valid_report')
+        stats = {
+            **resume.counters(self),
+            'train_reports': self.train_reports,
+            **{name: train_model.dict_report(getattr(self, name)) for name in finals},
+        }
+        save_json(stats, self.opt['model_file'] + (suffix or '') + '.trainstats')
+
+    TrainLoop._save_train_stats = save_train_stats
+
+
+def skip_unneeded_replies() -> None:
+    """Let the validation of a training run generate replies only if its metric, or the user, asks for them.
+
+    Breaks: nothing; every validation by perplexity would take many times as long, for replies that nobody looks at.
+    Where: ``load_eval_worlds``, ``parlai/scripts/train_model.py:294``.
+    Safe: ``--skip-generation`` decides where it is given; the worlds are ParlAI's own.
+    Goes: when ParlAI knows which metrics need replies.
+    """
+    parlai_load_eval_worlds = train_model.load_eval_worlds
+
+    def load_eval_worlds(agent, opt, datatype):
+        if isinstance(agent, resume.ResumableAgent):
+            agent.skip_replies(not validation_needs_replies(agent.opt))
+        return parlai_load_eval_worlds(agent, opt, datatype)
+
+    train_model.load_eval_worlds = load_eval_worlds
+
+
+def seed_numpy_too() -> None:
+    """Seed NumPy like Python and torch, and let the processes of a run draw different data.
+
+    Breaks: two runs with one ``--seed`` differ where NumPy draws; the processes of a run shuffle alike.
+    Where: ``set_seed``, ``parlai/scripts/train_model.py:289``.
+    Safe: Python's and torch's seeds are the ones that ParlAI sets in a single process.
+    Goes: when ParlAI's function does the same.
+    """
+    train_model.set_seed = lambda seed: seed_everything(seed, get_rank())
