@@ -34,8 +34,8 @@ def announce_synchronisation(model) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     values, size = sum(p.numel() for p in trained), sum(p.numel() * p.element_size() for p in trained)
     logging.info(
-        f'{num_workers()} processes synchronise {values:,} trained values: {readable_size(size)} per update and process '
-        f'over {dist.get_backend()}.'
+        f'{num_workers()} processes synchronise {values:,} trained values: {readable_size(size)} per update and '
+        f'process over {dist.get_backend()}.'
     )
 
 
