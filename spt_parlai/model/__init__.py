@@ -1,1 +1,1 @@
-"""The frozen LM, the soft prompt group, the retriever, and the ParlAI model that joins them. Knows no loss."""
+"""The causal LM, the soft prompts, the retriever, and the ParlAI model that joins them. Nothing here knows a loss."""

@@ -16,7 +16,7 @@ ALL_LINEAR = 'all-linear'
 
 
 class TunedWeights(nn.Module):
-    """Parameters of an LM under their own names, so that they are optimised, saved and synchronised with the model around it.
+    """Parameters of an LM, registered under their own names with the model around it, which is trained and saved.
 
     They stay where the LM has them. Their dropout is active in training mode; the LM itself always stays in eval mode.
     """
@@ -52,8 +52,8 @@ def tune_all(llm: CausalLM) -> TunedWeights:
 class Lora(NamedTuple):
     """What LoRA adds to a layer's output: (alpha / rank)·B·A·x.
 
-    dropout: of x, in training; targets: names of the layers, or (`all-linear`,), or none for those that peft chooses for the
-    architecture.
+    dropout: of x, in training; targets: names of the layers, or (`all-linear`,), or none for those that peft chooses
+    for the architecture.
     """
 
     rank: int

@@ -1,10 +1,10 @@
 """A causal LM that runs on input embeddings, frozen unless `adapters` lets some of its weights train.
 
-Its logits are computed only at the positions that are asked for. Where the head is linear, the body runs alone and the head
-follows at those positions; otherwise the LM's own forward pass computes the logits of the columns that hold them.
+Its logits are computed only at the positions that are asked for. Where the head is linear, the body runs alone and the
+head follows at those positions; otherwise the LM's own forward pass computes the logits of the columns that hold them.
 
-`CausalLM` is deliberately not a `torch.nn.Module`: whatever holds it can be trained, cast, moved, saved and synchronised
-between processes without ever touching a weight of the LM.
+`CausalLM` is deliberately not a `torch.nn.Module`: whatever holds it can be trained, cast, moved, saved and
+synchronised between processes without ever touching a weight of the LM.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ class CausalLM:
         self._keeps_columns = 'logits_to_keep' in parameters
 
     def _take_input_projection(self) -> None:
-        """Take OPT-350m's projection of word embeddings (512) to the body's width (1024) out of the body, so that `embed`
-        applies it instead: soft prompts have the body's width."""
+        """Take OPT-350m's projection of word embeddings (512 → 1024) out of the body, where `embed` applies it instead.
+
+        Soft prompts have the body's width and must not be projected.
+        """
         self._project_in = None
         for module in self.lm.modules():
             if getattr(module, 'project_in', None) is not None:
@@ -103,7 +105,7 @@ class CausalLM:
         return input_device(self.lm)
 
     def fingerprint(self) -> dict:
-        """The LM's shape when it was loaded, stored with every checkpoint: its sizes and a digest of all weights' shapes."""
+        """The LM's sizes when it was loaded and a digest of all weights' shapes, stored with every checkpoint."""
         return dict(self._fingerprint)
 
     def named_weights(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -123,17 +125,17 @@ class CausalLM:
     def logits_at(self, embeddings: Tensor, positions: Tensor) -> Tensor:
         """The logits of the tokens that follow chosen positions.
 
-        embeddings: [R, T, D], padded on the right only. Causal attention never looks there, so the rows need no mask, and
-        attention without a mask has faster kernels. positions: int64 [N], flat indices into R × T. Returns [N, V] in the LM's
-        dtype; the gradient reaches `embeddings` and the weights of the LM that train.
+        embeddings: [R, T, D], padded on the right only. Causal attention never looks there, so the rows need no mask,
+        and attention without a mask has faster kernels. positions: int64 [N], flat indices into R × T. Returns [N, V]
+        in the LM's dtype; the gradient reaches `embeddings` and the weights of the LM that train.
         """
         return self._logits_at(embeddings, positions)[0]
 
     def log_probs_at(self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
-        """Log-probabilities of target tokens at chosen positions (see `logits_at`), if possible without holding all logits.
+        """Log-probabilities of target tokens at chosen positions (see `logits_at`).
 
-        targets: int64 [N]; wanted: bool [N], where the likeliest token is needed. Returns (log-probabilities float32 [N],
-        likeliest tokens int64 [N], 0 where they are not wanted).
+        If possible, this never holds all logits. targets: int64 [N]; wanted: bool [N], where the likeliest token is
+        needed. Returns (log-probabilities float32 [N], likeliest tokens int64 [N], 0 where they are not wanted).
         """
         if self.projects_apart:
             hidden, _ = self._hidden_at(embeddings, positions)
@@ -145,7 +147,7 @@ class CausalLM:
         return -F.cross_entropy(logits, targets, reduction='none'), likeliest
 
     def prefill(self, embeddings: Tensor, mask: Tensor):
-        """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (logits [R, V] at the last position, cache).
+        """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (the last logits [R, V], cache).
 
         Rows of similar length run together if their caches can be merged afterwards; otherwise all rows do.
         """
@@ -168,7 +170,7 @@ class CausalLM:
         return self._logits_at(embeddings, last, mask, use_cache=True)
 
     def decode(self, ids: Tensor, mask: Tensor, cache):
-        """Continue cached rows. ids int64 [R, S]; mask bool [R, T + S] over cache and ids → (logits [R, S, V], cache)."""
+        """Continue cached rows. ids int64 [R, S], mask bool [R, T + S] of cache and ids → (logits [R, S, V], cache)."""
         output = self._forward(self.lm, self.embed(ids), mask, use_cache=True, past_key_values=cache)
         return output.logits, output.past_key_values
 
@@ -176,12 +178,12 @@ class CausalLM:
 
     @property
     def projects_apart(self) -> bool:
-        """Can log-probabilities be computed from hidden states in chunks? Only if the head is linear and does not train."""
+        """Can log-probabilities be computed in chunks? That needs a linear head that does not train."""
         return self.head_is_linear and not self.lm.get_output_embeddings().weight.requires_grad
 
     @cached_property
     def head_is_linear(self) -> bool:
-        """Are the logits a linear layer of the body's output, neither capped nor scaled, with its weight on a device?"""
+        """Are the logits a linear layer of the body's output, neither capped nor scaled, whose weight is loaded?"""
         head = self.lm.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.weight.is_meta or hasattr(head, '_hf_hook'):
             return False

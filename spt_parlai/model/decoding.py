@@ -1,8 +1,7 @@
-"""Replies of a whole batch by one tensor search: what ended leaves the batch, nothing is done row by row.
+"""Decoding a whole batch at once: the state between two steps, and a search over tensors.
 
-The tokens are those of ParlAI's search, which keeps one object for every row and moves them one after another.
-
-What is carried from one decoding step to the next.
+The search finds the tokens that ParlAI's own search finds, which keeps an object for every row and moves the rows one
+after another. Here nothing is done row by row, and rows that have ended leave the batch.
 """
 
 from __future__ import annotations
@@ -16,15 +15,58 @@ import torch
 from torch import Tensor
 
 _NEVER = -1e20  # log-probability of a blocked token, as in ParlAI
-_LEAVING_SHARE = 1 / 3  # rows leave once this share of them has ended: leaving costs a copy of what stays in the cache
+_LEAVING_SHARE = 1 / 3  # rows leave once this share of them has ended: leaving costs a copy of the cache that stays
 
 Choice = Callable[[Tensor, list[bool]], tuple[Tensor, Tensor]]
 """(log-probabilities float32 [R, V], which rows have ended) → (tokens int64 [R], their scores float32 [R])"""
 
 
+@dataclass
+class DecodingState:
+    """R rows between two decoding steps.
+
+    logits: [R, V], those after the prefill; cache: the LM's `Cache`; mask: bool [R, T] over what the cache holds;
+    scores: float32 [R, K] (eq. 1) and selected: int64 [R] (eq. 7) of each row.
+    """
+
+    logits: Tensor
+    cache: Any
+    mask: Tensor
+    scores: Tensor
+    selected: Tensor
+
+    def extended(self, more: Tensor) -> DecodingState:
+        """The same rows, with a mask for S columns that will enter the cache next: more bool [R, S]."""
+        return replace(self, mask=torch.cat([self.mask, more.to(self.mask.device)], dim=1))
+
+    def reordered(self, rows: Tensor) -> DecodingState:
+        """A new state of chosen rows, in any order and number; this one stays as it is."""
+        return DecodingState(
+            self.logits[rows],
+            _reorder_cache(self.cache, rows),
+            self.mask[rows.to(self.mask.device)],
+            self.scores[rows.to(self.scores.device)],
+            self.selected[rows.to(self.selected.device)],
+        )
+
+
+def _reorder_cache(cache: Any, rows: Tensor) -> Any:
+    """A cache of chosen rows. Layers are copied without their tensors; `reorder_cache` then gives each copy its own."""
+    cache = copy.copy(cache)
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    cache.reorder_cache(rows)
+    return cache
+
+
+# ---- search ---------------------------------------------------------------------------------------------
+
+
 class Replies(NamedTuple):
-    """tokens: int64 [B, 1 + S], the start token first and one end token last, where `lengths` (int64 [B]) stops;
-    scores: float32 [B], the sum of the chosen tokens' scores."""
+    """B replies.
+
+    tokens: int64 [B, 1 + S], from the start token to one end token; lengths: int64 [B], the tokens up to and including
+    that end token; scores: float32 [B], the sum of the chosen tokens' scores.
+    """
 
     tokens: Tensor
     lengths: Tensor
@@ -33,15 +75,15 @@ class Replies(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """How replies are searched.
+    """The settings of a search; calling it finds the replies.
 
     :param choose: picks a token for every row.
     :param start, end: the ids that begin and end a reply.
-    :param max_length: longest reply; one that has not ended by then has its last token replaced by the end token.
+    :param max_length: the longest reply; in one that has not ended by then, the end token replaces the last token.
     :param temperature: divides the logits.
-    :param min_length: tokens before which a reply does not end.
-    :param block_ngram: no n-gram of this size occurs twice in a reply; not positive: any may.
-    :param context_block_ngram: no n-gram of this size is taken from the context; not positive: any may.
+    :param min_length: a reply does not end before it has this many tokens.
+    :param block_ngram: no n-gram of this size occurs twice in a reply; 0 or less: no limit.
+    :param context_block_ngram: no n-gram of this size is copied from the context; 0 or less: no limit.
     """
 
     choose: Choice
@@ -54,21 +96,18 @@ class Search:
     context_block_ngram: int = 0
 
     def __call__(self, model, encoded: DecodingState, context: Tensor | None = None) -> Replies:
-        """Continue what `model.encoder` returned, whose cache is used up.
+        """Reply to the contexts that `model.encoder` has encoded. The cache in `encoded` is consumed.
 
-        :param context: int64 [B, T], what `context_block_ngram` looks at.
+        :param context: int64 [B, T], the tokens for `context_block_ngram`.
         """
         B, device = len(encoded.logits), encoded.logits.device
         tokens = torch.full((B, 1 + self.max_length), self.end, device=device)
         tokens[:, 0] = self.start
         lengths = torch.full((B,), 1 + self.max_length, device=device)
         scores = torch.zeros(B, device=device)
-        rows, ended, over, state = (
-            torch.arange(B, device=device),
-            torch.zeros(B, dtype=torch.bool, device=device),
-            [False] * B,
-            None,
-        )
+        rows = torch.arange(B, device=device)  # [R], the rows that are still in the batch
+        ended = torch.zeros(B, dtype=torch.bool, device=device)  # [R], which of them have ended
+        over, state = [False] * B, None  # `over` is `ended` on the CPU
         for step in range(self.max_length):
             so_far = tokens[rows, : step + 1]  # [R, 1 + step]
             logits, state = model.decoder(so_far, encoded, state)
@@ -79,7 +118,7 @@ class Search:
             ends = (chosen == self.end) & ~ended
             lengths[rows] = lengths[rows].masked_fill(ends, step + 2)
             ended = ended | ends
-            over = ended.tolist()  # the one time in a step that the processor waits for the device
+            over = ended.tolist()  # the only time in a step that the CPU waits for the device
             staying = [row for row, done in enumerate(over) if not done]
             if not staying or step + 1 == self.max_length:
                 break
@@ -91,7 +130,7 @@ class Search:
         return Replies(tokens, lengths, scores)
 
     def _log_probs(self, logits: Tensor, so_far: Tensor, context: Tensor | None) -> Tensor:
-        """float32 [R, V], those of forbidden tokens at `_NEVER`."""
+        """float32 [R, V], with forbidden tokens at `_NEVER`."""
         if self.temperature != 1:
             logits = logits / self.temperature
         log_probs = logits.log_softmax(-1)
@@ -99,39 +138,41 @@ class Search:
             log_probs[:, self.end] = _NEVER
         if self.block_ngram > 0:
             _block(log_probs, so_far, so_far, self.block_ngram)
-        if self.context_block_ngram > 0 and context is not None:
+        if self.context_block_ngram > 0:
+            assert context is not None, 'context_block_ngram needs the context'
             _block(log_probs, so_far, context, self.context_block_ngram)
         return log_probs
 
 
 def _block(log_probs: Tensor, so_far: Tensor, source: Tensor, n: int) -> None:
-    """In place: forbid the tokens that would end `so_far` [R, U] in an n-gram of `source` [R, T]."""
+    """In place: forbid the tokens that would complete an n-gram of `source` [R, T] at the end of `so_far` [R, U]."""
     if source.shape[1] < n or so_far.shape[1] < n - 1:
         return
     grams = source.unfold(1, n, 1)  # [R, T - n + 1, n]
     begun = (grams[..., :-1] == so_far[:, None, so_far.shape[1] - n + 1 :]).all(-1)
     V = log_probs.shape[1]
     rows, columns = begun.nonzero(as_tuple=True)
-    log_probs[rows, grams[rows, columns, -1] % V] = _NEVER  # % V: the start token is negative, and n = 1 blocks it too
+    log_probs[rows, grams[rows, columns, -1] % V] = _NEVER  # % V: n = 1 also blocks the start token, which is negative
 
 
 # ---- choices ------------------------------------------------------------------------------------------
 
 
 def greedy(log_probs: Tensor, ended: list[bool]) -> tuple[Tensor, Tensor]:
+    """The likeliest token."""
     score, chosen = log_probs.max(-1)
     return chosen, score
 
 
 def top_k(log_probs: Tensor, ended: list[bool], k: int) -> tuple[Tensor, Tensor]:
-    """Drawn from the k likeliest."""
+    """A token drawn from the k likeliest."""
     values, ids = log_probs.topk(k, dim=-1)
     drawn = _draw(values.softmax(-1), ended)
     return _at(ids, drawn), _at(values, drawn)
 
 
 def nucleus(log_probs: Tensor, ended: list[bool], p: float) -> tuple[Tensor, Tensor]:
-    """Drawn from the likeliest that together have probability p; scores are of that distribution."""
+    """A token drawn from the likeliest ones that together have probability p; its score is under that distribution."""
     probs, ids = log_probs.softmax(-1).sort(dim=-1, descending=True)
     probs = probs.masked_fill(probs.cumsum(-1) - probs >= p, 0)
     probs = probs / probs.sum(-1, keepdim=True)
@@ -144,50 +185,14 @@ def _at(values: Tensor, columns: Tensor) -> Tensor:
 
 
 def _draw(probs: Tensor, ended: list[bool]) -> Tensor:
-    """A column of each row of [R, M], with its probability.
+    """Draw one column of each row of [R, M] with the given probabilities.
 
-    `torch.multinomial` is a race of exponential waiting times. Running one race for all rows, on noise that is drawn row
-    by row where a row has not ended, uses the generator as ParlAI does, which calls it for one row after another.
+    `torch.multinomial` is a race of exponential waiting times. ParlAI calls it for one row after another. Here one race
+    is run for all rows; its noise is drawn row by row, for rows that have not ended, so that the generator is used as
+    in ParlAI.
     """
     noise = torch.ones_like(probs)
     for row, done in enumerate(ended):
         if not done:
             noise[row].exponential_()
     return (probs / noise).argmax(-1)
-
-
-@dataclass
-class DecodingState:
-    """R rows in mid-decoding.
-
-    logits: [R, V] after the prefill; cache: the LM's `Cache`; mask: bool [R, T] over what the cache holds;
-    scores: float32 [R, K] and selected: int64 [R], the retriever's word on each row.
-    """
-
-    logits: Tensor
-    cache: Any
-    mask: Tensor
-    scores: Tensor
-    selected: Tensor
-
-    def extended(self, more: Tensor) -> DecodingState:
-        """The same rows with `more` (bool [R, S]) columns about to enter the cache."""
-        return replace(self, mask=torch.cat([self.mask, more.to(self.mask.device)], dim=1))
-
-    def reordered(self, rows: Tensor) -> DecodingState:
-        """Rows picked, repeated or re-sorted into a state of its own; this one stays as it is."""
-        return DecodingState(
-            self.logits[rows],
-            _reorder_cache(self.cache, rows),
-            self.mask[rows.to(self.mask.device)],
-            self.scores[rows.to(self.scores.device)],
-            self.selected[rows.to(self.selected.device)],
-        )
-
-
-def _reorder_cache(cache: Any, rows: Tensor) -> Any:
-    """A cache with chosen rows: layers are copied shallowly, `reorder_cache` then gives each its own tensors."""
-    cache = copy.copy(cache)
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
-    cache.reorder_cache(rows)
-    return cache

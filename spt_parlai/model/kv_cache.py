@@ -1,4 +1,7 @@
-"""Prefilling rows of unlike lengths without computing their padding, into a cache that grows without being copied."""
+"""Prefilling rows of different lengths without computing their padding, into a cache that grows without copies.
+
+Rows of similar length run together. Their caches are then merged into one, with the padding on the left.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,17 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from spt_parlai.model.rows import rows_of_like_length
 
-_ROOM = 64  # positions that a growing tensor takes at a time
-_TOKENS_AT_ONCE = {'cpu': 2048}  # what a CPU computes fastest (its caches are small); a GPU wants more
+_ROOM = 64  # positions by which a tensor grows at a time
+_TOKENS_AT_ONCE = {'cpu': 2048}  # what a CPU computes fastest, since its caches are small; a GPU needs more
 _TOKENS_AT_ONCE_ELSEWHERE = 16384
 
 
 class _Growing:
-    """A tensor [..., T, d] whose T grows into room behind it."""
+    """A tensor [..., T, d] in a buffer with room for a larger T."""
 
-    def __init__(self, tensor: Tensor):
-        self.buffer = tensor
-        self.length = tensor.shape[-2]
+    def __init__(self, buffer: Tensor, length: int | None = None):
+        self.buffer = buffer
+        self.length = buffer.shape[-2] if length is None else length
 
     @property
     def tensor(self) -> Tensor:
@@ -38,49 +41,62 @@ class _Growing:
 
 
 class GrowingLayer(DynamicLayer):
-    """The library's layer of keys and values, which copies all of them for each new token, without the copies.
+    """A cache layer that appends new keys and values in place, where the library's layer copies all of them for each
+    token.
 
-    Whatever else sets `keys` or `values` (reordering, cropping) gives it tensors of their own.
+    Everything else that sets `keys` or `values` (reordering, cropping) gives the layer new tensors.
+
+    :param keys, values: buffers [R, ..., T or more, d].
+    :param length: T, how many of their positions are filled; None: all.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    _keys: _Growing | None
+    _values: _Growing | None
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int | None = None):
         super().__init__()
-        self.keys, self.values = keys, values
+        self._keys, self._values = _Growing(keys, length), _Growing(values, length)
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
-    keys = property(
-        lambda self: self._keys and self._keys.tensor, lambda self, tensor: setattr(self, '_keys', _grown(tensor))
-    )
-    values = property(
-        lambda self: self._values and self._values.tensor, lambda self, tensor: setattr(self, '_values', _grown(tensor))
-    )
+    @property
+    def keys(self) -> Tensor | None:
+        return None if self._keys is None else self._keys.tensor
+
+    @keys.setter
+    def keys(self, tensor: Tensor | None) -> None:
+        self._keys = None if tensor is None else _Growing(tensor)
+
+    @property
+    def values(self) -> Tensor | None:
+        return None if self._values is None else self._values.tensor
+
+    @values.setter
+    def values(self, tensor: Tensor | None) -> None:
+        self._values = None if tensor is None else _Growing(tensor)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        assert self._keys is not None and self._values is not None
         self._keys.append(key_states)
         self._values.append(value_states)
-        return self.keys, self.values
-
-
-def _grown(tensor: Tensor | None) -> _Growing | None:
-    return None if tensor is None else _Growing(tensor)
+        return self._keys.tensor, self._values.tensor
 
 
 def can_merge(cache: Any) -> bool:
-    """Does the cache hold one key and one value for every position and row, and nothing else? Windows and states do not."""
+    """Does the cache hold one key and one value for every position and row? Caches with windows or states do not."""
     return type(cache) is DynamicCache and all(
         type(layer) is DynamicLayer and torch.is_tensor(layer.keys) for layer in cache.layers
     )
 
 
 def parts_to_prefill(mask: Tensor) -> list[tuple[list[int], int]]:
-    """Rows to run together: bool [R, T] → [(row numbers, their greatest length)], the longest first."""
+    """Which rows run together: mask bool [R, T] → [(row numbers, their greatest length)], the longest first."""
     return rows_of_like_length(mask.sum(1).tolist(), _TOKENS_AT_ONCE.get(mask.device.type, _TOKENS_AT_ONCE_ELSEWHERE))
 
 
 def merge(caches: list[Any], parts: list[tuple[list[int], int]]) -> Any:
-    """One cache [R, ..., T, d] from those of `parts`, each row at its old place and with its padding on the left.
+    """Merge the caches of `parts` into one, [R, ..., T, d], with each row at its old place and its padding on the left.
 
-    The first cache, of the longest rows, becomes the result; the others' layers are freed on the way.
+    The first cache, of the longest rows, becomes the result; the layers of the others are freed one by one.
     """
     R, T = sum(len(rows) for rows, _ in parts), parts[0][1]
     for i in range(len(caches[0].layers)):
@@ -89,11 +105,10 @@ def merge(caches: list[Any], parts: list[tuple[list[int], int]]) -> Any:
         for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers]):
             _, *heads, _, d = tensors[0].shape
             buffer = tensors[0].new_zeros(R, *heads, T + _ROOM, d)
-            for (rows, length), tensor in zip(parts, tensors):
+            for (rows, length), tensor in zip(parts, tensors, strict=True):
                 buffer[torch.tensor(rows, device=buffer.device), ..., T - length : T, :] = tensor
             merged.append(buffer)
-        layer = GrowingLayer(*merged)
-        layer._keys.length = layer._values.length = T
+        layer = GrowingLayer(merged[0], merged[1], T)
         for cache in caches:
             cache.layers[i] = layer
     return caches[0]

@@ -92,8 +92,8 @@ def _layers(llm: CausalLM) -> list[torch.nn.Module]:
 
 
 def _trial(llm: CausalLM) -> tuple[Tensor, Tensor]:
-    """Two rows of nine tokens: float32 logits [2, V] after them, and the gradient of the logits' squares at the embeddings,
-    [2, 9, D]."""
+    """Two rows of nine tokens: float32 logits [2, V] after them, and the gradient of the logits' squares at the
+    embeddings, [2, 9, D]."""
     words = llm.embed(torch.arange(18).view(2, 9)).float().requires_grad_()
     with torch.enable_grad():
         logits = llm.logits_at(words, torch.tensor([8, 17], device=words.device)).float()

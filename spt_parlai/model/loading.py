@@ -1,7 +1,7 @@
 """Loading an LM onto its device, and checking that the method works with it.
 
-Soft prompts, padding and cached decoding need an LM that runs from input embeddings, looks at no later token and keeps a plain
-key-value cache. Every LM is run once on two short rows to check that, so that no other one trains in silence.
+Soft prompts, padding and cached decoding need an LM that runs from input embeddings, looks at no later token and keeps
+a plain key-value cache. Every LM is run once on two short rows to check that, so that no other one trains in silence.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def check_class(lm: HuggingFaceLM) -> None:
 def freeze(lm: HuggingFaceLM) -> CausalLM:
     """Freeze an LM, if two rows of three tokens show that it is suitable.
 
-    :raises ValueError: for an LM that does not run from embeddings, or that computes something else from them than from ids.
+    :raises ValueError: for an LM that does not run from embeddings, or that computes something else from them than from
+        ids.
     """
     check_class(lm)
     lm.eval()

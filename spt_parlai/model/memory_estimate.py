@@ -17,8 +17,8 @@ LOGIT_COPIES = 3  # float32, of logits: a copy, their log-probabilities and thei
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. weights: the LM's; row: what the backward pass keeps of one row of `length` tokens; token: the logits of one target
-    token; chunk: the logits that are computed at once, None where all of them are."""
+    """Bytes. weights: the LM's; row: what the backward pass keeps of one row of `length` tokens; token: the logits of
+    one target token; chunk: the logits that are computed at once, None where all of them are."""
 
     weights: int
     row: int
@@ -95,10 +95,10 @@ def training_memory(
     states = 4 * trained * (1 + OPTIMIZER_STATES.get(optimizer, 2))
     total, free = estimate.total(rows, rows * targets) + states, available_memory(llm.device)
     line = (
-        f'memory of training, estimated: {readable_size(estimate.weights)} for the LLM; {readable_size(states)} for gradients '
-        f'and optimizer of {trained:,} trained values; {readable_size(estimate.row)} for a row of {length} tokens and '
-        f'{readable_size(estimate.logits(rows * targets))} for logits; a batch of {batchsize} x {prompts_at_once} prompts, '
-        f'{rows} rows at once: {readable_size(total)} in all, besides what the libraries take'
+        f'estimated memory of training: {readable_size(estimate.weights)} for the LLM; {readable_size(states)} for '
+        f'gradients and optimizer of {trained:,} trained values; {readable_size(estimate.row)} for a row of {length} '
+        f'tokens and {readable_size(estimate.logits(rows * targets))} for logits; a batch of {batchsize} x '
+        f'{prompts_at_once} prompts, {rows} rows at once: {readable_size(total)} in all, plus what the libraries take'
     )
     return line if free is None else f'{line} ({readable_size(free + estimate.weights)} were free before the LLM)'
 

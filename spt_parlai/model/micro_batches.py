@@ -1,7 +1,7 @@
 """Groups of rows that go forward and backward one after the other: the memory of one group, the gradient of all.
 
-As far as the LM is concerned, the loss is a sum over examples. What a group of them adds to the gradient is therefore known as
-soon as the group has run, and its graph is freed before the next group begins.
+As far as the LM is concerned, the loss is a sum over examples. What a group of them adds to the gradient is therefore
+known as soon as the group has run, and its graph is freed before the next group begins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ class MicroBatches:
     """A sum of losses, each of which goes backward when it is added.
 
     :param trained: the tensors whose gradients are accumulated.
-    :param scale: multiplies each loss for its backward pass and divides its gradients afterwards (float16 loses small ones).
+    :param scale: multiplies each loss for its backward pass and divides its gradients afterwards (float16 loses small
+        ones).
     """
 
     def __init__(self, trained: Sequence[Tensor], scale: float = 1.0):

@@ -21,7 +21,7 @@ _TOKENS_AT_ONCE = {'cpu': 1024}  # a dialogue after four prompts: enough for a C
 _TOKENS_AT_ONCE_ELSEWHERE = 8192
 
 TokenLoss = Callable[[Tensor, Tensor, int], Tensor]
-"""(log-probabilities of some target tokens, float32 [K, n]; whose tokens these are, int64 [n]; B) → their part of the loss"""
+"""(log-probabilities of n target tokens, float32 [K, n]; their examples, int64 [n]; B) → their part of the loss"""
 
 
 class Selection(NamedTuple):
@@ -60,7 +60,8 @@ class PromptedLM(TorchGeneratorModel):
     :param score_noise: strength of the N(0, 1) noise on the scores before a prompt is selected, in evaluation (A.7).
     :param force_prompt: the prompt to select whatever the scores are; negative: none.
     :param prompt_chunk: how many prompts the LM runs at a time; 0: all.
-    :param tokens_at_once: rows that run together have at most this many tokens, counting all prompts; 0: what suits the device.
+    :param tokens_at_once: rows that run together have at most this many tokens, counting all prompts; 0: the device's
+        default.
     """
 
     def __init__(
@@ -118,9 +119,9 @@ class PromptedLM(TorchGeneratorModel):
         :param targets: int64 [B, U], right-padded with negative ids.
         :param row, context_length: int64 [B], where examples share rows (see `token_rows`); without them R = B.
         :param scored: int64 [B, S], right-padded, what the retriever looks at; None: the contexts.
-        :param selection: what `retrieve` returned for these examples; None: they are scored here, and scores have gradients.
-        :param token_loss: the part of the loss that depends on log-probabilities. With it, groups of rows go forward and
-            backward one after the other (see `micro_batches`); without it the graph of all rows is kept.
+        :param selection: what `retrieve` returned for these examples; None: they are scored here, with gradients.
+        :param token_loss: the part of the loss that depends on log-probabilities. With it, groups of rows go forward
+            and backward one after the other (see `micro_batches`); without it the graph of all rows is kept.
         :param gradient_scale: see `MicroBatches`.
         """
         device = self.llm.device
@@ -167,7 +168,7 @@ class PromptedLM(TorchGeneratorModel):
         chunks = self.soft_prompts.tokens.split(self.prompt_chunk)
         if len(chunks) == 1:
             return self._run_prompts(chunks[0], 0, words, rows, selected)
-        # each chunk runs without a graph now and again in the backward pass, which frees its graph before the next chunk
+        # a chunk runs without a graph now and again in the backward pass, which frees its graph before the next chunk
         parts = [
             checkpoint(
                 self._run_prompts,
@@ -188,7 +189,7 @@ class PromptedLM(TorchGeneratorModel):
     ) -> tuple[Tensor, Tensor]:
         """Run rows after some of the prompts, [k, L, D]; `first` is the number of the first one.
 
-        Returns (log_probs float32 [k, n], the likeliest tokens int64 [n] where one of these prompts is selected, else 0).
+        Returns (log_probs float32 [k, n], likeliest tokens int64 [n], 0 where none of these prompts is selected).
         """
         k, L, _ = prompts.shape
         own = (

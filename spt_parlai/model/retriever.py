@@ -31,22 +31,22 @@ class Retriever(nn.Module):
 
 
 def context_mean(embeddings: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the context's real tokens alone. embeddings [B, T, D], mask bool [B, T] → float32 [B, D]."""
+    """Means over the contexts' real tokens only. embeddings [B, T, D], mask bool [B, T] → float32 [B, D]."""
     weights = mask.float()
     total = torch.einsum('btd,bt->bd', embeddings.float(), weights)
     return total / weights.sum(1, keepdim=True).clamp(min=1)
 
 
 def prefix_means(embeddings: Tensor, row: Tensor, length: Tensor) -> Tensor:
-    """Means over the first tokens of rows: embeddings [R, M, D]; row, length int64 [B] → float32 [B, D].
+    """Means over the first tokens of rows. embeddings [R, M, D]; row, length int64 [B] → float32 [B, D].
 
-    The mean of rows [row[b], :length[b]] for every b, all from one cumulative sum.
+    For every b the mean of embeddings[row[b], :length[b]]; one cumulative sum serves all of them.
     """
     total = embeddings.float().cumsum(1)[row, length - 1]
     return total / length[:, None]
 
 
 def select(scores: Tensor) -> Tensor:
-    """i* of equation 7: scores [B, K] → int64 [B]; of equal scores the lowest index."""
+    """i* of equation 7. scores [B, K] → int64 [B]; among equal scores the lowest index wins."""
     best = scores == scores.max(dim=1, keepdim=True).values
     return best.int().argmax(dim=1)

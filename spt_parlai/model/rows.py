@@ -10,11 +10,12 @@ from torch import Tensor
 
 
 class TokenRows(NamedTuple):
-    """B examples in R rows of M columns, padded on the right: a row's examples share its beginning.
+    """B examples in R rows of M columns, padded on the right. Examples that share a row share its beginning.
 
-    ids: int64 [R, M], 0 at padding; mask: bool [R, M]; row: int64 [B], the row of each example, whose context is the row's
-    first context_length, int64 [B], tokens; targets: int64 [N], all examples' target tokens in order; example: int64 [N],
-    whose each is; column: int64 [N], the column whose output predicts it.
+    ids: int64 [R, M], 0 at padding; mask: bool [R, M];
+    row: int64 [B], each example's row; context_length: int64 [B], how many of the row's first tokens are its context;
+    targets: int64 [N], the target tokens of all examples in order; example: int64 [N], each target token's example;
+    column: int64 [N], the column whose output predicts it.
     """
 
     ids: Tensor
@@ -29,10 +30,11 @@ class TokenRows(NamedTuple):
 def token_rows(
     contexts: Tensor, targets: Tensor, row: Tensor | None = None, context_length: Tensor | None = None
 ) -> TokenRows:
-    """contexts int64 [R, T] and targets int64 [B, U], right-padded with negative ids → rows of c then y[:-1].
+    """contexts int64 [R, T] and targets int64 [B, U], right-padded with negative ids → rows of c followed by y[:-1].
 
-    Without `row` each example has its own context. With row and context_length, int64 [B], rows are shared: a row of
-    `contexts` is its last example's context, which begins with those of its other examples, and their targets.
+    Without `row` each example has its own row. With row and context_length, int64 [B], examples share rows: each row of
+    `contexts` is the context of its last example, which begins with the contexts and targets of the row's other
+    examples.
     """
     in_context, in_target = contexts >= 0, targets >= 0
     longest, target_length = in_context.sum(1), in_target.sum(1)  # [R], [B]
@@ -55,10 +57,10 @@ def token_rows(
 
 
 def rows_of_like_length(lengths: Sequence[int], at_once: int) -> list[tuple[list[int], int]]:
-    """Rows to run together, padding and all at most `at_once` tokens (a row alone may be longer): [(their numbers, their greatest
-    length)], the longest first.
+    """Which rows run together: at most `at_once` tokens, padding included, unless a single row is longer.
 
-    Once there is a quarter of that, only a row of at least nine tenths of the longest one's length joins.
+    Once a part has a quarter of `at_once`, only rows of at least nine tenths of its greatest length join it.
+    Returns [(row numbers, their greatest length)], the longest first.
     """
     parts: list[tuple[list[int], int]] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -73,8 +75,11 @@ def rows_of_like_length(lengths: Sequence[int], at_once: int) -> list[tuple[list
 
 
 class RowGroup(NamedTuple):
-    """Some rows of a batch. number: int64 [r], which; token: int64 [n], the numbers of their target tokens; rows: they alone, cut
-    to the longest of them, still with the batch's numbers of examples (`row` is −1 for an example of another group)."""
+    """Some rows of a batch.
+
+    number: int64 [r], their numbers in the batch; token: int64 [n], the numbers of their target tokens;
+    rows: these rows only, cut to the longest. Examples keep their numbers; `row` is −1 for those of other groups.
+    """
 
     number: Tensor
     token: Tensor
@@ -82,7 +87,7 @@ class RowGroup(NamedTuple):
 
 
 def row_groups(rows: TokenRows, prompt_length: int, at_once: int) -> list[RowGroup]:
-    """Rows of like length together, each with its soft prompt: at most `at_once` tokens a group."""
+    """Groups of rows of similar length, with at most `at_once` tokens per group, counting one soft prompt per row."""
     device, groups = rows.ids.device, []
     lengths = rows.mask.sum(1) + prompt_length
     for numbers, longest in rows_of_like_length(lengths.tolist(), at_once):
@@ -118,7 +123,7 @@ def join_all(soft_prompts: Tensor, words: Tensor) -> Tensor:
 
 
 def join_chosen(chosen: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Each example's own prompt before its context, padding on the left (all rows end together, ready to decode).
+    """Each example's own prompt before its context, with the padding on the left, so that all rows end together.
 
     chosen [B, L, D], words [B, M, D] right-padded, mask bool [B, M] → ([B, L + M, D], bool [B, L + M]).
     """
@@ -131,7 +136,7 @@ def join_chosen(chosen: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def target_positions(rows: TokenRows, num_prompts: int, prompt_length: int) -> Tensor:
-    """Flat positions in [K·R, L + M] of the outputs that predict the targets: int64 [K·N], prompt by prompt."""
+    """Flat positions in [K·R, L + M] of the outputs that predict the targets: int64 [K·N], prompt after prompt."""
     R, M = rows.ids.shape
     width = prompt_length + M
     first = rows.row[rows.example] * width + prompt_length + rows.column  # [N], of prompt 0

@@ -60,9 +60,9 @@ def initial_prompts(
     """A float32 tensor [K, L, D] on the CPU.
 
     normal: N(0, 1), as in the paper. embedding-scale: normal with the mean and standard deviation of the LM's own word
-    embeddings, dimension by dimension. vocab: the embeddings of K × L different words. `text:A|B|…`: the embeddings of the
-    words of K texts, repeated or cut to L. `file:PATH`: the same with one text per line of a `.txt` file, or else prompts
-    that were trained before.
+    embeddings, dimension by dimension. vocab: the embeddings of K × L different words. `text:A|B|…`: the embeddings of
+    the words of K texts, repeated or cut to L. `file:PATH`: the same with one text per line of a `.txt` file, or else
+    prompts that were trained before.
 
     :param embed: token ids [...] → the LM's word embeddings [..., D].
     :param vocabulary: V, how many of the LM's token ids its tokenizer uses.
@@ -98,8 +98,8 @@ def _words_of_texts(init: str, K: int, L: int, tokenize: Tokenize) -> Tensor:
     for k, row in enumerate(rows):
         if row in rows[:k]:
             raise ValueError(
-                f'the texts of prompts {rows.index(row)} and {k} begin with the same {L} tokens, and prompts that begin '
-                'equal stay equal; give texts that differ there, or use longer prompts'
+                f'the texts of prompts {rows.index(row)} and {k} begin with the same {L} tokens, and prompts that '
+                'begin equal stay equal; give texts that differ there, or use longer prompts'
             )
     return torch.tensor(rows)
 

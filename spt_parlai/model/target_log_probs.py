@@ -1,10 +1,11 @@
-"""Hidden states → the log-probabilities of target tokens, without ever holding all logits.
+"""From hidden states to the log-probabilities of target tokens, without ever holding all logits.
 
-The gradient of log p(t) = logits_t − logsumexp(logits) at the hidden state is W_t − Σ_v p_v W_v, which is known as soon as the
-logits are. So each chunk's logits are made once, used for both, and dropped; what is kept is as wide as the hidden state.
+The gradient of log p(t) = logits_t − logsumexp(logits) at the hidden state is W_t − Σ_v p_v W_v, which is known as soon
+as the logits are. So the logits of each chunk are computed once, used for both, and dropped. What remains is as wide as
+the hidden state.
 
-Fused kernels that were looked at have no use for that: token by token (each needs its own upstream gradient), torch's
-`linear_cross_entropy` (2.13) makes all logits, and log-probabilities of a bfloat16 LM in bfloat16; Liger's makes the logits again.
+Existing fused kernels do not help, because each token needs its own upstream gradient here. For that, torch's
+`linear_cross_entropy` (2.13) computes all logits, and in bfloat16 for a bfloat16 LM; Liger's computes the logits twice.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOGIT_BYTES = 64 * 2**20  # of one chunk of float32 logits
+LOGIT_BYTES = 64 * 2**20  # size of one chunk of float32 logits
 
 
 def token_log_probs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, wanted: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """hidden [N, D], weight [V, D] and bias [V] or None of the frozen projection, in the LM's dtype; targets int64 [N].
+    """Log-probabilities of target tokens, and the likeliest tokens where they are wanted.
 
-    Returns (log-probabilities of the targets, float32 [N]; the likeliest tokens, int64 [N], where bool `wanted` [N], else 0).
+    hidden: [N, D]; weight: [V, D] and bias: [V] or None, of the frozen head; all in the LM's dtype. targets: int64 [N];
+    wanted: bool [N]. Returns (log-probabilities float32 [N], likeliest tokens int64 [N], 0 where they are not wanted).
     """
     return _TokenLogProbs.apply(hidden, weight, bias, targets, wanted)
 
@@ -34,9 +36,9 @@ class _TokenLogProbs(torch.autograd.Function):
         log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         likeliest = torch.zeros_like(targets)
         needed = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if needed else None  # of each log-probability at its hidden state
+        gradient = torch.empty_like(hidden) if needed else None  # of each log-probability, at its hidden state
         chunks = math.ceil(len(hidden) * weight.shape[0] * 4 / LOGIT_BYTES)
-        size = math.ceil(len(hidden) / max(1, chunks)) or 1  # all alike: a small last chunk is slow
+        size = math.ceil(len(hidden) / max(1, chunks)) or 1  # of equal size, because a small last chunk is slow
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             logits = F.linear(hidden[chunk], weight, bias).float()  # [n, V]
@@ -44,7 +46,7 @@ class _TokenLogProbs(torch.autograd.Function):
             likeliest[chunk][wanted[chunk]] = logits[wanted[chunk]].argmax(-1)
             highest = logits.amax(-1, keepdim=True)
             above = logits.gather(1, target) - highest
-            residual = logits.sub_(highest).exp_()  # p, not yet normalised: one exponential serves value and gradient
+            residual = logits.sub_(highest).exp_()  # p, not yet normalised: value and gradient share one exponential
             total = residual.sum(-1, keepdim=True)
             log_probs[chunk] = (above - total.log())[:, 0]
             if needed:

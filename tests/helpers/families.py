@@ -150,7 +150,7 @@ class Naive:
 
     def log_probs(self, prompt: int, context: list[int], target: list[int]) -> list[float]:
         logits = self.logits(prompt, context + target[:-1])[len(context) - 1 :]
-        return [float(torch.log_softmax(row, -1)[t]) for row, t in zip(logits, target)]
+        return [float(torch.log_softmax(row, -1)[t]) for row, t in zip(logits, target, strict=True)]
 
     def greedy(self, prompt: int, context: list[int], steps: int) -> tuple[list[int], Tensor]:
         """(tokens, logits float64 [steps, V])."""

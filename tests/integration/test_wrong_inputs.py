@@ -27,7 +27,7 @@ from spt_parlai import hub
 from spt_parlai.cli import app
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.errors import UsageError
-from spt_parlai.model import loading
+from spt_parlai.model import layer_execution, loading
 
 AGENT = 'spt_parlai.agents:SptAgent'
 EPISODE = 'text:your persona: i like tea.\\nhello {i} ?\tlabels:i am fine {i} .\ntext:bye ?\tlabels:bye .\tepisode_done:True\n'
@@ -352,8 +352,34 @@ def test_quantization_without_bitsandbytes(train, weights_unread, monkeypatch):
     refused('--llm-quantization 4bit', 'pip install', run=train, llm_quantization='4bit')
 
 
+def test_4_bits_on_a_cpu(train, weights_unread):
+    pytest.importorskip('bitsandbytes', reason="pip install 'spt_parlai[quantization]'")
+    refused('--llm-quantization 4bit', 'needs a GPU', 'use 8bit', run=train, llm_quantization='4bit')
+
+
+@pytest.mark.parametrize('option', ['checkpoint_activations', 'llm_compile'])
+def test_layers_that_can_be_neither_recomputed_nor_compiled(train, tiny_llms, monkeypatch, option):
+    monkeypatch.setattr(layer_execution, 'GradientCheckpointingLayer', str)
+    flag = '--' + option.replace('_', '-')
+    refused(
+        f'--llm {tiny_llms.opt} with {flag} true: OPTForCausalLM has no', 'train without', run=train, **{option: True}
+    )
+
+
+@pytest.mark.parametrize(
+    'texts, why',
+    [
+        ('text:a|a', 'begin with the same 8 tokens'),
+        ('text:a', '1 texts for 2 prompts'),
+    ],
+)
+def test_prompt_texts_that_do_not_fit(train, texts, why):
+    given = f'--prompt-init {texts} with --num-prompts 2 and --prompt-length 8: '
+    refused(given, why, 'give ', run=train, prompt_init=texts, num_prompts=2, prompt_length=8)
+
+
 def test_more_prompt_tokens_than_words(train):
-    refused('--prompt-init vocab', '--num-prompts 400', '340', run=train, prompt_init='vocab', num_prompts=400)
+    refused('--prompt-init vocab', '--num-prompts 400', '340', 'fewer', run=train, prompt_init='vocab', num_prompts=400)
 
 
 def test_missing_init_model(train, weights_unread, tmp_path):

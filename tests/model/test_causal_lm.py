@@ -102,7 +102,7 @@ def test_half_precision_lm(family, dtype):
     prediction = model(pad(CONTEXTS), pad(TARGETS))
     assert prediction.log_probs.dtype == prediction.scores.dtype == torch.float32
     for k in range(3):
-        expected = [p for c, y in zip(CONTEXTS, TARGETS) for p in naive.log_probs(k, c, y)]
+        expected = [p for c, y in zip(CONTEXTS, TARGETS, strict=True) for p in naive.log_probs(k, c, y)]
         torch.testing.assert_close(prediction.log_probs[k], torch.tensor(expected), rtol=0.05, atol=0.3)
     total_loss(model).backward()
     for name, parameter in model.named_parameters():
@@ -139,7 +139,32 @@ def test_fingerprint_tells_shapes_apart():
 
 
 def test_the_lm_itself_still_gives_all_logits(model):
-    """The hook that narrows the output projection is at work only where it is asked for."""
+    """Computing logits at some positions changes nothing of the LM."""
     assert model.llm.lm(input_ids=pad([CONTEXTS[0]])).logits.shape == (1, 6, VOCAB)
     total_loss(model)
     assert model.llm.lm(input_ids=pad([CONTEXTS[0]])).logits.shape == (1, 6, VOCAB)
+
+
+@pytest.mark.parametrize('keeps_columns', [True, False])
+def test_capped_logits_are_computed_in_the_columns_that_are_needed(keeps_columns):
+    """Where the head is not linear, the LM narrows its logits itself, if it can."""
+    llm, positions, shapes = CausalLM(tiny_lm('gemma2')), torch.tensor([1, 3, 9]), []
+    llm._keeps_columns &= keeps_columns
+    words = llm.embed(pad(draw([6, 6], seed=1)))
+    expected = llm.lm(inputs_embeds=words).logits.flatten(0, 1)[positions]
+    assert not llm.head_is_linear
+    llm.lm.get_output_embeddings().register_forward_hook(lambda head, inputs, output: shapes.append(output.shape))
+    torch.testing.assert_close(llm.logits_at(words, positions), expected)
+    assert shapes == [(2, 2 if keeps_columns else 6, VOCAB)]
+
+
+@pytest.mark.parametrize('family', ['opt-350m', 'llama', 'gpt2'])
+def test_a_linear_head_runs_at_the_chosen_positions_only(family):
+    llm, positions, shapes = CausalLM(tiny_lm(family)), torch.tensor([1, 3, 9]), []
+    words = llm.embed(pad(draw([6, 6], seed=1)))
+    expected = llm.lm(inputs_embeds=words).logits.flatten(0, 1)[positions]
+    assert llm.head_is_linear
+    llm.lm.get_output_embeddings().register_forward_hook(lambda head, inputs, output: shapes.append(output.shape))
+    torch.testing.assert_close(llm.logits_at(words, positions), expected)
+    llm.prefill(words, torch.ones(words.shape[:2], dtype=torch.bool))
+    assert shapes == [(3, VOCAB), (2, VOCAB)]

@@ -1,4 +1,4 @@
-"""Compiled layers: the same numbers, for any number of rows of any length; what cannot be compiled is refused in a sentence."""
+"""Compiled layers give the same numbers for any number of rows of any length. LMs that do not compile are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(not has_compiler(), reason='there is no C++ 
 
 
 def gradients(model, contexts, targets):
-    """Loss and gradients of a step, groups in turn."""
+    """Loss and gradients of a step whose groups run in turn."""
     model.zero_grad()
     objective = SptObjective(lambda_contrastive=0.0)
     prediction = model(pad(contexts), pad(targets), token_loss=objective.token_loss)
@@ -68,7 +68,7 @@ def test_the_same_numbers(monkeypatch):
 )
 @pytest.mark.parametrize('family', ['llama'])
 def test_with_prompts_in_chunks_and_layers_run_again(family, prepare, monkeypatch):
-    """Traced and differentiated as ever, without the C++ compiler."""
+    """The layers are traced and differentiated as usual, without the C++ compiler."""
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
     plain, model = (build(tiny_lm(family))[0] for _ in range(2))
     compile_layers(model.llm)
@@ -76,7 +76,7 @@ def test_with_prompts_in_chunks_and_layers_run_again(family, prepare, monkeypatc
     assert_same(model, plain, BATCHES)
 
 
-def test_a_compiler_that_fails_is_told(monkeypatch):
+def test_a_compiler_that_fails_is_reported(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda forward, dynamic: lambda *args, **kwargs: 1 / 0)
     with pytest.raises(
         ValueError, match=r'LlamaForCausalLM does not compile here \(ZeroDivisionError.*; train without'

@@ -1,4 +1,4 @@
-"""The batched search against one prompt and one example at a time; what ends leaves, and nothing is copied without need."""
+"""The batched search against one prompt and one example at a time. Rows that end leave; no copy is needless."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def naive_replies(model, naive, contexts):
     selected = model.retrieve(pad(contexts)).selected.tolist()
     assert len(set(selected)) > 1, 'all rows select one prompt'
     found = []
-    for context, prompt in zip(contexts, selected):
+    for context, prompt in zip(contexts, selected, strict=True):
         tokens, logits = naive.greedy(prompt, context, STEPS)
         found.append((tokens, logits.log_softmax(-1).amax(-1)))
     return found
 
 
 def cut(tokens, end):
-    """A reply's tokens as ParlAI writes them: the start, then up to the end token, which takes the last place at the latest."""
+    """A reply's tokens as ParlAI writes them: the start token, then up to the end token, which ends every reply."""
     kept = tokens[: tokens.index(end)] if end in tokens else tokens[:-1]
     return [START, *kept, end]
 

@@ -35,14 +35,14 @@ def test_log_probs(pair):
     model, naive, selected = pair
     prediction = model(pad(CONTEXTS), pad(TARGETS))
     for k in range(3):
-        expected = [p for c, y in zip(CONTEXTS, TARGETS) for p in naive.log_probs(k, c, y)]
+        expected = [p for c, y in zip(CONTEXTS, TARGETS, strict=True) for p in naive.log_probs(k, c, y)]
         torch.testing.assert_close(prediction.log_probs[k].double(), torch.tensor(expected).double(), **CLOSE)
     assert prediction.selected.tolist() == selected
     assert prediction.targets.tolist() == [t for y in TARGETS for t in y]
     assert prediction.example.tolist() == [n for n, y in enumerate(TARGETS) for _ in y]
     likeliest = [
         int(row.argmax())
-        for c, y, k in zip(CONTEXTS, TARGETS, selected)
+        for c, y, k in zip(CONTEXTS, TARGETS, selected, strict=True)
         for row in naive.logits(k, c + y[:-1])[len(c) - 1 :]
     ]
     assert prediction.greedy.tolist() == likeliest
@@ -92,7 +92,7 @@ def test_decode_forced(pair):
         logits, likeliest = model.decode_forced(encoded, pad(TARGETS))
         again, _ = model.decode_forced(encoded, pad(TARGETS))
         first, _ = model.decoder(start(len(CONTEXTS)), encoded)
-    for n, (context, target) in enumerate(zip(CONTEXTS, TARGETS)):
+    for n, (context, target) in enumerate(zip(CONTEXTS, TARGETS, strict=True)):
         expected = naive.logits(selected[n], context + target[:-1])[len(context) - 1 :]
         torch.testing.assert_close(logits[n, : len(target)].double(), expected, **CLOSE)
         assert likeliest[n, : len(target)].tolist() == expected.argmax(-1).tolist()

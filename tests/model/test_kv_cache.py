@@ -1,4 +1,4 @@
-"""Rows prefilled in parts of like length continue as if they had been run together; caches grow in place."""
+"""Rows prefilled in parts of similar length continue as if they had run together, and caches grow in place."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_in_parts_as_together(family, monkeypatch):
 
 
 def test_a_growing_layer_is_the_librarys_layer():
-    """The same keys and values after updates, re-sorting, cropping and repeating; nothing is copied while there is room."""
+    """The same keys and values after updates, reordering, cropping and repeating; no copies while there is room."""
 
     def block(seed, length, rows=3):
         return torch.randn(2, rows, 2, length, 4, generator=torch.Generator().manual_seed(seed))
@@ -75,10 +75,13 @@ def test_a_growing_layer_is_the_librarys_layer():
         ],
         start=1,
     ):
-        for mine, theirs in zip(growing.update(*block(seed, length)), library.update(*block(seed, length))):
+        for mine, theirs in zip(
+            growing.update(*block(seed, length)), library.update(*block(seed, length)), strict=True
+        ):
             assert torch.equal(mine, theirs)
         if change:
-            change(growing), change(library)
+            change(growing)
+            change(library)
         assert torch.equal(growing.keys, library.keys) and torch.equal(growing.values, library.values)
         assert growing.get_seq_length() == library.get_seq_length() and growing.get_mask_sizes(
             1

@@ -1,6 +1,8 @@
-"""Rows in groups of like length, each forward and backward before the next: the numbers of all rows together."""
+"""Groups of rows, each forward and backward before the next, give the numbers of all rows together."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ CLOSE = dict(rtol=1e-5, atol=1e-6)
 
 
 def shared_rows():
-    """(contexts, targets) of `SHARED`: a row of several turns is its last turn's context, which holds what came before."""
+    """(contexts, targets) of `SHARED`. A row is its last turn's context, which holds the earlier turns."""
 
     def follow(context, target, more):
         return [*context, *target[:-1], *more]
@@ -43,7 +45,7 @@ def test_rows_of_like_length(lengths, at_once):
         assert len(rows) == 1 or len(rows) * longest <= at_once
         shortest = min(lengths[row] for row in rows)
         assert shortest >= 0.9 * longest or 4 * (len(rows) - 1) * longest < at_once  # little padding, or few tokens
-    for (before, _), (after, longest) in zip(parts, parts[1:]):
+    for (before, _), (_, longest) in pairwise(parts):
         assert min(lengths[row] for row in before) >= longest
 
 
@@ -72,7 +74,7 @@ def test_groups_hold_every_row_and_token_once(sizes, L, at_once):
 
 
 def gradients(model, inputs, objective=None, **more):
-    """(prediction, loss, gradients) of the objective; in turn if `objective` is given to the model too."""
+    """(prediction, loss, gradients) of the objective; groups run in turn if `token_loss` is given to the model too."""
     model.zero_grad()
     prediction = model(*inputs, **more)
     terms = objective or SptObjective(lambda_contrastive=0.0)
@@ -114,7 +116,7 @@ def test_in_turn_as_together(family, at_once, chunk):
 
 
 def test_nothing_is_kept_of_a_group_that_has_run():
-    """What autograd holds when the forward pass is over: of all rows together their graph, in turn the prompts' gradient."""
+    """What autograd holds after forward: the graph of all rows, or the prompts' gradient if groups run in turn."""
 
     def held(**more):
         model = build(tiny_lm('llama'))[0]
@@ -139,7 +141,7 @@ def test_nothing_is_kept_of_a_group_that_has_run():
 @pytest.mark.parametrize('family', ['opt', 'gemma2', 'llama'])
 @pytest.mark.parametrize('tune', [tune_all, lambda llm: add_lora(llm, Lora(rank=2, alpha=4.0))[0]], ids=['all', 'lora'])
 def test_weights_of_the_lm_that_train(family, tune):
-    """Their gradients are made in turn too: word embeddings that stand at both ends, matrices in between."""
+    """Their gradients are computed in turn, too: of word embeddings tied to the head, and of matrices in between."""
     objective, found = SptObjective(0.0, 0.0, 0.0), []
     for more in ({}, {'token_loss': objective.token_loss, 'gradient_scale': 4.0}):
         model = build(tiny_lm(family))[0]
@@ -160,7 +162,7 @@ def test_without_a_gradient_nothing_goes_backward():
     model = build(tiny_lm('opt'))[0]
 
     def never(*_):
-        raise AssertionError('asked for a loss')
+        raise AssertionError('a loss was asked for')
 
     with torch.no_grad():
         assert model(pad(CONTEXTS), pad(TARGETS), token_loss=never).token_loss is None

@@ -35,7 +35,7 @@ def test_alone_as_in_a_batch(model):
     with torch.no_grad():
         scores, selected = model.retrieve(pad(CONTEXTS))
         encoded = model.encoder(pad(CONTEXTS))
-    for n, (context, target) in enumerate(zip(CONTEXTS, TARGETS)):
+    for n, (context, target) in enumerate(zip(CONTEXTS, TARGETS, strict=True)):
         alone = predict(model, pad([context]), pad([target]))
         torch.testing.assert_close(batch.log_probs[:, batch.example == n], alone.log_probs, **CLOSE)
         assert batch.greedy[batch.example == n].tolist() == alone.greedy.tolist()

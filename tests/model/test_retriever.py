@@ -16,13 +16,18 @@ def naive_score(retriever, words, prompt):
     """softplus(cos(lin_C(mean emb_C), lin_sp(mean sp_i))) in float64, for one context [T, D] and one prompt [L, D]."""
 
     def projected(tokens, linear):
-        mean = [sum(column) / len(tokens) for column in zip(*tokens.tolist())]
+        mean = [sum(column) / len(tokens) for column in zip(*tokens.tolist(), strict=True)]
         return [
-            sum(w * x for w, x in zip(row, mean)) + b for row, b in zip(linear.weight.tolist(), linear.bias.tolist())
+            sum(w * x for w, x in zip(row, mean, strict=True)) + b
+            for row, b in zip(linear.weight.tolist(), linear.bias.tolist(), strict=True)
         ]
 
     u, v = projected(words, retriever.lin_context), projected(prompt, retriever.lin_prompt)
-    raw = sum(a * b for a, b in zip(u, v)) / math.sqrt(sum(a * a for a in u)) / math.sqrt(sum(b * b for b in v))
+    raw = (
+        sum(a * b for a, b in zip(u, v, strict=True))
+        / math.sqrt(sum(a * a for a in u))
+        / math.sqrt(sum(b * b for b in v))
+    )
     return raw if 10 * raw > 1 else math.log1p(math.exp(10 * raw)) / 10
 
 

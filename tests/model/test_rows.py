@@ -48,7 +48,7 @@ def test_token_rows(examples, more_context, more_target):
 @quick
 @given(st.lists(ROWS, min_size=1, max_size=3), PROMPTS)
 def test_token_rows_shared_by_examples(dialogues, group):
-    """Rows of growing contexts: at every predicting position stands the last token of what precedes the target's token."""
+    """Rows of growing contexts: every predicting position holds the token that comes before the target token."""
     K, L = group
     contexts, targets, row = [], [], []
     for r, turns in enumerate(dialogues):
@@ -66,7 +66,7 @@ def test_token_rows_shared_by_examples(dialogues, group):
     for r, i in enumerate(last):
         assert rows.ids[r, rows.mask[r]].tolist() == contexts[i] + targets[i][:-1]
     n = 0
-    for b, (context, target) in enumerate(zip(contexts, targets)):
+    for b, (context, target) in enumerate(zip(contexts, targets, strict=True)):
         for i in range(len(target)):
             seen = rows.ids[row[b], : int(rows.column[n]) + 1].tolist()
             assert seen == context + target[:i] and int(rows.example[n]) == b
@@ -76,7 +76,9 @@ def test_token_rows_shared_by_examples(dialogues, group):
     assert positions.shape == (K * n,)
     grid = torch.arange(K * R * (L + M)).view(K, R, L + M)
     expected = [
-        grid[k, rows.row[e], L + c] for k in range(K) for e, c in zip(rows.example.tolist(), rows.column.tolist())
+        grid[k, rows.row[e], L + c]
+        for k in range(K)
+        for e, c in zip(rows.example.tolist(), rows.column.tolist(), strict=True)
     ]
     assert positions.tolist() == [int(p) for p in expected]
 
@@ -87,7 +89,7 @@ def test_token_rows_takes_any_negative_id_for_padding(examples, padding):
     contexts, targets = [c for c, _ in examples], [y for _, y in examples]
     expected = token_rows(pad(contexts), pad(targets))
     rows = token_rows(pad(contexts, padding), pad(targets, padding))
-    assert all(torch.equal(a, b) for a, b in zip(rows, expected))
+    assert all(torch.equal(a, b) for a, b in zip(rows, expected, strict=True))
 
 
 @quick

@@ -56,7 +56,7 @@ def test_activation_beta(model, beta):
     """softplus_β(x) = log(1 + e^{βx}) / β, and x itself above βx > 1."""
     model.retriever.activation_beta = 1e-9 + beta
     words, mask = model._embed_contexts(pad(CONTEXTS))
-    means = torch.stack([w[m].mean(0) for w, m in zip(words, mask)])
+    means = torch.stack([w[m].mean(0) for w, m in zip(words, mask, strict=True)])
     v_context = model.retriever.lin_context(means).double()
     v_prompt = model.retriever.lin_prompt(model.soft_prompts.tokens.mean(1)).double()
     cosine = torch.nn.functional.cosine_similarity(v_context[:, None], v_prompt[None], dim=-1)

@@ -101,7 +101,7 @@ def test_offloaded_weights(family):
     frozen = freeze(lm)
     assert frozen.device.type == 'cpu'
     ids = torch.tensor([[5, 6, 7]])
-    for a, b in zip(_prefill(frozen, ids), _prefill(expected, ids)):
+    for a, b in zip(_prefill(frozen, ids), _prefill(expected, ids), strict=True):
         torch.testing.assert_close(a, b)
 
 
