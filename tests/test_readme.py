@@ -3,9 +3,11 @@
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from parlai.core.script import SCRIPT_REGISTRY, setup_script_registry
 from typer.testing import CliRunner
 
@@ -152,6 +154,18 @@ def test_every_metric_is_defined():
     named = {name for name, _ in first_cells(METRICS)}
     numbered = {f'{name}_{n}' for name in ('sacrebleu', 'persona_bleu') for n in (1, 2, 3, 4)}
     assert numbered <= set(DEFINITIONS) <= named
+
+
+def test_the_example_of_a_loss_works():
+    from spt_parlai.objective import losses
+
+    names = dict(vars(losses))
+    exec(re.search(r'```python\n(.*?)```', PAGES['CONTRIBUTING.md'], flags=re.DOTALL)[1], names)
+    (declared,) = fields(names['SptObjective'])
+    assert declared.metadata['help'] == 'weight of the confidence of the retriever (0: off)'
+    scores = torch.tensor([[0.25, 0.5], [0.75, 0.25]])
+    term = declared.metadata['score_term'](None, losses.TermInputs(scores, None, None, None, None))
+    assert term.values.tolist() == [0.5, 0.25]
 
 
 def test_the_supported_pythons_are_the_same_everywhere():
