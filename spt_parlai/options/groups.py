@@ -103,10 +103,7 @@ METRICS = OptionGroup(  # for every task, since the paper's metrics are reported
     "The paper's metrics",
     (
         Option(
-            'paper_metrics',
-            True,
-            "in evaluation with replies, report the paper's metrics beside ParlAI's own",
-            'bool',
+            'paper_metrics', True, "in evaluation with replies, report the paper's metrics beside ParlAI's own", 'bool'
         ),
         Option(
             'trim_responses',
@@ -321,13 +318,7 @@ API = OptionGroup(
     'In-context learning with an OpenAI-compatible endpoint (InContextApiAgent)',
     (
         MAX_NEW_TOKENS,
-        Option(
-            'api_base',
-            None,
-            'URL of the endpoint, such as https://api.openai.com/v1',
-            'nonestr',
-            needs=_ENDPOINT,
-        ),
+        Option('api_base', None, 'URL of the endpoint, such as https://api.openai.com/v1', 'nonestr', needs=_ENDPOINT),
         Option('api_model', None, 'name of its LLM', 'nonestr', needs=_ENDPOINT),
         Option(
             'api_key_env',
@@ -395,10 +386,7 @@ RETRIEVAL = OptionGroup(
             choices=('turn', 'dialogue'),
         ),
         Option(
-            'retrieval_cache',
-            None,
-            'folder that keeps the index (default: spt_retrieval in the datapath)',
-            'nonestr',
+            'retrieval_cache', None, 'folder that keeps the index (default: spt_retrieval in the datapath)', 'nonestr'
         ),
         TRAINING_TASK,
     ),

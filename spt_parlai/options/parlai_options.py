@@ -101,10 +101,8 @@ def _reply_to_go_on_with(name: str, value: object) -> Callable[[Opt], str | None
 
 _FROZEN = 'the tokens and embeddings are those of the frozen LLM; leave it out'
 _READS_TEXT = 'the LLM reads text only; leave it out'
-_TEMPLATE = 'the template marks the speakers; leave it out'
 _NOT_GREEDY = ('beam', 'topk', 'nucleus', 'factual_nucleus', 'delayedbeam', 'delayednucleusbeam')
 _LOGS_REPLIES = belongs('--world-logs', lambda opt: bool(opt.get('world_logs') or opt.get('outfile')))  # self_chat's
-_ALL_THAT_FIT = 'as many as fit'
 
 PARLAI = OptionGroup(
     "ParlAI's own options",
@@ -140,8 +138,7 @@ PARLAI = OptionGroup(
             -1,
             check=_check_verbose_topk,
             needs=belongs(
-                '--verbose true',
-                lambda opt: opt.get('verbose') or 'token_losses' in str(opt.get('display_add_fields')),
+                '--verbose true', lambda opt: opt.get('verbose') or 'token_losses' in str(opt.get('display_add_fields'))
             ),
         ),
         Option(
@@ -183,7 +180,7 @@ PARLAI = OptionGroup(
         ),
         # text
         *(
-            Option(name, None, check=token_count(name, _ALL_THAT_FIT))
+            Option(name, None, check=token_count(name, 'as many as fit'))
             for name in ('text_truncate', 'label_truncate', 'truncate')
         ),
         _unsupported('person_tokens', 'no tokens are added to a frozen LLM; the template marks the speakers'),
@@ -199,7 +196,7 @@ PARLAI = OptionGroup(
             needs=_no_effect('the template splits the dialogue into persona and turns; leave it out'),
         ),
         Option('delimiter', '\n', needs=_no_effect('the template joins the turns; leave it out')),
-        Option('add_p1_after_newln', False, needs=_no_effect(_TEMPLATE)),
+        Option('add_p1_after_newln', False, needs=_no_effect('the template marks the speakers; leave it out')),
         Option('image_mode', 'raw', check=_check_image_mode),
         Option('image_size', 256, needs=_no_effect(_READS_TEXT)),
         Option('image_cropsize', 224, needs=_no_effect(_READS_TEXT)),

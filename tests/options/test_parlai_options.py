@@ -216,7 +216,7 @@ def test_scripts_that_cannot_work_say_so(model_file, tmp_path):
 
 
 # What ParlAI does with these before it asks any agent is shown by its own tests.
-NOT_FOR_AGENTS = ('is_debug', 'display_examples', 'log_every_n_secs', 'download_path')
+NOT_FOR_AGENTS = ('help', 'helpall', 'is_debug', 'display_examples', 'log_every_n_secs', 'loglevel', 'download_path')
 
 
 @pytest.fixture(scope='module')
