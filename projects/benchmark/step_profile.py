@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from flops import synchronize
 
-import spt_parlai.model.causal_lm as frozen_lm
+from spt_parlai.model import causal_lm
 
 PARTS = ('data', 'embedding', 'LLM forward', 'projection', 'similarity', 'objective', 'backward', 'optimizer', 'rest')
 
@@ -53,7 +53,7 @@ def profiled(trainer):
             *([(trainer, 'token_loss', 'objective')] if trainer.token_loss else []),
             (model.llm, 'embed', 'embedding'),
             (model.llm, '_forward', 'LLM forward'),
-            (frozen_lm, 'token_log_probs', 'projection'),
+            (causal_lm, 'token_log_probs', 'projection'),
             (torch.autograd, 'grad', 'backward'),
             (torch.Tensor, 'backward', 'backward'),
             (trainer.optimizer, 'step', 'optimizer'),

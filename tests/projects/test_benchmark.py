@@ -62,6 +62,26 @@ def test_gpu_script_runs_without_a_gpu(tmp_path):
     assert 'one epoch of ConvAI2 (131,438 examples)' in shown
 
 
+@pytest.mark.parametrize(
+    'script, options, shown',
+    [
+        ('similarity.py', '--batch 4 --rounds 1', ('whole dialogues', 'any dialogue')),
+        ('projection.py', '--tokens 8 --rounds 1', ('ours, 64 MB', 'all logits')),
+        (
+            'decoding.py',
+            '--examples 4 --batchsize 2 --max-new-tokens 3 --repeats 1',
+            ('batched search', "ParlAI's search", 'generate, groups', 'generate, reruns'),
+        ),
+    ],
+)
+def test_single_parts_are_compared(script, options, shown):
+    lines = run(script, *options.split()).splitlines()
+    for name in shown:
+        assert [line for line in lines if line.startswith(name)], name
+    if script == 'decoding.py':
+        assert sum(line.endswith('4/4') for line in lines) == 4  # all ways give the same replies
+
+
 @pytest.mark.parametrize('shape', ['tiny', 'tiny-llama'])
 def test_counted_flops_are_those_of_the_products(shape, monkeypatch):
     """They agree with torch's own counter, which sees every product of a forward and a backward pass."""
