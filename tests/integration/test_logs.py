@@ -125,7 +125,7 @@ def test_a_vacuumed_model_evaluates_the_same_and_can_be_trained_from(model_file,
     after = evaluate(tmp_path / 'm', num_examples=16)
     timed = {'exps', 'ltps', 'ctps', 'tps', 'gpu_mem', 'total_train_updates', 'lr'}
     assert {k: v for k, v in after.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
-    train(tmp_path / 'new', tiny_llms.opt, init_model=tmp_path / 'm', max_train_steps=1)
+    train(tmp_path / 'new', tiny_llms.opt, init_model=tmp_path / 'm', max_train_steps=1, num_prompts=2)
 
 
 def test_a_model_card_is_generated(model_file, tmp_path):
