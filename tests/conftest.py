@@ -1,4 +1,4 @@
-"""Tiny LLM folders, made here: nothing is downloaded, and the weights are random."""
+"""Folders of tiny LLMs with random weights, made here: nothing is downloaded."""
 
 import json
 from types import SimpleNamespace
@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import pytest
 
 CORPUS = [
-    'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R: i am fine , thanks . Q: what do you do ? R:',
+    'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R: i am fine , thanks . '
+    'Q: what do you do ? R:',
     'Q: do you have any pets ? R: yes , a dog and two cats .',
     'my name is anna and i work as a nurse in the city .',
 ]
 
 
 def byte_level_tokenizer():
-    """As OPT's: byte-level BPE, a leading space belongs to a word, BOS is EOS."""
+    """A tokenizer like OPT's: byte-level BPE, a leading space belongs to its word, BOS and EOS are one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +33,10 @@ def byte_level_tokenizer():
 
 
 def metaspace_tokenizer():
-    """As Llama 2's: SentencePiece-style BPE that puts `▁` before every text, bytes for the rest, and no padding token."""
+    """A tokenizer like Llama 2's: SentencePiece-style BPE with `▁` before every text and with byte fallback.
+
+    It has no padding token.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -60,7 +64,10 @@ def metaspace_tokenizer():
 
 @pytest.fixture(scope='session')
 def tiny_llms(tmp_path_factory):
-    """Folders of tiny Hugging Face models: `opt`, `llama`, `gpt2` (decoder-only) and `bart` (encoder-decoder). Read-only."""
+    """Folders of tiny Hugging Face models; tests only read them.
+
+    `opt`, `llama` and `gpt2` are decoder-only, `bart` is an encoder-decoder.
+    """
     import torch
     from transformers import (
         BartConfig,

@@ -1,4 +1,4 @@
-"""A baseline has the options that do something for it, and no others."""
+"""Each agent accepts only the options that affect it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs of the trainable baselines: stopped and continued, saved, evaluated, talked to, and taken for what they are."""
+"""Runs of the trainable baselines: interrupted and continued, saved, evaluated, and loaded by the right agent only."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ STEPS = {
     'max_train_steps': 6,
     'batchsize': 2,
     'log_every_n_steps': 1,
-}  # without a validation on the way the model file is the last step's
+}  # no validation: the model file is that of the last step
 
 
 @pytest.fixture(scope='module', params=RUNS)

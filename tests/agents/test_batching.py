@@ -1,12 +1,17 @@
-"""How examples come together in batches changes nothing but what is said to depend on it."""
+"""The window's division between context and target; and batches, which change no result that they should not change."""
 
 import collections
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.runs import SAMPLE, agent_of, evaluate, logged, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spt_parlai.agents import SptAgent
+from spt_parlai.agents.batching import SMALLEST_CONTEXT, UNBOUNDED, share_window, window_size
+from spt_parlai.errors import UsageError
 
 PER_EXAMPLE = (
     'ppl',
@@ -33,10 +38,10 @@ MESSAGES = [
 
 
 def feed(agent, *batches):
-    """Train on batches of messages; each row of a batch is observed by a clone of the agent, as in ParlAI's batch world."""
+    """Train on batches of messages; a clone of the agent observes each row, as in ParlAI's batch world."""
     for messages in batches:
         clones = [agent.clone() for _ in messages]
-        agent.batch_act([clone.observe(dict(message)) for clone, message in zip(clones, messages)])
+        agent.batch_act([clone.observe(dict(message)) for clone, message in zip(clones, messages, strict=True)])
 
 
 def tensors(agent):
@@ -112,12 +117,15 @@ def test_batches_change_no_metric_of_an_example(model_file, one_by_one, options)
 
 @pytest.fixture
 def batches(monkeypatch):
-    """The batches trained on, or evaluated: [[(context, target)]], and how many padded tokens each had."""
+    """The batches of training or evaluation, [[(context, target)]], and the number of padded tokens of each."""
     seen, tokens = [], []
-    for name in ('train_step', 'eval_step'):
+    steps = {name: getattr(SptAgent, name) for name in ('train_step', 'eval_step')}
+    for name in steps:
 
-        def record(self, batch, step=getattr(SptAgent, name)):
-            pairs = zip((row[row >= 0] for row in batch.text_vec), (row[row >= 0] for row in batch.label_vec))
+        def record(self, batch, step=steps[name]):
+            pairs = zip(
+                (row[row >= 0] for row in batch.text_vec), (row[row >= 0] for row in batch.label_vec), strict=True
+            )
             seen.append([(tuple(t.tolist()), tuple(y.tolist())) for t, y in pairs])
             tokens.append(batch.text_vec.numel() + batch.label_vec.numel())
             return step(self, batch)
@@ -142,7 +150,7 @@ def counted(batches):
 
 
 def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
-    """Trained in order, and evaluated in batches of every kind."""
+    """In training in order, and in evaluation with every kind of batches."""
     seen, tokens = batches
     train(tmp_path / 'm', tiny_llms.opt, datatype='train:ordered', num_epochs=1, validation_every_n_epochs=-1, **VARIED)
     trained = [pair for batch in seen for pair in batch][:500]  # the last batch begins the next epoch
@@ -166,12 +174,18 @@ def test_an_epoch_has_each_example_once(tiny_llms, tmp_path, batches):
         {'datatype': 'train:stream'},
         {'datatype': 'train:ordered'},
         {'task': f'{SAMPLE},integration_tests:nocandidate'},
-        {'eval_batchsize': 2},
+        {'eval_batchsize': 3},
     ],
     ids=str,
 )
 def test_a_stopped_run_continues_with_the_same_batches(tiny_llms, tmp_path, options):
-    options = {'log_every_n_steps': 1, 'validation_every_n_steps': 2, 'validation_max_exs': 4, **options}
+    options = {
+        'batchsize': 2,
+        'log_every_n_steps': 1,
+        'validation_every_n_steps': 2,
+        'validation_max_exs': 4,
+        **options,
+    }
     train(tmp_path / 'whole', tiny_llms.opt, max_train_steps=7, **options)
     train(tmp_path / 'stopped', tiny_llms.opt, max_train_steps=3, **options)
     train(tmp_path / 'stopped', tiny_llms.opt, max_train_steps=7, **options)
@@ -202,3 +216,63 @@ def test_validation_has_its_own_batches(tiny_llms, tmp_path, monkeypatch, option
         **options,
     )
     assert max(sizes) == size and sum(sizes) == 2 * 108
+
+
+# ---- the window -----------------------------------------------------------------------------------------
+
+quick = settings(max_examples=60, deadline=None)
+
+MAYBE = st.none() | st.integers(-1, 300)
+
+
+@pytest.mark.parametrize(
+    'config, size',
+    [
+        ({'max_position_embeddings': 2048}, 2048),
+        ({'n_positions': 1024}, 1024),
+        ({'seq_length': 8192}, 8192),
+        ({'max_position_embeddings': None, 'n_ctx': 512}, 512),
+        ({}, UNBOUNDED),
+        ({'max_seq_len': 0}, UNBOUNDED),
+    ],
+)
+def test_reads_the_window_of_a_configuration(config, size):
+    assert window_size(SimpleNamespace(**config)) == size
+
+
+def test_gives_the_context_what_is_left():
+    assert share_window(2048, 8, None, None, 32) == (2048 - 8 - 128, 128)
+    assert share_window(2048, 8, -1, -1, 200) == (2048 - 8 - 200, 128)
+    assert share_window(160, 2, 50, 20, 4) == (50, 20)
+
+
+@quick
+@given(st.integers(1, 400), st.integers(1, 100), MAYBE, MAYBE, st.integers(1, 200))
+def test_parts_fit_or_are_refused(window, prompt_length, text, label, new):
+    try:
+        context, target = share_window(window, prompt_length, text, label, new)
+    except UsageError as error:
+        assert '--' in str(error) and str(error).endswith('.')
+        return
+    assert context >= SMALLEST_CONTEXT and target >= 2
+    assert prompt_length + context + max(target, new) <= window
+    assert text in (None, -1, context) and label in (None, -1, target)
+
+
+@pytest.mark.parametrize(
+    'arguments, named',
+    [
+        (
+            (160, 150, None, None, 4),
+            ['--prompt-length 150', 'window of 160', '--label-truncate', '--max-new-tokens', 'smaller'],
+        ),
+        ((160, 2, None, None, 160), ['160 tokens of target', '--max-new-tokens', 'smaller']),
+        ((160, 2, 100_000, None, 4), ['--text-truncate 100000', 'window of 160', '8 to 118']),
+        ((160, 2, 3, None, 4), ['--text-truncate 3', '8 to 118']),
+        ((160, 2, None, 1, 4), ['--label-truncate 1', 'at least 2']),
+    ],
+)
+def test_says_what_does_not_fit(arguments, named):
+    with pytest.raises(UsageError) as error:
+        share_window(*arguments)
+    assert all(part in str(error.value) for part in named), error.value

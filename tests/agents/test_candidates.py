@@ -1,4 +1,4 @@
-"""`--rank-candidates`: label candidates by their NLL per token under the selected prompt."""
+"""`--rank-candidates` ranks label candidates by their NLL per token under the selected prompt."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def test_equals_one_candidate_at_a_time(model_file, tiny_llms, tmp_path, monkeyp
             prompt = self.model.soft_prompts.tokens[batch['selection'].selected[n]]
             naive = {
                 text: naive_nll(llm, prompt, context, vec.tolist())
-                for text, vec in zip(batch.candidates[n], batch.candidate_vecs[n])
+                for text, vec in zip(batch.candidates[n], batch.candidate_vecs[n], strict=True)
             }
             assert len(naive) == 10
             assert ranked[n] == sorted(naive, key=naive.get)

@@ -1,4 +1,4 @@
-"""Every optimizer that ParlAI offers and that can train soft prompts: it does, and it continues where it stopped."""
+"""Every optimizer of ParlAI that can train soft prompts trains them, and continues exactly after a stop."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_trains_and_continues_exactly(tiny_llms, tmp_path, optimizer):
 
     def run(name, steps):
         options['validation_every_n_epochs'] = -1
-        train(tmp_path / name, tiny_llms.opt, max_train_steps=steps, validation_max_exs=4, **options)
+        train(tmp_path / name, tiny_llms.opt, max_train_steps=steps, batchsize=2, validation_max_exs=4, **options)
         return trained(tmp_path / name)
 
     begun = agent_of(tiny_llms.opt, model_file=tmp_path / 'begun').model.state_dict()

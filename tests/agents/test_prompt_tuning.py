@@ -1,4 +1,4 @@
-"""Prompt tuning is SPT with one prompt and every other loss off."""
+"""Prompt tuning equals SPT with one prompt and without its other losses."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ RUN = {
 
 @pytest.mark.parametrize('llm', ['opt', 'llama'])
 def test_equals_spt_with_one_prompt_and_no_other_loss(tiny_llms, tmp_path, llm):
-    """Step by step and bit for bit: losses, the prompt, and what evaluation says of it."""
+    """Losses, prompt and evaluation reports are equal, step by step and bit for bit."""
     reports = {}
     for name, agent, more in (('pt', 'PromptTuningAgent', {}), ('spt', 'SptAgent', SPT)):
         reports[name] = train(tmp_path / name, getattr(tiny_llms, llm), agent, **RUN, **more)
@@ -29,7 +29,7 @@ def test_equals_spt_with_one_prompt_and_no_other_loss(tiny_llms, tmp_path, llm):
     assert logged(tmp_path / 'pt', 'gnorm') == logged(tmp_path / 'spt', 'gnorm')
     assert pt['model'].keys() == {'soft_prompts.tokens'} and pt['model']['soft_prompts.tokens'].shape == (1, 3, 16)
     assert torch.equal(pt['model']['soft_prompts.tokens'], spt['model']['soft_prompts.tokens'])
-    for ours, theirs in zip(reports['pt'], reports['spt']):
+    for ours, theirs in zip(reports['pt'], reports['spt'], strict=True):
         assert all(ours[name] == theirs[name] for name in ('ppl', 'loss', 'token_acc', 'nll'))
 
 

@@ -1,4 +1,4 @@
-"""Retrieval before prompts: what stands before a context, that it never tells the reply, and that the index lives on."""
+"""The RAG agents: what stands before a context, which never reveals the gold reply, and the index, which is kept."""
 
 import json
 import random
@@ -28,7 +28,7 @@ RUN = {
 
 @pytest.fixture(scope='module')
 def two_sided(tmp_path_factory):
-    """Ten dialogues as each side has them, and each of them twice; and the same with one reply changed."""
+    """A file of ten dialogues, each as both sides see it, and each of these twice."""
     rng = random.Random(0)
     words = 'tea dog ski run cat sea boat night bread jazz snow train rosa nurse city'.split()
     lines = []
@@ -39,7 +39,7 @@ def two_sided(tmp_path_factory):
             (f'i am right {n}.', ['__SILENCE__', *said[1::2]][:3], said[::2]),
         ]
         for persona, heard, own in (*sides, *sides):
-            turns = [[f'text:{q}', f'labels:{r}'] for q, r in zip(heard, own)]
+            turns = [[f'text:{q}', f'labels:{r}'] for q, r in zip(heard, own, strict=True)]
             turns[0][0] = f'text:your persona: {persona}\\n{heard[0]}'
             turns[-1].append('episode_done:True')
             lines += ['\t'.join(turn) for turn in turns]
@@ -49,14 +49,14 @@ def two_sided(tmp_path_factory):
 
 
 def told(opt, agent, count=10**9):
-    """What the agent makes of each training message, and the labels that it has not heard yet at that point."""
+    """The context that the agent builds for each training message, and the label of that message."""
     teacher = create_task(opt, agent).agents[0]
     episodes = 0
     while episodes < count and not teacher.epoch_done():
         message = teacher.act()
         heard = agent.observe(message)
         if 'turns' in heard:
-            for turn, label in zip(heard['turns'], heard[FIELD]):
+            for turn, label in zip(heard['turns'], heard[FIELD], strict=True):
                 yield turn.context, label['labels'][0]
         else:
             yield heard['text_vec'].tolist(), message['labels'][0]
@@ -221,7 +221,7 @@ def test_a_chat_retrieves_from_the_training_task(trained, monkeypatch, capsys):
 
 
 def test_scores_are_of_the_dialogue_alone(tmp_path):
-    """What SptAgent says of the same dialogues with the same tensors: in training (packed), evaluation and generation."""
+    """Scores equal those of SptAgent with the same tensors, in training (packed), evaluation and generation."""
     seen = {}
     for name, more in (('SptAgent', {}), ('SptRagAgent', {'retrieval_encoder': 'llm', 'retrieval_cache': tmp_path})):
         given = options(

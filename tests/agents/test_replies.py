@@ -1,4 +1,4 @@
-"""Every search of ParlAI's and every option of it, on what comes out: tokens, texts, details."""
+"""Every search of ParlAI with every option: the tokens, texts and details of the replies."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def model_file(tiny_llms, tmp_path_factory):
 
 @pytest.fixture
 def agent(model_file):
-    """agent(**options): the trained agent with some of its options changed, and a method to see whole batches."""
+    """agent(kind, **options): the trained agent, as another class or with some options changed."""
 
     def make(kind=SptAgent, **options):
         made = create_agent_from_model_file(str(model_file), {'datatype': 'valid', 'max_new_tokens': 8, **options})
@@ -43,15 +43,18 @@ def agent(model_file):
 
 
 def replies(agent, texts=TEXTS, seed=0, labels='i am fine .'):
-    """The agent's acts to a batch of first messages."""
+    """The agent's acts after a batch of first messages."""
     torch.manual_seed(seed)
     clones = [agent.clone() for _ in texts]
-    observed = [c.observe({'text': t, 'eval_labels': [labels], 'episode_done': True}) for c, t in zip(clones, texts)]
+    observed = [
+        c.observe({'text': t, 'eval_labels': [labels], 'episode_done': True})
+        for c, t in zip(clones, texts, strict=True)
+    ]
     return agent.batch_act(observed)
 
 
 def tokens(act, agent):
-    """Tokens of a reply, as its details name them, without start and end."""
+    """The tokens of a reply that its details name, without start and end."""
     return [details[0] for details in act['text_token_info'] if details[0] not in ('__start__', agent.dict.end_token)]
 
 
@@ -61,7 +64,7 @@ def tokens(act, agent):
 def test_token_losses_and_logits_are_those_of_the_selected_prompt(agent):
     made = agent(verbose=True, verbose_topk=5)
     llm = made.model.llm
-    for act, text in zip(replies(made), TEXTS):
+    for act, text in zip(replies(made), TEXTS, strict=True):
         context = made.clone().observe({'text': text, 'episode_done': True})['text_vec'].tolist()
         target = [*made.dict.txt2vec('i am fine .'), made.END_IDX]
         prompt = made.model.soft_prompts.tokens[act['selected_prompt']]
@@ -96,7 +99,7 @@ def test_token_details_spell_the_reply(agent, inference):
 
 @pytest.mark.parametrize('inference', SEARCHES)
 def test_a_batch_replies_as_one_by_one(agent, inference):
-    """Searches that sample are asked with a k or p that leaves one token."""
+    """Searches that sample get a k or p that leaves a single token."""
     certain = {
         'topk': {'topk': 1},
         'nucleus': {'topp': 1e-9},
@@ -144,13 +147,13 @@ def test_a_beam_finds_what_is_likelier_than_greedy(agent):
         return sum(d[1]['token_logprob'] for d in act['text_token_info'][1:])
 
     options = {'beam_min_length': 8, 'beam_length_penalty': 0.0, 'beam_size': 8, 'inference': 'beam'}
-    for wide, greedy in zip(replies(agent(verbose=True, **options)), replies(agent(verbose=True))):
+    for wide, greedy in zip(replies(agent(verbose=True, **options)), replies(agent(verbose=True)), strict=True):
         if len(wide['text_token_info']) == len(greedy['text_token_info']):
             assert total(wide) >= total(greedy) - 1e-4
 
 
 def favour_end(amount):
-    """An agent whose LLM is eager to end its reply."""
+    """An agent class whose LLM is likely to end its reply."""
 
     class Eager(SptAgent):
         def _generation_activation(self, score):
@@ -174,7 +177,7 @@ def test_length_penalty_ranks_the_hypotheses(agent):
         return [act['beam_texts'] for act in replies(made)]
 
     compared = 0
-    for plain, penalised in zip(scores(0.0), scores(2.0)):
+    for plain, penalised in zip(scores(0.0), scores(2.0), strict=True):
         assert len(plain) == 6 and [s for _, s in penalised] == sorted((s for _, s in penalised), reverse=True)
         for text, score in penalised:
             if dict(plain).get(text):
@@ -195,8 +198,8 @@ def test_blocked_ngrams_do_not_repeat(agent, inference):
         assert len(set(tokens(act, made))) == len(tokens(act, made))
 
 
-def prefer(text_of_context):
-    """An agent whose LLM wants to copy its context."""
+def prefer_context():
+    """An agent class whose LLM is likely to copy its context."""
 
     class Parrot(SptAgent):
         def _generate(self, batch, *args, **kwargs):
@@ -214,8 +217,8 @@ def prefer(text_of_context):
 @pytest.mark.parametrize('inference', ['greedy', 'beam', 'nucleus'])
 def test_ngrams_of_the_context_are_blocked(agent, inference):
     options = {'inference': inference, 'verbose': True, **SEARCHES[inference]}
-    free, blocked = agent(prefer(TEXTS), **options), agent(prefer(TEXTS), beam_context_block_ngram=1, **options)
-    for text, said, held in zip(TEXTS, replies(free), replies(blocked)):
+    free, blocked = agent(prefer_context(), **options), agent(prefer_context(), beam_context_block_ngram=1, **options)
+    for text, said, held in zip(TEXTS, replies(free), replies(blocked), strict=True):
         context = {
             free.dict[i] for i in free.clone().observe({'text': text, 'episode_done': True})['text_vec'].tolist()
         }
@@ -255,7 +258,7 @@ PREFIXES = ('i am', 'no', 'yes , a dog')
 
 class Prefixed(SptAgent):
     def get_prefix_tokens(self, batch):
-        own = {text.split('\n')[-1].split()[0]: prefix for text, prefix in zip(TEXTS, PREFIXES)}
+        own = {text.split('\n')[-1].split()[0]: prefix for text, prefix in zip(TEXTS, PREFIXES, strict=True)}
         wanted = [
             next(p for word, p in own.items() if f'Q: {word}' in self.dict.vec2txt(vec)) for vec in batch.text_vec
         ]
@@ -265,7 +268,7 @@ class Prefixed(SptAgent):
 @pytest.mark.parametrize('inference', SEARCHES)
 def test_every_reply_begins_with_its_own_prefix(agent, inference):
     made = agent(Prefixed, inference=inference, verbose=True, max_new_tokens=12, **SEARCHES[inference])
-    for act, prefix in zip(replies(made), PREFIXES):
+    for act, prefix in zip(replies(made), PREFIXES, strict=True):
         forced = [made.dict[i] for i in made.dict.txt2vec(prefix)]
         assert tokens(act, made)[: len(forced)] == forced and len(tokens(act, made)) > len(forced)
 

@@ -1,4 +1,4 @@
-"""Every learning-rate schedule of ParlAI, with warm-up, uninterrupted and over a stop."""
+"""Every learning-rate schedule of ParlAI, with and without warm-up, uninterrupted and after a stop."""
 
 import math
 
@@ -21,7 +21,7 @@ SCHEDULES = {
 
 @pytest.fixture
 def rates(monkeypatch):
-    """The learning rate that each update was made with."""
+    """The learning rate of each update."""
     seen = []
     update = SptAgent.update_params
 
@@ -34,9 +34,10 @@ def rates(monkeypatch):
 
 
 def run(llm, model_file, steps, **options):
-    """`steps` updates of a run that is set to make STEPS of them."""
+    """Make `steps` updates of a run with `--max-train-steps STEPS`."""
+    small = {'batchsize': 1, 'dialogue_packing': False, 'validation_max_exs': 2}  # the rates need no large batches
     loop = train_model.TrainLoop(
-        training_opt(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **options)
+        training_opt(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **{**small, **options})
     )
     if steps == STEPS:
         return loop.train()
@@ -50,7 +51,7 @@ def run(llm, model_file, steps, **options):
 @pytest.mark.parametrize('schedule', SCHEDULES)
 def test_a_stop_does_not_change_the_learning_rates(tiny_llms, tmp_path, rates, schedule, warmup):
     if schedule == 'none' and warmup:
-        pytest.skip('refused, see below')
+        pytest.skip('refused: test_parlai_options.py')
     options = {**SCHEDULES[schedule], 'lr_scheduler': schedule, 'learningrate': 0.5, 'optimizer': 'sgd'}
     if warmup:
         options |= {'warmup_updates': warmup, 'warmup_rate': 0.1}

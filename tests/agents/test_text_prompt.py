@@ -1,4 +1,4 @@
-"""A text before the context of a frozen LLM, and nothing trained."""
+"""The text-prompt agent: a text before the context of a frozen LLM, and nothing to train."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ CONTEXTS = [
     'given persona: i ski.; context: Q: hi R:',
     'context: Q: what do you do ? R: i am a nurse . Q: nice . why ? R:',
 ]
-TEXT = 'You are kind ,  and speak\nplainly .'  # as given: with its spaces and its line
+TEXT = 'You are kind ,  and speak\nplainly .'  # used as given, with its spaces and its line break
 
 
 def agent_with(llm, text, **more):
@@ -43,7 +43,7 @@ def test_is_the_plain_llm_after_bos_text_and_context(tiny_llms, llm, text):
     assert not list(agent.model.parameters()) and not agent.model.state_dict()
     observations = heard(agent, DIALOGUES)
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    for observation, context, (_, _, target) in zip(observations, CONTEXTS, DIALOGUES):
+    for observation, context in zip(observations, CONTEXTS, strict=True):
         whole = f'{text} {context}' if text else context
         shown = tokenizer.decode(observation['text_vec'][1:], clean_up_tokenization_spaces=False)
         assert observation['text_vec'][0] == tokenizer.bos_token_id and shown.split() == whole.split()

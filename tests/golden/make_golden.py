@@ -1,6 +1,8 @@
-"""The golden numbers, computed the slow and plain way: in float64, one example and one prompt at a time, without padding,
-with the full logits, from the method's equations. It shares the inputs (`tiny.py`) with the tests and nothing with
-the package: tokenization, both LLM architectures and BLEU are written out here.
+"""Compute the golden numbers the slow and plain way, from the method's equations.
+
+Everything is in float64, one example and one prompt at a time, without padding and with the full logits. The script
+shares its inputs (`helpers/tiny.py`) with the tests and nothing with the package: tokenization, both LLM architectures
+and BLEU are written out here.
 
     python tests/golden/make_golden.py           # write golden.json
     python tests/golden/make_golden.py --check   # compare with it instead
@@ -226,10 +228,12 @@ def compute(kind):
         )
 
     B = len(DIALOGUES)
-    mean = [sum(column) / B for column in list(zip(*terms))[:3]]  # NLL, selection, fusion
+    mean = [sum(column) / B for column in list(zip(*terms, strict=True))[:3]]  # NLL, selection, fusion
     result = {'examples': examples, 'bleu': {}, 'contrast': {}, 'total': {}, 'gradient_norms': {}}
     for which in TEXTS:
-        texts = [e['context'] if which == 'context' else ' '.join(d[0]) for e, d in zip(examples, DIALOGUES)]
+        texts = [
+            e['context'] if which == 'context' else ' '.join(d[0]) for e, d in zip(examples, DIALOGUES, strict=True)
+        ]
         bleu = [[sentence_bleu(texts[m], texts[n]) if m < n else None for n in range(B)] for m in range(B)]
         pairs = []
         for m in range(B):
@@ -241,7 +245,7 @@ def compute(kind):
         total = mean[0] + contrast + mean[1] + mean[2]
         gradients = torch.autograd.grad(total, list(trained.values()), retain_graph=True)
         result['bleu'][which], result['contrast'][which], result['total'][which] = bleu, contrast.item(), total.item()
-        result['gradient_norms'][which] = {name: g.norm().item() for name, g in zip(trained, gradients)}
+        result['gradient_norms'][which] = {name: g.norm().item() for name, g in zip(trained, gradients, strict=True)}
     return result
 
 
@@ -254,7 +258,7 @@ def differences(a, b, where=''):
     if isinstance(a, dict):
         return [d for key in a for d in differences(a[key], b.get(key), f'{where}.{key}')]
     if isinstance(a, list):
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f'{where}[{i}]')]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f'{where}[{i}]')]
     return [] if a == b else [f'{where}: {a} / {b}']
 
 

@@ -151,7 +151,7 @@ def test_everything(agent, golden, batchsize):
         with torch.no_grad():
             total, prediction = computed(agent, agent.batchify(observations[part]))
         nll = prompt_nll(prediction.log_probs, prediction.example, batchsize)
-        close(nll.T, list(zip(*AUTHORS['nll']))[part])
+        close(nll.T, list(zip(*AUTHORS['nll'], strict=True))[part])
         close(prediction.scores, AUTHORS['scores'][part])
         close(gold_distribution(nll, 1.0), AUTHORS['gold'][part])
         close(fusion_nll(prediction.log_probs, prediction.example, batchsize), AUTHORS['fusion'][part])

@@ -1,4 +1,4 @@
-"""The agent in float32 and batches gives what `make_golden.py` computed in float64, example by example and prompt by prompt."""
+"""The agent, in float32 and in batches, gives the numbers that `make_golden.py` computed in float64, one by one."""
 
 from __future__ import annotations
 

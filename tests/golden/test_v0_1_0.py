@@ -3,10 +3,10 @@
 Version 0.1.0 wrote the files in `v0_1_0/` with the options in `OPTIONS`, around the OPT of helpers/tiny.py:
 
 - `whole/`: `parlai train_model`, left alone until its twelve updates were done;
-- `stopped/`: the same command, stopped by SIGINT during its 15th batch, the first of the two batches of update 8;
-- `expected.json`: `curve`, the training losses of `whole/`, step by step; `continued`, those of `stopped/` after version
-  0.1.0 had continued it (the log of update 8 covers its second batch alone); `report`, what `parlai eval_model` reported
-  of `whole/model` with `--num-examples 40 --batchsize 4` on the sample task's valid fold.
+- `stopped/`: the same command, stopped by SIGINT in its 15th batch, the first of the two batches of update 8;
+- `expected.json`: `curve`, the training losses of `whole/`, step by step; `continued`, those of `stopped/` after
+  version 0.1.0 had continued it (the log of update 8 covers its second batch alone); `report`, what
+  `parlai eval_model` reported of `whole/model` with `--num-examples 40 --batchsize 4` on the sample task's valid fold.
 
 Afterwards `tiny-opt` replaced the LLM's path in the option files and model files, and the option files lost all other
 paths and `starttime`. Nothing else was changed.

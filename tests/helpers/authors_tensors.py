@@ -1,4 +1,4 @@
-"""The tensors of an authors' checkpoint."""
+"""The tensors in a checkpoint of the authors' code."""
 
 import torch
 
@@ -7,7 +7,7 @@ PROMPT = 'models.{}.prompt_encoder.default.embedding.weight'
 
 
 def make_tensors(dtype=torch.float32, K=K, L=L, D=D):
-    """What the authors' model trains, by its names; always the same values."""
+    """Name → tensor of everything that the authors' model trains; the same values at every call."""
     generator = torch.Generator().manual_seed(K * 100 + L)
 
     def draw(*shape):

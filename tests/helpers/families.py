@@ -116,7 +116,7 @@ def tiny_lm(family: str, seed: int = 0) -> torch.nn.Module:
 
 
 class Naive:
-    """The method one prompt and one example at a time: no padding, no cache, the whole model for every token."""
+    """The method for one prompt and one example at a time, without padding or cache: a full pass for every token."""
 
     def __init__(self, lm: torch.nn.Module, num_prompts: int = 3, prompt_length: int = 2, seed: int = 0):
         self.lm = copy.deepcopy(lm).eval()

@@ -1,4 +1,4 @@
-"""Real agents with given weights, and what they hear of given dialogues."""
+"""Agents with given weights, and their observations of given dialogues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AGENT = 'spt_parlai.agents:SptAgent'
 
 
 def agent_with(tensors: dict[str, torch.Tensor], model_file, **options):
-    """An agent that ParlAI built from options and a model file, in which `tensors` stand for what was trained."""
+    """An agent that ParlAI builds from options and from a model file that holds `tensors` as the trained ones."""
 
     def created():
         return create_agent(
@@ -40,16 +40,18 @@ def agent_with(tensors: dict[str, torch.Tensor], model_file, **options):
 
 
 def heard(agent, dialogues, labels='eval_labels', **more):
-    """Observations of the last message of each dialogue: (persona, utterances from the partner's first to its last, target).
+    """The agent's observation of the last message of each dialogue.
 
-    Everything is heard as ParlAI tells it: the persona in lines of the first message, own utterances as labels.
-    `more` holds, for each dialogue, further fields of its last message.
+    It hears everything as ParlAI tells it: the persona in lines of the first message, its own utterances as labels.
+
+    :param dialogues: tuples (persona, utterances from the partner's first to the partner's last, target).
+    :param more: further fields of the last messages, for each a list with one value per dialogue.
     """
     observations = []
     for n, (persona, utterances, target) in enumerate(dialogues):
         ear = agent.clone()
         lines = [f'your persona: {sentence}' for sentence in persona]
-        for said, answered in zip(utterances[::2], [*utterances[1::2], target]):
+        for said, answered in zip(utterances[::2], [*utterances[1::2], target], strict=True):
             last = said is utterances[-1]
             observation = ear.observe(
                 Message(
@@ -70,7 +72,7 @@ def heard(agent, dialogues, labels='eval_labels', **more):
 
 
 def computed(agent, batch):
-    """(total, prediction) of a batch."""
+    """The total loss of a batch and the model's prediction."""
     agent._local_metrics.clear()  # ParlAI does this before every batch of its own
     total, (_, prediction) = agent.compute_loss(batch, return_output=True)
     return total, prediction

@@ -1,6 +1,6 @@
 """The inputs of the golden numbers: two tiny LLMs, a soft prompt group and a retriever whose every weight is a closed
-formula in whole numbers, tokenizers whose every token is written down, and dialogues. No library's random generator
-or tokenizer trainer has a say in them, so they never change.
+formula in whole numbers, tokenizers whose every token is written down, and dialogues. They use no library's random
+generator or tokenizer trainer, so they never change.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def numbers(count: int, seed: int) -> torch.Tensor:
 
 
 def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Tensors (exact in float32) for named shapes: norms around 1, biases small, matrices at the scale of their inputs."""
+    """Tensors of the named shapes, exact in float32.
+
+    Norms are around 1, biases are small, and the scale of a matrix depends on its number of inputs.
+    """
     tensors = {}
     for seed, (name, shape) in enumerate(shapes.items()):
         values = numbers(math.prod(shape), seed).view(shape)
@@ -88,7 +91,7 @@ def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
 
 
 def trained_tensors() -> dict[str, torch.Tensor]:
-    """What a checkpoint holds: prompts and retriever."""
+    """The tensors of a checkpoint: prompts and retriever."""
     return filled(
         {
             'soft_prompts.tokens': (K, L, D),
@@ -101,7 +104,7 @@ def trained_tensors() -> dict[str, torch.Tensor]:
 
 
 def llm_tensors(kind: str) -> dict[str, torch.Tensor]:
-    """The LLM's weights under the names that Hugging Face gives them (OPT's output projection is its embedding)."""
+    """The LLM's weights under their Hugging Face names (OPT's output projection is its embedding)."""
     V = len(vocabulary(kind))
     if kind == 'opt':
         shapes = {'model.decoder.embed_tokens.weight': (V, D), 'model.decoder.embed_positions.weight': (WINDOW + 2, D)}
@@ -135,7 +138,7 @@ def llm_tensors(kind: str) -> dict[str, torch.Tensor]:
 
 
 def byte_characters() -> list[str]:
-    """The character that byte-level BPE writes for each byte."""
+    """The character by which byte-level BPE represents each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(b if b in printable else next(others)) for b in range(256)]
@@ -154,7 +157,7 @@ def vocabulary(kind: str) -> dict[str, int]:
 
 
 def write_llm(kind: str, folder: str) -> None:
-    """A Hugging Face folder of the LLM and its tokenizer."""
+    """Write a Hugging Face folder with the LLM and its tokenizer."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""What is written about a run: world logs, reports, metrics, cards; and the scripts that read a model file."""
+"""World logs, reports, metrics and model cards of a run, and ParlAI's scripts that read a model file."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def test_several_tasks_are_reported_each_and_together(model_file, micro):
     exs = [report[f'{task}/exs'] for task in tasks]
     own = [report[f'{task}/nll'] for task in tasks]
     assert exs == [108, 100] and report['exs'] == 208
-    wanted = sum(n * e for n, e in zip(own, exs)) / sum(exs) if micro else sum(own) / 2
+    wanted = sum(n * e for n, e in zip(own, exs, strict=True)) / sum(exs) if micro else sum(own) / 2
     assert report['nll'] == pytest.approx(wanted, rel=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_every_fold_is_evaluated_whole(model_file, fold):
 
 
 def contexts(model_file, tmp_path, **options):
-    """What the agent sees at every turn of the first dialogues."""
+    """The contexts that the agent sees at the turns of the first dialogues."""
     from spt_parlai.agents import SptAgent
 
     seen = []

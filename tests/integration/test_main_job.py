@@ -1,4 +1,4 @@
-"""The main job through ParlAI's own scripts: train, evaluate, chat; on the sample task around tiny LLMs."""
+"""Training, evaluation and chat with ParlAI's own scripts, on the sample task around tiny LLMs."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def test_every_loss_and_every_prompt_is_in_the_logs(trained):
 
 
 def test_training_lowers_perplexity(tmp_path):
-    """Of unseen dialogues, around an LM that knows English; a random one has nothing to be steered to."""
+    """On unseen dialogues, around an LM that knows English; prompts could not improve a random one."""
     train(
         tmp_path / 'model',
         'demo',

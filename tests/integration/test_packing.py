@@ -1,4 +1,4 @@
-"""Whole dialogues in one pass give, term by term, what their turns give one by one."""
+"""Packed dialogues give the same result, term by term, as their turns one by one."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from parlai.scripts.train_model import TrainModel
 
 @pytest.fixture(scope='module')
 def wide_llms(tiny_llms, tmp_path_factory):
-    """The tiny LLMs with a window in which the sample task's dialogues fit."""
+    """Tiny LLMs with a window large enough for the dialogues of the sample task."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp('wide')
@@ -50,7 +50,7 @@ def options(llm, **more):
 
 
 def observations(llm, count, **more):
-    """(agent, the first `count` dialogues' observations: packed, one a dialogue; turn by turn, one a turn)."""
+    """The agent, and its observations of the first `count` dialogues: packed, one each; and turn by turn."""
     packed_opt, turn_opt = options(llm, **more), options(llm, **more, dialogue_packing=False)
     agent = create_agent(packed_opt)
     seen = {}
@@ -66,7 +66,7 @@ def observations(llm, count, **more):
 
 
 def step(agent, seen):
-    """Everything that one batch computes, and its gradients."""
+    """Batch, loss, prediction and gradients of one training step."""
     batch = agent.batchify(seen)
     agent._local_metrics.clear()
     agent.zero_grad()
@@ -128,7 +128,7 @@ def test_a_packed_batch_is_its_turns(wide_llms, llm, more):
 
 @pytest.mark.parametrize('per', ['turn', 'dialogue'])
 def test_a_packed_batch_with_retrieved_dialogues_is_its_turns(wide_llms, tmp_path, per):
-    """Retrieved anew for every turn, contexts are no beginnings of each other; retrieved once, a dialogue is one row again."""
+    """With new retrieval for every turn no context continues another; with one for the dialogue it is one row again."""
     agent, packed, turns = observations(
         str(wide_llms / 'opt'),
         2,
@@ -144,7 +144,7 @@ def test_a_packed_batch_with_retrieved_dialogues_is_its_turns(wide_llms, tmp_pat
 
 @pytest.mark.parametrize('more', [{'use_reply': 'none'}, {'text_truncate': 30}, {'history_size': 1}], ids=str)
 def test_turns_that_share_nothing_stay_apart(wide_llms, more):
-    """Exactness first: where no context continues the one before, every turn has its own row."""
+    """If no context continues the one before it, every turn has its own row."""
     agent, packed, turns = observations(str(wide_llms / 'opt'), 2, **more)
     batch, batch1 = agent.batchify(packed), agent.batchify(turns)
     assert torch.equal(batch.text_vec, batch1.text_vec) and torch.equal(batch.label_vec, batch1.label_vec)
@@ -156,7 +156,7 @@ def test_real_dialogues(llm, tmp_path):
     (tmp_path / 'ConvAI2').symlink_to(Path(SHARED) / 'parlai_data' / 'ConvAI2')
     agent, packed, turns = observations(
         str(Path(SHARED) / 'models' / llm),
-        6,
+        3,
         task='convai2:self',
         datapath=str(tmp_path),
         label_truncate=40,
@@ -167,7 +167,7 @@ def test_real_dialogues(llm, tmp_path):
 
 
 def test_mixed_with_messages_that_are_turns(wide_llms):
-    """A batch of one packed dialogue and one dialogue's turns: two tasks of which one has a mutator of its own."""
+    """A batch of a packed dialogue and another dialogue's turns, as from two tasks with different mutators."""
     agent, packed, turns = observations(str(wide_llms / 'opt'), 2)
     first = len(packed[0]['turns'])
     assert_same_step(agent, [packed[0], *turns[first:]], turns)
@@ -175,7 +175,7 @@ def test_mixed_with_messages_that_are_turns(wide_llms):
 
 @pytest.mark.parametrize('pairs', ['all', 'across'])
 def test_contrast_of_a_packed_batch(wide_llms, pairs):
-    """`across` takes no pair of one dialogue: a single dialogue then has no contrast, two have that of their cross pairs."""
+    """`across` leaves out pairs within a dialogue: one dialogue has no contrast, two have that of their cross pairs."""
     agent, packed, _ = observations(str(wide_llms / 'opt'), 2, contrastive_pairs=pairs)
     step(agent, packed[:1])
     assert ('contrastive' in agent._local_metrics) == (pairs == 'all')

@@ -1,4 +1,4 @@
-"""`parlai eval_model` reports the paper's metrics, of our agents and of any other, however it goes through the data."""
+"""`parlai eval_model` reports the paper's metrics for any agent, whatever the batches and tasks."""
 
 import itertools
 import json
@@ -60,7 +60,10 @@ def test_the_report_is_that_of_the_log(evaluated):
     assert len(turns) == report['exs'] == 108 and len(set(said)) > 5
     bleu = BLEU().corpus_score(said, [wanted])
     assert report['sacrebleu'] == bleu.score and report['sacrebleu_1'] == bleu.precisions[0] > 0
-    f1 = [F1Metric._prec_recall_f1_score(reply.split(), label.split())[2] for reply, label in zip(said, wanted)]
+    f1 = [
+        F1Metric._prec_recall_f1_score(reply.split(), label.split())[2]
+        for reply, label in zip(said, wanted, strict=True)
+    ]
     assert report['unigram_f1'] == pytest.approx(100 * sum(f1) / len(f1))
     words = [word for reply in said for word in reply.split()]
     assert report['dist1'] == pytest.approx(100 * len(set(words)) / len(words))
@@ -148,7 +151,7 @@ def test_several_tasks_average_or_pool(model_file):
     )
 
 
-# ---- any agent, any task --------------------------------------------------------------------------------------------------
+# ---- any agent, any task ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('batchsize', [1, 2])

@@ -1,4 +1,4 @@
-"""Training stays finite in every precision and under every noise; what is not finite is skipped, counted and never saved."""
+"""Training stays finite in every precision and under every noise; steps that do not are skipped and never saved."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, logged, train
+from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, logged, train, turns
 from parlai.core.agents import create_agent
 from parlai.core.worlds import create_task
 from parlai.scripts.train_model import TrainModel
@@ -36,7 +36,7 @@ def make(tiny_llms):
 
 
 def step(agent, batch):
-    """One training step; the loss it recorded, or None."""
+    """Run one training step; returns the loss that it recorded, or None."""
     agent._local_metrics.clear()
     agent.train_step(batch)
     recorded = agent._local_metrics.get('spt_loss')
@@ -54,7 +54,7 @@ def trained_tensors(agent):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_500_steps_stay_finite(make, dtype, noise):
     agent, batches = make(
-        llm_dtype=dtype, gold_noise=noise, num_prompts=2, batchsize=2, text_truncate=24, label_truncate=8
+        llm_dtype=dtype, gold_noise=noise, num_prompts=2, batchsize=1, text_truncate=24, label_truncate=8
     )
     start = trained_tensors(agent)
     losses = [step(agent, batches[i % len(batches)]) for i in range(500)]
@@ -69,7 +69,7 @@ def test_500_steps_stay_finite(make, dtype, noise):
 
 @pytest.mark.parametrize('dtype, tolerance', [('bfloat16', 0.1), ('float16', 0.02)])
 def test_gradients_of_a_half_precision_llm(make, dtype, tolerance):
-    """Same prompts, same batch: the gradient of the half-precision LLM points where the float32 one's does."""
+    """For the same prompts and batch, the gradient through a half-precision LLM is close to that in float32."""
     gradients = {}
     for name in ('float32', dtype):
         agent, batches = make(llm_dtype=name)
@@ -83,7 +83,7 @@ def test_gradients_of_a_half_precision_llm(make, dtype, tolerance):
 
 
 def test_float16_gradients_are_scaled(make):
-    """Gradients too small for float16 survive: a loss weighted by 1e-6 still moves the prompts as float32 does."""
+    """Gradients too small for float16 survive: those of a loss times 1e-6 are close to those in float32."""
     gradients = {}
     for dtype in ('float32', 'float16'):
         agent, batches = make(llm_dtype=dtype, lambda_selection=0.0, lambda_contrastive=0.0, lambda_fusion=0.0)
@@ -110,7 +110,7 @@ def test_fp16_switch_leaves_what_trains_in_float32(make):
 
 
 def poison(agent):
-    """An LLM whose output overflows from now on; returns how to heal it."""
+    """Make the LLM's output overflow from now on; returns a function that restores it."""
     head = agent.model.llm.lm.get_output_embeddings().weight
     healthy = head.detach().clone()
     with torch.no_grad():
@@ -131,12 +131,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(make, update_freq):
     for batch in batches[1:update_freq]:  # the finite batches of the same update are skipped with it
         step(agent, batch)
     assert agent._number_training_updates == updates
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), trained_tensors(agent).values()))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), trained_tensors(agent).values(), strict=True))
     assert agent.report()['skipped_steps'].value() == 1
     for batch in batches[:update_freq]:
         step(agent, batch)
     assert agent._number_training_updates == updates + 1
-    assert not all(torch.equal(a, b) for a, b in zip(before.values(), trained_tensors(agent).values()))
+    assert not all(torch.equal(a, b) for a, b in zip(before.values(), trained_tensors(agent).values(), strict=True))
 
 
 def test_an_infinite_loss_with_finite_gradients_is_skipped_too(make):
@@ -225,7 +225,13 @@ def test_evaluation_of_an_llm_that_overflows_is_refused(make):
 
 @pytest.mark.parametrize('options', [{'gold_noise': 0.5}, {'llm_dtype': 'float16', 'gold_noise': 0.1}], ids=str)
 def test_a_noisy_run_continues_exactly(tiny_llms, tmp_path, options):
-    options = {'max_train_steps': 9, 'log_every_n_steps': 1, 'validation_every_n_steps': 3, **options}
+    options = {
+        'max_train_steps': 9,
+        'log_every_n_steps': 1,
+        'validation_every_n_steps': 3,
+        'batchsize': 2,
+        **options,
+    }
     train(tmp_path / 'whole', tiny_llms.opt, **options)
     train(tmp_path / 'parts', tiny_llms.opt, **{**options, 'max_train_steps': 5})
     train(tmp_path / 'parts', tiny_llms.opt, **options)
@@ -240,40 +246,39 @@ def trained(tiny_llms, tmp_path_factory):
     return model_file
 
 
+@pytest.fixture(scope='module')
+def forced(trained, tmp_path_factory):
+    """For each prompt, the report and the agent's acts of an evaluation in which every reply uses that prompt."""
+    evaluations = []
+    for k in range(3):
+        log = tmp_path_factory.mktemp('forced') / 'log'
+        report = evaluate(trained, force_prompt=k, world_logs=log, batchsize=1)
+        evaluations.append((report, [act for _, act in turns(log)]))
+    return evaluations
+
+
 @pytest.mark.parametrize('k', range(3))
-def test_force_prompt(trained, tmp_path, k):
-    report = evaluate(trained, force_prompt=k, world_logs=str(tmp_path / 'log.jsonl'))
+def test_force_prompt(forced, k):
+    report, acts = forced[k]
     assert [report[f'prompt_usage_{i}'] for i in range(3)] == [float(i == k) for i in range(3)]
-    turns = [json.loads(line)['dialog'] for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
-    assert {turn[1]['selected_prompt'] for dialog in turns for turn in dialog} == {k}
+    assert {act['selected_prompt'] for act in acts} == {k}
 
 
-def test_force_prompt_gives_that_prompts_perplexity(trained):
-    """Selected perplexity under each forced prompt: their logs sum to the prompt NLL of the retriever's run, token-weighted."""
-    forced = [evaluate(trained, force_prompt=k, skip_generation=True) for k in range(3)]
-    assert len({round(r['ppl'], 4) for r in forced}) == 3
-    assert (
-        len({round(r['nll'], 5) for r in forced}) == 1
-    )  # the sum over the prompts does not depend on the selected one
+def test_force_prompt_gives_that_prompts_perplexity(forced):
+    """The perplexities under the forced prompts differ; the NLL over all prompts does not depend on the selection."""
+    assert len({round(report['ppl'], 4) for report, _ in forced}) == 3
+    assert len({round(report['nll'], 5) for report, _ in forced}) == 1
 
 
-def test_score_noise_is_one_draw_for_loss_reply_and_log(trained, tmp_path):
-    """The perplexity under a noisy selection is that of the prompts the log names."""
-    log = tmp_path / 'log.jsonl'
-    report = evaluate(trained, score_noise=100.0, world_logs=str(log), batchsize=1, verbose=False)
-    turns = [turn[1] for line in log.read_text().splitlines() for turn in json.loads(line)['dialog']]
-    shares = [sum(t['selected_prompt'] == k for t in turns) / len(turns) for k in range(3)]
+def test_score_noise_is_one_draw_for_loss_reply_and_log(trained, forced, tmp_path):
+    """Reply, log and metrics of a noisy selection use the same prompt."""
+    report = evaluate(trained, score_noise=100.0, world_logs=tmp_path / 'log', batchsize=1, verbose=False)
+    acts = [act for _, act in turns(tmp_path / 'log')]
+    shares = [sum(act['selected_prompt'] == k for act in acts) / len(acts) for k in range(3)]
     assert shares == pytest.approx([report[f'prompt_usage_{k}'] for k in range(3)], abs=1e-6)
     assert min(shares) > 0.15
-    forced = []
-    for k in range(3):
-        path = tmp_path / f'{k}.jsonl'
-        evaluate(trained, force_prompt=k, world_logs=str(path), batchsize=1)
-        forced.append(
-            [turn[1]['text'] for line in path.read_text().splitlines() for turn in json.loads(line)['dialog']]
-        )
-    for i, turn in enumerate(turns):
-        assert turn['text'] == forced[turn['selected_prompt']][i]
+    for i, act in enumerate(acts):
+        assert act['text'] == forced[act['selected_prompt']][1][i]['text']
 
 
 def test_activation_beta_stays_with_the_model(tiny_llms, tmp_path):
@@ -301,7 +306,7 @@ def test_prompts_from_texts(tiny_llms, tmp_path):
 
 
 def test_prompts_from_a_trained_model(trained, tiny_llms, tmp_path):
-    """A run begun from another model's prompts has them at its first step, and a retriever of its own."""
+    """A run that begins with another model's prompts has them at its first step, and a new retriever."""
     train(tmp_path / 'model', tiny_llms.opt, max_train_steps=1, learningrate=0.0, prompt_init=f'file:{trained}')
     found, given = (torch.load(path, weights_only=True)['model'] for path in (tmp_path / 'model', trained))
     assert torch.equal(found['soft_prompts.tokens'], given['soft_prompts.tokens'])
@@ -324,8 +329,8 @@ def then_limit(self):
     resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
     return model
 agents.SptAgent.build_model = then_limit
-TrainModel.main(task='spt_parlai.tasks.sample', model='spt_parlai.agents:SptAgent', llm='demo', batchsize=64, num_prompts=16,
-                max_train_steps=1, seed=1, model_file=sys.argv[1])
+TrainModel.main(task='spt_parlai.tasks.sample', model='spt_parlai.agents:SptAgent', llm='demo', batchsize=64,
+                num_prompts=16, max_train_steps=1, seed=1, model_file=sys.argv[1])
 """
 
 

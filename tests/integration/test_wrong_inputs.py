@@ -30,7 +30,10 @@ from spt_parlai.errors import UsageError
 from spt_parlai.model import layer_execution, loading
 
 AGENT = 'spt_parlai.agents:SptAgent'
-EPISODE = 'text:your persona: i like tea.\\nhello {i} ?\tlabels:i am fine {i} .\ntext:bye ?\tlabels:bye .\tepisode_done:True\n'
+EPISODE = (
+    'text:your persona: i like tea.\\nhello {i} ?\tlabels:i am fine {i} .\n'
+    'text:bye ?\tlabels:bye .\tepisode_done:True\n'
+)
 SMALL = {
     'model': AGENT,
     'num_prompts': 2,

@@ -29,6 +29,7 @@ from parlai.scripts.train_model import TrainLoop
 
 OPTIONS = {
     'max_train_steps': 24,
+    'batchsize': 2,
     'log_every_n_steps': 1,
     'validation_every_n_steps': 8,
     'save_every_n_secs': 0.1,

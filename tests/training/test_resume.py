@@ -17,7 +17,8 @@ RUN = """
 import sys
 sys.path.insert(0, {here!r})
 from helpers import runs as helpers
-helpers.train({model_file!r}, {llm!r}, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10, save_every_n_secs=0.2)
+helpers.train({model_file!r}, {llm!r}, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10, save_every_n_secs=0.2,
+              batchsize=2)
 """
 
 
@@ -32,7 +33,7 @@ def command(model_file, llm):
 @pytest.fixture(scope='module')
 def uninterrupted(tiny_llms, tmp_path_factory):
     model_file = tmp_path_factory.mktemp('whole') / 'model'
-    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10, batchsize=2)
     return logged(model_file)
 
 
@@ -52,7 +53,7 @@ def test_a_killed_run_continues_to_the_same_losses(uninterrupted, tiny_llms, tmp
     out, _ = process.communicate(timeout=60)
     assert process.returncode in (-kill, 128 + kill), out.decode()[-2000:]
     assert max(logged(tmp_path / 'model.checkpoint'), default=0) < 30  # it was stopped in the middle
-    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10, batchsize=2)
     curve = logged(model_file)
     assert max(curve) == max(uninterrupted)
     assert {step: pytest.approx(loss, rel=1e-6) for step, loss in curve.items()} == {s: uninterrupted[s] for s in curve}
@@ -87,7 +88,14 @@ def interrupt(monkeypatch):
 
 def test_interrupt_waits_for_the_batch_and_saves(uninterrupted, tiny_llms, tmp_path, interrupt):
     def run():
-        train(tmp_path / 'm', tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10)
+        train(
+            tmp_path / 'm',
+            tiny_llms.opt,
+            max_train_steps=30,
+            log_every_n_steps=1,
+            validation_every_n_steps=10,
+            batchsize=2,
+        )
 
     interrupt(5, run)
     run()
@@ -97,7 +105,7 @@ def test_interrupt_waits_for_the_batch_and_saves(uninterrupted, tiny_llms, tmp_p
 
 def test_interrupt_between_two_updates_keeps_what_was_accumulated(tiny_llms, tmp_path, interrupt):
     def run(name):
-        train(tmp_path / name, tiny_llms.opt, max_train_steps=6, update_freq=3, log_every_n_steps=1)
+        train(tmp_path / name, tiny_llms.opt, max_train_steps=6, update_freq=3, log_every_n_steps=1, batchsize=2)
 
     run('whole')
     interrupt(8, lambda: run('stopped'))  # two batches into the third update
@@ -133,11 +141,9 @@ def test_a_run_without_seed_continues_with_the_seed_it_chose(tiny_llms, tmp_path
 
 
 def test_the_model_file_alone_is_enough_to_continue(uninterrupted, tiny_llms, tmp_path):
-    options = {'log_every_n_steps': 1, 'validation_every_n_steps': 10}
+    options = {'log_every_n_steps': 1, 'validation_every_n_steps': 10, 'batchsize': 2}
     train(tmp_path / 'm', tiny_llms.opt, max_train_steps=10, **options)
-    train_model.TrainModel.main(
-        model_file=str(tmp_path / 'm'), task=SMALL['task'], max_train_steps=30, batchsize=SMALL['batchsize'], **options
-    )
+    train_model.TrainModel.main(model_file=str(tmp_path / 'm'), task=SMALL['task'], max_train_steps=30, **options)
     curve = logged(tmp_path / 'm')
     assert curve[max(curve)] == pytest.approx(uninterrupted[max(uninterrupted)], rel=1e-6)
 
@@ -156,7 +162,7 @@ def test_learning_rates_continue(tiny_llms, tmp_path, interrupt, schedule):
     """With every scheduler, in the middle of its warm-up or without one."""
 
     def run(name):
-        train(tmp_path / name, tiny_llms.opt, max_train_steps=8, log_every_n_steps=1, **schedule)
+        train(tmp_path / name, tiny_llms.opt, max_train_steps=8, log_every_n_steps=1, batchsize=1, **schedule)
         return json.loads((tmp_path / f'{name}.trainstats').read_text())['train_reports']
 
     whole = {report['train_steps']: report for report in run('whole')}

@@ -1,11 +1,11 @@
-"""An agent that knows nothing of this package but is loaded beside it, and a task with what tasks may have."""
+"""An agent that does not use this package, and a task with the unusual messages that tasks may have."""
 
 from parlai.core.agents import Agent
 from parlai.core.teachers import DialogTeacher
 
 
 class PlainAgent(Agent):
-    """Says what it heard, and runs on into the next turn: `-m helpers.plain.agents:PlainAgent`."""
+    """Repeats the message and begins the next turn: `-m helpers.plain.agents:PlainAgent`."""
 
     def __init__(self, opt, shared=None):
         super().__init__(opt, shared)
@@ -27,7 +27,7 @@ EPISODES = [
 
 
 class DefaultTeacher(DialogTeacher):
-    """Several labels, none, and a persona in the middle of a dialogue: `-t helpers.plain.agents`."""
+    """Messages with several labels, with none, and with a persona in mid-dialogue: `-t helpers.plain.agents`."""
 
     def __init__(self, opt, shared=None):
         super().__init__({**opt, 'datafile': 'none'}, shared)

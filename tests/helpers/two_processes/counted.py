@@ -1,7 +1,7 @@
-"""`spt_parlai.torchrun`, with every collective counted: `torchrun … counted.py train_model …`.
+"""`spt_parlai.torchrun` that counts every collective: `torchrun … counted.py train_model …`.
 
-Writes to $SEEN/collectives_{rank}.json: the parameters that DistributedDataParallel holds, the bytes of each of its all-reduces,
-and the bytes of everything that any collective was given, as torch's profiler saw them in every thread.
+Each rank writes $SEEN/collectives_{rank}.json: the parameters that DistributedDataParallel holds, the bytes of each of
+its all-reduces, and the inputs of all collectives that torch's profiler saw in any thread.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""A teacher whose training data N processes share out: `-t helpers.two_processes.teachers`.
+"""A teacher that divides its training data among W processes: `-t helpers.two_processes.teachers`.
 
-Single turns in a fixed order. With batches of B, process r trains on batches r, r + N, r + 2N, … of those that one process
-would see, so that the N batches of a step are one process's batch of N·B. What the agent answers is kept, example by example,
-in a file per process, where the variable SEEN names a folder; so are the gradients of every update. The variable SIGNAL,
-"rank example signal", is a signal that process sends itself when it has trained on that example.
+It gives single turns in a fixed order. With batches of B, rank r trains on batches r, r + W, r + 2W, … of those that a
+single process would see, so that the W batches of a step make up a single process's batch of W·B. If the variable SEEN
+names a folder, each rank writes its answers there, example by example, and the gradients of every update. The variable
+SIGNAL, "rank example signal", makes that rank send itself the signal after it has trained on the example.
 """
 
 import json
@@ -66,7 +66,7 @@ class DefaultTeacher(DialogTeacher):
 
 
 def keep_gradients(optimizer, *_):
-    """What an update is about to apply, for the comparison: after averaging and clipping, one file per update and process."""
+    """Save the gradients that an update is about to apply, averaged and clipped, in one file per update and process."""
     gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
     if 'SEEN' in os.environ and any(gradient.any() for gradient in gradients):  # a loaded optimizer is tried with zeros
         folder = Path(os.environ['SEEN'])

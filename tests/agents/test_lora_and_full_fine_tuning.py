@@ -1,4 +1,4 @@
-"""LoRA and full fine-tuning do what a plain loop over Hugging Face's own models does."""
+"""LoRA and full fine-tuning compute what a plain training loop around a Hugging Face model computes."""
 
 import peft
 import pytest
@@ -18,7 +18,7 @@ SGD = {'optimizer': 'sgd', 'learningrate': 0.5, 'gradient_clip': -1.0}  # Adam w
 
 
 def plain_lm(folder, agent):
-    """transformers' own model, for LoRA with peft's wrapper around it and the agent's matrices in it; and its trained weights."""
+    """A model of transformers and its trained parameters; for LoRA it has peft's wrapper and the agent's matrices."""
     lm = AutoModelForCausalLM.from_pretrained(folder).eval()
     if agent.kind != 'LoraAgent':
         return lm, dict(lm.named_parameters())
@@ -32,7 +32,7 @@ def plain_lm(folder, agent):
 def loss_of(lm, batch):
     """Mean over the examples of the mean over each one's target tokens."""
     losses = []
-    for context, target in zip(batch.text_vec.tolist(), batch.label_vec.tolist()):
+    for context, target in zip(batch.text_vec.tolist(), batch.label_vec.tolist(), strict=True):
         context, target = [i for i in context if i >= 0], [i for i in target if i >= 0]
         ids, labels = torch.tensor([context + target]), torch.tensor([[-100] * len(context) + target])
         losses.append(lm(input_ids=ids, labels=labels, use_cache=False).loss)
@@ -70,7 +70,7 @@ def test_steps_equal_a_plain_loop(tiny_llms, name, llm):
 
 
 def randomise(module):
-    """LoRA's B is zero, so that A has no gradient, until it is trained."""
+    """Give every parameter random values: LoRA's B is zero at first, so that A has no gradient."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -157,7 +157,7 @@ def test_untrained_lora_is_the_plain_llm(tiny_llms, llm, dtype):
     ],
 )
 def test_rank_that_matches_spt(tiny_llms, options, rank, values):
-    """Around a width of 16 SPT trains K·L·16 + 544 values; an adapted layer 16 → 16 takes 32 a rank, one of 16 → 32 takes 48."""
+    """With D = 16, SPT trains K·L·16 + 544 values; each rank of an adapted layer 16 → 16 has 32, of 16 → 32 has 48."""
     agent = agent_of(tiny_llms.opt, 'LoraAgent', no_cuda=True, **options)
     assert sum(p.numel() for p in agent.model.parameters()) == values
     assert agent.description['tuning'] == {
@@ -184,7 +184,8 @@ def test_rank_that_matches_spt(tiny_llms, options, rank, values):
         ({'match_spt': '0,8'}, "^--match-spt '0,8': give K,L"),
         (
             {'lora_targets': 'query'},
-            '^--lora-targets query: LoRA cannot adapt these; give some of fc1, fc2, k_proj, out_proj, q_proj, v_proj, or',
+            '^--lora-targets query: LoRA cannot adapt these; '
+            'give some of fc1, fc2, k_proj, out_proj, q_proj, v_proj, or',
         ),
         ({'lora_targets': 'q_proj,query'}, '^--lora-targets q_proj,query: no layer is named query; give some of fc1'),
         (

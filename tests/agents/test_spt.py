@@ -1,4 +1,4 @@
-"""The agent scores a context by that context alone, wherever it stands; and trains prompts and retriever, never the LLM."""
+"""SptAgent scores a context by that context alone, and trains prompts and retriever but never the LLM."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ DIALOGUES = [
 ]
 OTHER_TARGETS = [
     (*dialogue[:2], target)
-    for dialogue, target in zip(DIALOGUES, ['no', 'a much longer answer than the one before it .', ''])
+    for dialogue, target in zip(DIALOGUES, ['no', 'a much longer answer than the one before it .', ''], strict=True)
 ]
 CLOSE = dict(rtol=1e-6, atol=1e-6)
 
@@ -25,7 +25,8 @@ CLOSE = dict(rtol=1e-6, atol=1e-6)
 def agent(request, tiny_llms):
     options = {**SMALL, 'llm': getattr(tiny_llms, request.param), 'skip_generation': False, 'no_cuda': True}
     agent = create_agent(TrainModel.setup_args().parse_kwargs(**options))
-    agent.model.retriever.lin_context.bias.data.zero_()  # a tiny LLM's words are small beside it: scores would hardly differ
+    # The word embeddings of a tiny LLM are small beside the bias, with which the scores would hardly differ.
+    agent.model.retriever.lin_context.bias.data.zero_()
     return agent
 
 
@@ -42,7 +43,7 @@ def digest(tensors):
 
 
 def test_a_context_has_its_scores_wherever_it_stands(agent, monkeypatch):
-    """Alone and padded to the longest of a batch, in training and evaluation, with any target, and in generation."""
+    """Alone or padded in a batch, in training, in evaluation, with any target, and in generation."""
     evaluated = heard(agent, DIALOGUES)
     lengths = [len(o['text_vec']) for o in evaluated]
     assert max(lengths) > 1.5 * min(lengths)

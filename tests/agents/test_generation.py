@@ -1,4 +1,4 @@
-"""The batched search gives exactly what ParlAI's own search gives: tokens, texts, scores, metadata, random numbers used."""
+"""The batched search equals ParlAI's own: tokens, texts, scores, details, and the random numbers that it draws."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OWN_LOOP = {
 
 
 def build(llm, **options):
-    """An agent whose LLM's weights are large enough for replies to wander, and whose prompts are all in use."""
+    """An agent that uses all its prompts and whose LLM has weights large enough for varied replies."""
     opt = ParlaiParser(True, True).parse_kwargs(
         **{
             'model': AGENT,
@@ -82,7 +82,7 @@ def batches(agent, contexts, size):
 
 @torch.no_grad()
 def outcomes(agent, batch, max_length=12, seed=5):
-    """[(what `_generate` returns, with each row's finished list; the output of a whole evaluation step)], ours and ParlAI's."""
+    """For our search and ParlAI's: best replies, each row's finished list, random state, output of an evaluation step."""
     found = []
     for agent.searches_batches in (True, False):
         batch['selection'] = None  # drawn anew
@@ -129,7 +129,7 @@ def test_every_search_that_runs_in_a_batch(tiny_llms, contexts, llm, kind):
 @pytest.mark.parametrize('llm', ['opt', 'llama', 'gpt2'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_wherever_replies_end(tiny_llms, contexts, llm, dtype, monkeypatch):
-    """Each of many tokens in turn is the one that ends a reply: it comes first, late, in all rows at once, or never."""
+    """Many tokens take turns at ending a reply: first of all, late, in all rows at once, or never."""
     if dtype != 'float32':  # other row counts may round differently there, and equal logits are common
         monkeypatch.setattr(decoding, '_LEAVING_SHARE', 2)
     agent = build(getattr(tiny_llms, llm), llm_dtype=dtype)
@@ -176,7 +176,7 @@ def test_blocked_words_and_given_beginnings_need_parlais_own_loop(tiny_llms, con
 
 
 def test_parlais_own_loop_never_sorts_the_cache_of_rows_that_stay(tiny_llms, contexts, monkeypatch):
-    """One copy, of the encoder's states, which ParlAI asks for; none for the steps of a greedy search."""
+    """ParlAI asks for one copy, of the encoder's states; the steps of a greedy search need none."""
     agent = build(tiny_llms.opt)
     agent.searches_batches = False
     sorted_anew, reorder = [], decoding._reorder_cache
@@ -187,7 +187,7 @@ def test_parlais_own_loop_never_sorts_the_cache_of_rows_that_stay(tiny_llms, con
 
 
 def test_world_logs_are_the_same(tiny_llms, tmp_path, monkeypatch):
-    """A whole `parlai eval_model`, logs and report; ParlAI's loop is not entered where the batched search is on."""
+    """Logs and report of a `parlai eval_model`; it does not enter ParlAI's loop if the batched search is on."""
     train(tmp_path / 'model', tiny_llms.llama, max_train_steps=4, validation_metric='f1', validation_metric_mode='max')
     entered, loop = [], TorchGeneratorAgent._generate
     monkeypatch.setattr(
