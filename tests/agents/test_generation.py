@@ -82,7 +82,7 @@ def batches(agent, contexts, size):
 
 @torch.no_grad()
 def outcomes(agent, batch, max_length=12, seed=5):
-    """For our search and ParlAI's: best replies, each row's finished list, random state, output of an evaluation step."""
+    """For our search and ParlAI's: best replies, each row's finished list, random state, evaluation output."""
     found = []
     for agent.searches_batches in (True, False):
         batch['selection'] = None  # drawn anew
