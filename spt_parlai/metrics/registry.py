@@ -175,6 +175,13 @@ METRICS = (
         MetricDefinition(name, loss.metadata['logged'], lower_is_better=True)
         for name, loss in SptObjective.losses().items()
     ),
+    # The optimizer.
+    MetricDefinition('loss_scale', 'the dynamic loss scale of a float16 LLM'),
+    MetricDefinition(
+        'skipped_steps',
+        'steps since the last report that were skipped because a loss or gradient was not finite',
+        lower_is_better=True,
+    ),
     # The use of the prompts.
     MetricDefinition('prompt_usage_', 'share of contexts that select this prompt', highest=1.0, family=True),
     MetricDefinition(

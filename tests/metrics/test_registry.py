@@ -74,7 +74,8 @@ def test_model_cards_define_every_metric_by_its_full_name():
     [
         (('ppl', 'ppl_word', 'ppl_byte', 'loss', 'nll', 'spt_loss'), True, False, False),
         (('token_acc', 'token_em', 'prompt_usage_entropy', 'selected_gain', 'best_gain'), False, False, False),
-        (('prompt_usage_0', 'prompt_usage_13'), None, False, False),
+        (('prompt_usage_0', 'prompt_usage_13', 'loss_scale'), None, False, False),
+        (('skipped_steps',), True, False, False),
         (('f1', 'accuracy', 'hits@1', 'hits@10', 'bleu-4', 'rouge-L', 'rouge_1'), False, False, True),
         (('mean_rank',), True, False, True),
         (('unigram_f1', 'sacrebleu', 'sacrebleu_4', 'rouge1', 'rouge2', 'rougeL'), False, True, True),
