@@ -122,7 +122,7 @@ def resumed(folder, tiny_llms):
         agent.build_lr_scheduler(states)
         progress = states.get('progress', {})
         if 'train_stats' in progress:
-            resume._restore_train_stats(folder / 'fuzzed.trainstats', progress['train_stats'])
+            resume.restore_train_stats(folder / 'fuzzed.trainstats', progress['train_stats'])
         if 'random' in progress:
             restore_random_state(progress['random'])
         agent.batch_act([heard])
