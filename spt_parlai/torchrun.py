@@ -1,9 +1,10 @@
 """ParlAI's training and evaluation as one of the processes that `torchrun` starts.
 
-    torchrun --nproc-per-node 4 -m spt_parlai.torchrun train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf FILE
+    torchrun --nproc-per-node 4 -m spt_parlai.torchrun train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf F
 
-takes the options of `parlai multiprocessing_train` (`eval_model`: of `multiprocessing_eval`) and does the same; torchrun
-counts the processes, on one machine or on several, and process LOCAL_RANK of a machine works on its GPU of that number.
+takes the options of `parlai multiprocessing_train` and does the same (`eval_model`: of `multiprocessing_eval`).
+torchrun counts the processes, on one machine or on several, and process LOCAL_RANK of a machine works on the GPU of
+that number.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f'{given}: spt_parlai.torchrun runs train_model or eval_model; name one of them first.')
     script, worker = _COMMANDS[arguments[0]]
     rank, local_rank, world_size, port = (int(os.environ[name]) for name in _VARIABLES)
-    with override_print(rank > 0):  # one process speaks; --verbose opens the others' mouths once it is read
+    with override_print(rank > 0):  # only rank 0 prints; --verbose, once parsed, enables output on the other ranks
         opt = script.setup_args().parse_args(arguments[1:])
     asked = opt['override'].get('distributed_world_size', world_size)
     if asked != world_size:

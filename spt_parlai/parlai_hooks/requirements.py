@@ -1,4 +1,4 @@
-"""Can ParlAI be imported here? Asked before anything else, and answered in one sentence if not."""
+"""Check before anything else that ParlAI can be imported here, and say in one sentence why if not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INSTALL = (
 
 
 def check() -> None:
-    """Raises UsageError where ParlAI is missing or an installed version is known to break it."""
+    """Raises UsageError if ParlAI is missing or an installed version is known to break it."""
     problem = _problem()
     if problem:
         from spt_parlai.errors import UsageError

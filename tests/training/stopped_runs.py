@@ -1,4 +1,4 @@
-"""Training runs that are SIGKILLed, started again with the same command until they end, and compared with one that was left alone.
+"""Kill training runs, start them again with the same command until they end, and compare them with one left alone.
 
     python stopped_runs.py --llm FOLDER --work FOLDER --random 20 --deliberate all
 
@@ -93,8 +93,10 @@ def plant(what: str, number: int, moment: str) -> None:
 
 
 def record_to(folder: Path) -> None:
-    """Append every training report that is logged to a file, at once; after the last step save all tensors, which ParlAI
-    does not do where an earlier model was better."""
+    """Append every logged training report to a file at once, and save all tensors after the last step.
+
+    ParlAI does not save those where an earlier model was better.
+    """
     log, train_steps = TrainLoop.log, TrainLoop.train_steps
 
     def logged(loop):

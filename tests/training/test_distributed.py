@@ -94,7 +94,7 @@ def assert_equal(two, one, names=LOGGED, logs_after_step=0):
         for name in ('loss', 'nll', 'selection', 'fusion', *SELECTED):
             assert of_two[example][name] == pytest.approx(metrics[name], rel=1e-5, abs=1e-5), (example, name)
     assert len(one.gradients(0)) == len(two.gradients(0)) == len(two.gradients(1)) >= 5
-    for updates in zip(one.gradients(0), two.gradients(0), two.gradients(1)):
+    for updates in zip(one.gradients(0), two.gradients(0), two.gradients(1), strict=True):
         for gradients in zip(*updates, strict=True):
             assert gradients[0].abs().max() > 0
             torch.testing.assert_close(gradients[1], gradients[0], **CLOSE)
@@ -132,7 +132,7 @@ def one_with_sgd(llm, tmp_path_factory):
     return train(tmp_path_factory.mktemp('one'), 1, **{**SGD, 'batchsize': 6}, llm=llm)
 
 
-# ---- two processes equal one ---------------------------------------------------------------------------------------------
+# ---- two processes equal one ---------------------------------------------------------------------------------------
 
 
 def test_sgd_with_clipping_and_two_batches_an_update(two_with_sgd, one_with_sgd):
@@ -184,7 +184,7 @@ def test_every_example_is_evaluated_once(two_with_sgd, one_with_sgd):
 
 
 def test_the_contrast_is_within_each_process(llm, tmp_path):
-    """The mean of the two halves' losses, each with the pairs of its half: what --update-freq 2 computes in one process."""
+    """The mean of the two halves' losses, each with its own pairs: what --update-freq 2 computes in one process."""
     options = {
         **ORDERED,
         'optimizer': 'sgd',
@@ -204,8 +204,8 @@ def test_the_contrast_is_within_each_process(llm, tmp_path):
 
 
 def test_stopped_within_an_update_and_continued(one_with_sgd, llm, tmp_path):
-    """Ctrl-C at the second process alone, after the first of an update's two batches: both stop there, and the checkpoint
-    has the gradients of both."""
+    """Ctrl-C reaches only the second process, after the first of an update's two batches: both stop there, and the
+    checkpoint has the gradients of both."""
     stopped = {}
     for processes, batchsize, rank, last in ((2, 3, 1, 17), (1, 6, 0, 17)):  # example 17 ends the third batch of 6
         folder = tmp_path / str(processes)
@@ -226,7 +226,7 @@ def test_stopped_within_an_update_and_continued(one_with_sgd, llm, tmp_path):
     assert_equal(train(tmp_path / '2', 2, **SGD, llm=llm), one_with_sgd, logs_after_step=2)
 
 
-# ---- torchrun, SLURM -----------------------------------------------------------------------------------------------------
+# ---- torchrun, SLURM -----------------------------------------------------------------------------------------------
 
 
 def torchrun(folder, script, *arguments, **variables):
@@ -251,8 +251,8 @@ def test_torchrun_exchanges_what_is_trained_and_nothing_else(two_with_sgd, llm, 
     K, L, D = 3, 2, 16
     values = K * L * D + 2 * (D * D + D)
     assert (
-        f'2 processes synchronise {values:,} trained values: {4 * values / 1e3:.1f} kB per update and process over gloo.'
-        in done.stdout
+        f'2 processes synchronise {values:,} trained values: {4 * values / 1e3:.1f} kB per update and process '
+        'over gloo.' in done.stdout
     )
     for rank in range(2):
         counted = json.loads((tmp_path / f'collectives_{rank}.json').read_text())
@@ -262,7 +262,7 @@ def test_torchrun_exchanges_what_is_trained_and_nothing_else(two_with_sgd, llm, 
             shapes for name, shapes in counted['collectives'] if name == 'gloo:all_reduce' and shapes == [[values]]
         ]
         assert len(reduced) == SGD['max_train_steps']
-        # Besides: the start (the trained tensors of the first process) and small change. The LLM has 36 tensors and more values.
+        # Besides: the first process's trained tensors at the start, and small change. The LLM has many more values.
         moved = [
             size(shapes) for name, shapes in counted['collectives'] if name in ('gloo:broadcast', 'gloo:all_reduce')
         ]
@@ -335,3 +335,67 @@ def test_slurm(two_with_sgd, llm, tmp_path):
             task.kill()
     assert [task.returncode for task in tasks] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
     torch.testing.assert_close(Run(tmp_path).states['model'], two_with_sgd.states['model'], rtol=0, atol=0)
+
+
+# ---- parlai multiprocessing_train ----------------------------------------------------------------------------------
+
+
+def parlai_of_two(command, **options):
+    """A `parlai` command in a process of its own, for spawned workers need one."""
+    arguments = [word for key, value in options.items() for word in (f'--{key.replace("_", "-")}', str(value))]
+    done = subprocess.run(
+        [sys.executable, '-m', 'parlai', command, '--distributed-world-size', '2', *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def multiprocessing_train(model_file, llm, steps):
+    parlai_of_two(
+        'multiprocessing_train',
+        **{
+            **helpers.SMALL,
+            'llm': llm,
+            'model_file': model_file,
+            'max_train_steps': steps,
+            'log_every_n_steps': 1,
+            'validation_every_n_steps': 3,
+            'validation_max_exs': -1,
+        },
+    )
+
+
+@pytest.fixture(scope='module')
+def trained_by_two(tiny_llms, tmp_path_factory):
+    model_file = tmp_path_factory.mktemp('two') / 'model'
+    multiprocessing_train(model_file, tiny_llms.opt, 6)
+    return model_file
+
+
+def test_validation_equals_a_single_process(trained_by_two):
+    two = json.loads(trained_by_two.with_name('model.trainstats').read_text())['final_valid_report']
+    one = helpers.evaluate(trained_by_two, skip_generation=True, batchsize=4)
+    assert two['exs'] == one['exs'] == 108
+    for name in (
+        'ppl',
+        'loss',
+        'nll',
+        'selection',
+        'fusion',
+        'token_acc',
+        'prompt_usage_0',
+        'prompt_usage_entropy',
+        'selected_gain',
+        'best_gain',
+    ):
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+
+
+def test_a_stopped_run_of_two_continues_exactly(trained_by_two, tiny_llms, tmp_path):
+    multiprocessing_train(tmp_path / 'model', tiny_llms.opt, 3)
+    multiprocessing_train(tmp_path / 'model', tiny_llms.opt, 6)
+    whole, continued = helpers.logged(trained_by_two), helpers.logged(tmp_path / 'model')
+    assert continued[5] == pytest.approx(whole[5], rel=1e-5)

@@ -1,6 +1,6 @@
 """A SIGKILL at any moment leaves a state from which the same command goes on to the same numbers (see stopped_runs.py).
 
-SPT_KILLS=20 python -m pytest tests/integration/test_stopped_runs.py     # 20 random kills and every deliberate one
+SPT_KILLS=20 python -m pytest tests/training/test_stopped_runs.py     # 20 random kills and every deliberate one
 """
 
 import os
