@@ -181,10 +181,10 @@ def patch_all_gather_list() -> None:
         dist.all_gather_object(gathered, data)
         return gathered
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith('parlai.'):
-            if getattr(module, 'all_gather_list', None) is parlai_all_gather_list:
-                module.all_gather_list = all_gather_list
+    modules: list[tuple[str, Any]] = list(sys.modules.items())
+    for name, module in modules:
+        if name.startswith('parlai.') and getattr(module, 'all_gather_list', None) is parlai_all_gather_list:
+            module.all_gather_list = all_gather_list
 
 
 def patch_distributed_context() -> None:
@@ -283,4 +283,4 @@ def patch_data_parallel() -> None:
             device_ids = None
         torch_init(self, module, device_ids, *args, **kwargs)
 
-    DistributedDataParallel.__init__ = init
+    DistributedDataParallel.__init__ = init  # type: ignore[method-assign]
