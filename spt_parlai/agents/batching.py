@@ -1,11 +1,13 @@
-"""Messages that carry whole dialogues → one batch whose examples are turns, and back: a turn's metrics → its message.
+"""From observations to a batch: contexts, targets, whole dialogues, and how they share the LLM's window.
 
-How the LLM's window is shared between the soft prompt, the context and the target.
+One example is one reply to predict. ParlAI makes one example of a message; a message that carries a whole dialogue
+holds one example for each of its turns, and a batch with such messages counts turns, not messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,84 +15,29 @@ from parlai.core.metrics import AverageMetric, Metric, SumMetric
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.packing import pack
 from spt_parlai.errors import UsageError
 
-
-class Turn(NamedTuple):
-    """One example of a dialogue. context, target: token ids, the target's ending in EOS; text, persona: as the contrast may
-    compare them; context_length, target_length: in tokens before truncation; scored: token ids that the retriever looks at, if
-    these are not the context's."""
-
-    context: list[int]
-    target: list[int]
-    text: str
-    persona: str
-    context_length: int
-    target_length: int
-    scored: tuple[int, ...] | None = None
-
-
-def pack_batch(batch, dialogues: Sequence[Sequence[Turn]], padding: int) -> None:
-    """Make `batch` one of turns, in place.
-
-    text_vec int64 [R, T]: the rows, see `pack`; label_vec int64 [B, U]; row, context_length int64 [B]: where each turn's
-    context ends; message: whose each turn is; scored_vec int64 [B, S], where turns have such; batchsize: B.
-    """
-    rows, row, lengths, message = [], [], [], []
-    for i, turns in enumerate(dialogues):
-        packed = pack([t.context for t in turns], [t.target for t in turns])
-        row += [len(rows) + r for r in packed.row]
-        rows += packed.contexts
-        lengths += packed.context_length
-        message += [i] * len(turns)
-    turns = [turn for dialogue in dialogues for turn in dialogue]
-    batch['text_vec'] = padded(rows, padding)
-    batch['label_vec'] = padded([t.target for t in turns], padding)
-    batch['row'], batch['context_length'] = torch.tensor(row), torch.tensor(lengths)
-    batch['message'] = message
-    if turns[0].scored is not None:
-        batch['scored_vec'] = padded([t.scored for t in turns], padding)
-    batch['batchsize'] = len(turns)
-
-
-def padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
-
-
-def per_message(values: Sequence[Metric], message: Sequence[int]) -> list[Metric]:
-    """Metrics of turns, added up to one of each message."""
-    total: list[Metric | None] = [None] * (message[-1] + 1)
-    for i, value in zip(message, values, strict=True):
-        total[i] = value if total[i] is None else total[i] + value
-    return total
-
-
-def turn_counts(dialogues: Sequence[Sequence[Turn]]) -> dict[str, list[Metric]]:
-    """What ParlAI counts by message, by turn: lengths and truncation, and the turns beyond the one that it counts itself."""
-
-    def average(values):
-        return [AverageMetric(sum(values(t) for t in turns), len(turns)) for turns in dialogues]
-
-    return {
-        'exs': [SumMetric(len(turns) - 1) for turns in dialogues],
-        'clen': average(lambda t: t.context_length),
-        'ctrunc': average(lambda t: t.context_length > len(t.context)),
-        'ctrunclen': average(lambda t: t.context_length - len(t.context)),
-        'llen': average(lambda t: t.target_length),
-        'ltrunc': average(lambda t: t.target_length > len(t.target)),
-        'ltrunclen': average(lambda t: t.target_length - len(t.target)),
-    }
-
-
-DEFAULT_TARGET = 128  # tokens kept free for the target; ConvAI2's longest has about 40
-SMALLEST_CONTEXT = 8
-UNBOUNDED = 2048  # LLMs without position limit (ALiBi)
+DEFAULT_TARGET = 128  # tokens kept free for the target; the longest in ConvAI2 has about 40
+SMALLEST_CONTEXT = 8  # tokens
+UNBOUNDED = 2048  # the window of an LLM without a position limit (ALiBi), in tokens
 _WINDOW_KEYS = ('max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length')
+_COUNTED_BY_MESSAGE = (  # fields in which ParlAI keeps lengths of contexts and labels, one for each message
+    '_context_original_length',
+    '_context_truncate_rate',
+    '_context_truncated_length',
+    '_label_original_length',
+    '_label_truncate_rate',
+    '_label_truncated_length',
+)
+
+
+# ---- the window ---------------------------------------------------------------------------------------------
 
 
 def window_size(config) -> int:
-    """The longest sequence the LLM was built for, in tokens."""
+    """Return the longest sequence that the LLM was built for, in tokens."""
     for key in _WINDOW_KEYS:
         value = getattr(config, key, None)
         if isinstance(value, int) and value > 0:
@@ -101,9 +48,9 @@ def window_size(config) -> int:
 def share_window(
     window: int, prompt_length: int, text_truncate: int | None, label_truncate: int | None, max_new_tokens: int
 ) -> tuple[int, int]:
-    """(longest context, longest target) in tokens; None or -1 asks for as much as fits.
+    """Return (longest context, longest target) in tokens; None or -1 asks for as much as fits.
 
-    :raises UsageError: where the soft prompt, the context and the target cannot fit the window together.
+    :raises UsageError: if the soft prompt, the context and the target do not fit into the window together.
     """
     if label_truncate is None or label_truncate < 0:
         label_truncate = max(min(DEFAULT_TARGET, window // 4), 2)
@@ -115,14 +62,196 @@ def share_window(
     room = window - prompt_length - target
     if room < SMALLEST_CONTEXT:
         raise UsageError(
-            f"the LLM's window of {window} tokens leaves {max(room, 0)} for the context after --prompt-length {prompt_length} "
-            f'and {target} tokens of target (--label-truncate, --max-new-tokens): make these smaller.'
+            f"the LLM's window of {window} tokens leaves {max(room, 0)} for the context after --prompt-length "
+            f'{prompt_length} and {target} tokens of target (--label-truncate, --max-new-tokens): make these smaller.'
         )
     if text_truncate is None or text_truncate < 0:
         text_truncate = room
     if not SMALLEST_CONTEXT <= text_truncate <= room:
         raise UsageError(
-            f"--text-truncate {text_truncate} (or --truncate): the LLM's window of {window} tokens has room for {SMALLEST_CONTEXT} to {room} "
-            'tokens of context beside the soft prompt and the target; give -1 for as many as fit.'
+            f"--text-truncate {text_truncate} (or --truncate): the LLM's window of {window} tokens has room for "
+            f'{SMALLEST_CONTEXT} to {room} tokens of context beside the soft prompt and the target; give -1 for as '
+            'many as fit.'
         )
     return text_truncate, label_truncate
+
+
+# ---- one example --------------------------------------------------------------------------------------------
+
+
+class TurnExample(NamedTuple):
+    """One reply to predict.
+
+    context, target: token ids, the target's ending in EOS; text, persona: what the contrast compares;
+    context_length, target_length: tokens before truncation; scored: the token ids that the retriever reads, if they
+    are not the context's.
+    """
+
+    context: list[int]
+    target: list[int]
+    text: str
+    persona: str
+    context_length: int
+    target_length: int
+    scored: tuple[int, ...] | None = None
+
+
+class Batcher:
+    """Turns messages into examples, and a batch of messages into a batch of examples.
+
+    :param reply_ids: the text of a reply → its token ids, without the end token.
+    :param new_history: makes the history of a dialogue that begins.
+    :param end: the token id that every target ends in.
+    :param padding: the id that fills rows up.
+    :param labels_are_said: whether a label becomes part of the dialogue (`--use-reply label`).
+    """
+
+    def __init__(
+        self,
+        reply_ids: Callable[[str], list[int]],
+        new_history: Callable[[], DialogueHistory],
+        end: int,
+        padding: int,
+        labels_are_said: bool,
+    ):
+        self.reply_ids = reply_ids
+        self.new_history = new_history
+        self.end = end
+        self.padding = padding
+        self.labels_are_said = labels_are_said
+
+    def target(self, text: str, limit: int | None) -> tuple[list[int], int]:
+        """Return a target's token ids, at most `limit`, and its length before truncation.
+
+        The end token stays even if the target is cut, as its loss always counts.
+        """
+        ids = self.reply_ids(text)
+        kept = ids if limit is None else ids[: limit - 1]
+        return [*kept, self.end], len(ids) + 1
+
+    def add_context(self, message, history: DialogueHistory, with_full_context: bool) -> None:
+        """Write the context of the next reply into a message, in the fields that ParlAI and `complete` read."""
+        replies = message.get('labels') or message.get('eval_labels') or ()
+        context = history.context(replies)
+        message.force_set('text_vec', torch.LongTensor(context.ids))
+        message.force_set('scored', context.scored)
+        message.force_set('full_text', context.text)
+        message.force_set('persona_text', ' '.join(history.dialogue.persona))
+        message.force_set('full_text_vec', list(history.full_context(replies).ids) if with_full_context else [])
+        message.force_set('context_original_length', context.length)
+        message.force_set('context_truncate_rate', context.length > len(context.ids))
+        message.force_set('context_truncated_length', context.length - len(context.ids))
+
+    def add_turns(self, message, turns: Sequence[dict], limit: int | None) -> None:
+        """Write all labelled turns of a whole dialogue into its message, as examples."""
+        examples = self._examples(turns, limit)
+        message.force_set('turns', examples)
+        message.force_set('text_vec', torch.LongTensor(examples[-1].context))  # the longest: ParlAI sorts by it
+        message.force_set('labels_vec', torch.LongTensor(examples[-1].target))
+
+    def _examples(self, turns: Sequence[dict], limit: int | None) -> list[TurnExample]:
+        """Each labelled turn exactly as it would be had ParlAI told the dialogue message by message."""
+        history, examples = self.new_history(), []
+        for turn in turns:
+            history.update_history(turn)
+            if not turn['labels']:
+                continue
+            label = turn['labels'][0] if len(turn['labels']) == 1 else random.choice(turn['labels'])
+            context = history.context(turn['labels'])
+            target, length = self.target(label, limit)
+            persona = ' '.join(history.dialogue.persona)
+            examples.append(
+                TurnExample(list(context.ids), target, context.text, persona, context.length, length, context.scored)
+            )
+            if self.labels_are_said:
+                history.add_reply(label)
+        return examples
+
+    def complete(self, batch, messages: Sequence) -> None:
+        """Add to ParlAI's batch of these messages what the model and the losses need.
+
+        texts: what the contrast compares, 'context' and 'persona' → a text for each example; scored_vec int64 [B, S]:
+        what the retriever reads, if it does not read the context. If a message holds a whole dialogue, the batch
+        becomes one of turns, see `pack_batch`.
+        """
+        if any('turns' in message for message in messages):
+            pack_batch(batch, [message.get('turns') or [_example(message)] for message in messages], self.padding)
+            return
+        batch['texts'] = {
+            'context': [message['full_text'] for message in messages],
+            'persona': [message['persona_text'] for message in messages],
+        }
+        if messages[0]['scored'] is not None:
+            batch['scored_vec'] = _padded([message['scored'] for message in messages], self.padding)
+
+
+def _example(message) -> TurnExample:
+    return TurnExample(
+        message['text_vec'].tolist(),
+        message['labels_vec'].tolist(),
+        message['full_text'],
+        message['persona_text'],
+        message['context_original_length'],
+        message['label_original_length'],
+        message['scored'],
+    )
+
+
+# ---- a batch of turns ---------------------------------------------------------------------------------------
+
+
+def pack_batch(batch, dialogues: Sequence[Sequence[TurnExample]], padding: int) -> None:
+    """Make `batch` one of turns, in place.
+
+    text_vec int64 [R, T]: rows of contexts, see `pack`; label_vec int64 [B, U]; row, context_length int64 [B]: where
+    the context of each turn ends; message: the number of each turn's message; scored_vec int64 [B, S], if turns have
+    one; texts: as in `Batcher.complete`; counts: what ParlAI counts by message, by turn; batchsize: B.
+    """
+    rows, row, lengths, message = [], [], [], []
+    for i, turns in enumerate(dialogues):
+        packed = pack([turn.context for turn in turns], [turn.target for turn in turns])
+        row += [len(rows) + r for r in packed.row]
+        rows += packed.contexts
+        lengths += packed.context_length
+        message += [i] * len(turns)
+    turns = [turn for dialogue in dialogues for turn in dialogue]
+    batch['text_vec'] = _padded(rows, padding)
+    batch['label_vec'] = _padded([turn.target for turn in turns], padding)
+    batch['row'], batch['context_length'] = torch.tensor(row), torch.tensor(lengths)
+    batch['message'] = message
+    batch['texts'] = {'context': [turn.text for turn in turns], 'persona': [turn.persona for turn in turns]}
+    if turns[0].scored is not None:
+        batch['scored_vec'] = _padded([turn.scored or () for turn in turns], padding)
+    batch['counts'] = turn_counts(dialogues)
+    for name in _COUNTED_BY_MESSAGE:
+        batch[name] = None
+    batch['batchsize'] = len(turns)
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+
+
+def per_message(values: Sequence[Metric], message: Sequence[int]) -> list[Metric]:
+    """Add metrics of turns up to one metric for each message."""
+    total: dict[int, Metric] = {}
+    for i, value in zip(message, values, strict=True):
+        total[i] = total[i] + value if i in total else value
+    return list(total.values())
+
+
+def turn_counts(dialogues: Sequence[Sequence[TurnExample]]) -> dict[str, list[Metric]]:
+    """Return ParlAI's counts by turn: lengths, truncation, and the turns beyond the one that ParlAI counts itself."""
+
+    def average(value: Callable[[TurnExample], float]) -> list[Metric]:
+        return [AverageMetric(sum(map(value, turns)), len(turns)) for turns in dialogues]
+
+    return {
+        'exs': [SumMetric(len(turns) - 1) for turns in dialogues],
+        'clen': average(lambda turn: turn.context_length),
+        'ctrunc': average(lambda turn: turn.context_length > len(turn.context)),
+        'ctrunclen': average(lambda turn: turn.context_length - len(turn.context)),
+        'llen': average(lambda turn: turn.target_length),
+        'ltrunc': average(lambda turn: turn.target_length > len(turn.target)),
+        'ltrunclen': average(lambda turn: turn.target_length - len(turn.target)),
+    }

@@ -1,28 +1,32 @@
-"""ParlAI's search, where one tensor search for the whole batch gives the same: see `spt_parlai.model.decoding`."""
+"""Replies: one search for the whole batch where it finds what ParlAI's finds, prefixes, and ranked candidates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from parlai.core.torch_generator_agent import GreedySearch, NucleusSampling, TopKSampling, TreeSearch
+from parlai.utils.torch import neginf
+from torch import Tensor
 
-from spt_parlai.model.decoding import Choice, Replies, Search, greedy, nucleus, top_k
+from spt_parlai.model.decoding import Choice, DecodingState, Replies, Search, greedy, nucleus, top_k
+from spt_parlai.model.prompted_lm import PromptedLM
 
 
 class FoundReply(NamedTuple):
-    """One row's reply, where ParlAI has a finished `TreeSearch`. tokens: int64 [U]; score: float32 []."""
+    """The reply of one row, in the place of one of ParlAI's finished searches. tokens: int64 [U]; score: float32 []."""
 
-    tokens: torch.Tensor
-    score: torch.Tensor
+    tokens: Tensor
+    score: Tensor
 
     def get_rescored_finished(self, n_best=None):
         return [(self.tokens, self.score, None)]
 
 
 def choice_of(search: TreeSearch) -> Choice | None:
-    """How one of ParlAI's searches picks a token; None if it does something that needs its own loop."""
+    """Return how one of ParlAI's searches picks a token, or None if it does something that needs its own loop."""
     if search.beam_size != 1 or search.verbose or search.block_list or search.gpu_beam_blocking:
         return None
     if type(search) is GreedySearch:
@@ -34,36 +38,77 @@ def choice_of(search: TreeSearch) -> Choice | None:
     return None
 
 
-def search_batch(agent, batch, max_length: int) -> list[FoundReply] | None:
-    """What `TorchGeneratorAgent._generate` finds for every row, or None where its own loop is needed.
-
-    The settings are read off the search that the agent's factory makes, so that they are ParlAI's own.
-    """
-    device = batch.text_vec.device
-    like = agent._treesearch_factory(device, verbose=agent.show_token_details).set_block_list(agent.beam_block_list)
-    choose = choice_of(like)
-    if choose is None or max_length < 1 or hasattr(agent, '_rerank_beams'):
+def search_like(search: TreeSearch, temperature: float, max_length: int) -> Search | None:
+    """Return a search for a whole batch with the settings of one of ParlAI's, or None if its own loop is needed."""
+    choose = choice_of(search)
+    if choose is None or max_length < 1:
         return None
-    search = Search(
+    return Search(
         choose,
-        like.bos,
-        like.eos,
+        search.bos,
+        search.eos,
         max_length,
-        temperature=agent.temperature,
-        min_length=like.min_length,
-        block_ngram=like.block_ngram,
-        context_block_ngram=like.context_block_ngram,
-    )
-    model = agent.bare_model
-    encoded = model.encoder(*agent._encoder_input(batch))
-    return found_replies(
-        search(model, encoded, agent._get_batch_context(batch).to(encoded.logits.device)), like.length_penalty
+        temperature=temperature,
+        min_length=search.min_length,
+        block_ngram=search.block_ngram,
+        context_block_ngram=search.context_block_ngram,
     )
 
 
 def found_replies(replies: Replies, length_penalty: float) -> list[FoundReply]:
-    """Scores divided by Google NMT's length penalty, the start token counted as ParlAI counts it."""
+    """Divide scores by Google NMT's length penalty, counting the start token as ParlAI counts it."""
     lengths = replies.lengths.tolist()
     penalties = torch.tensor([((1 + n) / 6) ** length_penalty for n in lengths])
     scores = replies.scores / penalties.to(replies.scores.device)
-    return [FoundReply(row[:n], score) for row, n, score in zip(replies.tokens, lengths, scores)]
+    return [FoundReply(row[:n], score) for row, n, score in zip(replies.tokens, lengths, scores, strict=True)]
+
+
+def blocked_context(contexts: Tensor) -> Tensor:
+    """Pad contexts on the left, each with its own first token: context blocking must never see a padding id.
+
+    contexts: int64 [B, T], right-padded with negative ids.
+    """
+    if not contexts.numel():
+        return contexts
+    rows = [[i for i in row if i >= 0] for row in contexts.tolist()]
+    width = max(map(len, rows))
+    return torch.tensor([row[:1] * (width - len(row)) + row for row in rows])
+
+
+class Prefixes:
+    """Makes every reply of a batch begin with tokens of its own.
+
+    :param tokens: int64 [B, P], right-padded with negative ids.
+    """
+
+    def __init__(self, tokens: Tensor):
+        self.tokens = tokens
+        self.step = 0
+
+    def force(self, log_probs: Tensor) -> Tensor:
+        """Leave nothing but the prefix's token, while there is one. log_probs: [B, beam, V], of the next token."""
+        if self.step < self.tokens.shape[1]:
+            token = self.tokens[:, self.step].to(log_probs.device)  # [B]
+            others = torch.arange(log_probs.shape[-1], device=log_probs.device)[None] != token[:, None]  # [B, V]
+            log_probs = log_probs.masked_fill((others & (token >= 0)[:, None])[:, None], neginf(log_probs.dtype))
+        self.step += 1
+        return log_probs
+
+
+def rank_candidates(
+    model: PromptedLM, encoded: DecodingState, candidates: Sequence[Tensor]
+) -> list[tuple[list[int], list[float]]]:
+    """Rank each example's candidates by their NLL per token under the selected prompt.
+
+    candidates: for each example int64 [C, U], right-padded with negative ids. Returns for each example the candidates'
+    numbers, best first, and their NLLs.
+    """
+    ranked = []
+    for i, ids in enumerate(candidates):
+        logits, _ = model.decode_forced(model.reorder_encoder_states(encoded, [i] * len(ids)), ids)
+        real = (ids >= 0).to(logits.device)
+        log_probs = torch.log_softmax(logits.float(), -1)
+        nll = -log_probs.gather(-1, ids.clamp(min=0).to(logits.device)[..., None])[..., 0]
+        losses, order = ((nll * real).sum(1) / real.sum(1)).sort()
+        ranked.append((order.tolist(), losses.tolist()))
+    return ranked

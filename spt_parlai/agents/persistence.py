@@ -1,162 +1,128 @@
-"""What an agent writes into its files, and how it takes it back.
+"""What an agent writes into its model file, and how a run takes it back.
 
-What ParlAI promises of a generator and its own base class does not keep, each for the reason at its method.
+A bad file is refused before the LLM loads. A damaged optimizer or scheduler is refused before the first step, not in it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from parlai.utils.torch import neginf
 from torch import Tensor
 
 from spt_parlai.checkpoints import files
+from spt_parlai.checkpoints.files import damage_explained
 from spt_parlai.checkpoints.schema import check_fits
 from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
 
-# of this run alone: with the last two, ParlAI would load the checkpoint that a run was resumed from instead of its best model
+# Options of one run alone. With the first two, ParlAI would load the checkpoint that a run was resumed from instead of
+# its best model.
 _NOT_SAVED = ('init_model', 'load_from_checkpoint')
 
 
-class SavedAgent:
-    """A mixin before ParlAI's TorchAgent. `self.description` says what LLM and shapes the trained tensors belong to."""
+class Persistence:
+    """The model file that an agent begins from, if there is one, and the one that it writes.
 
-    _loaded: tuple[Any, dict] = (None, {})  # (path, states) of a checkpoint that was read before the LLM was
-    _came_from: Any = None  # the checkpoint that was loaded
+    :param path: the file to begin from, read now; None for a model that begins anew.
+    :param kind: the agent's kind, which must be the file's.
+    :raises UsageError: for a file that is damaged, or of another kind.
+    """
+
+    def __init__(self, path: str | None, kind: str):
+        self.path = path
+        self.kind = kind
+        self.description: dict[str, Any] = {}  # which LLM and shapes the trained tensors belong to; set with the model
+        self._states = None if path is None else files.load_states(path)
+        if self._states is not None:
+            files.check_kind(path, self._states['spt'], kind)
 
     @property
-    def loads_model(self) -> bool:
-        """Will what is built be overwritten by a checkpoint?"""
-        return self._loaded[0] is not None
+    def loads(self) -> bool:
+        """Whether what is built will be overwritten by the file."""
+        return self._states is not None
 
-    def state_dict(self):
-        states = {**super().state_dict(), 'spt': self.description, 'progress': self.progress}
-        if self._number_grad_accum:  # in the middle of an update (--update-freq)
-            states['accumulated'] = {
-                'batches': self._number_grad_accum,
-                'gradients': [p.grad for p in self.bare_model.parameters()],
-            }
-        if self.scaler is not None:
-            states['loss_scale'] = self.scaler.state_dict()
-        return states
+    def describe(self, opt, llm, model, tuning: dict[str, Any]) -> None:
+        """Note what the trained tensors belong to. tuning: option → value, which must agree with a file's."""
+        self.description = files.describe(opt, llm, model, self.kind, tuning)
 
-    def save(self, path=None):
-        """Options first, then the files, each whole or not at all."""
-        path = self.opt.get('model_file') if path is None else path
-        if path:
-            self.check_finite(path)
-            options = {**self.opt, **self._asked}  # the limits that were asked for, not what this window made of them
-            if options.get('mutators') == MUTATOR:  # set by the training loop, for its own data
-                del options['mutators']
-            files.save_json({k: v for k, v in options.items() if k not in _NOT_SAVED}, f'{path}.opt')
-            self.dict.save(f'{path}.dict')
-            files.save_states(self.state_dict(), path)
+    def read(self, path: str) -> dict[str, Any]:
+        """Return the states of a file that fits the LLM and the shapes at hand.
 
-    def init_optim(self, params, optim_states=None, saved_optim_type=None, is_finetune=False):
-        """ParlAI's, after a trial on copies: a damaged state may load and fail only in the first step."""
-        if optim_states and not is_finetune:
-            with files.damage_explained(self._came_from):
-                copies = [parameter.detach().clone().requires_grad_() for parameter in params]
-                super().init_optim(copies, copy.deepcopy(optim_states), saved_optim_type)
-                for parameter in copies:
-                    parameter.grad = torch.zeros_like(parameter)
-                self.optimizer.step()
-        return super().init_optim(params, optim_states, saved_optim_type, is_finetune)
-
-    def load(self, path):
-        states = self._loaded[1] if path == self._loaded[0] else files.load_states(path)
-        self._loaded, self._came_from = (None, {}), path
+        :raises UsageError: if it does not fit.
+        """
+        states = self._states if self._states is not None and path == self.path else files.load_states(path)
+        self._states, self.path = None, path
         files.check_match(path, states['spt'], self.description)
-        try:
-            self.load_state_dict(states['model'])
-        except RuntimeError as error:
-            raise UsageError(f'{path} is damaged ({" ".join(str(error).split())}); restore it from a copy.') from error
-        if 'optimizer' in states and hasattr(self, 'optimizer'):
-            with files.damage_explained(path), contextlib.suppress(ValueError):  # another optimizer starts anew
-                self.optimizer.load_state_dict(states['optimizer'])
-        self.progress = states.get('progress', {})
-        if self.scaler is not None and states.get('loss_scale'):
-            with files.damage_explained(path):
-                check_fits(states['loss_scale'], self.scaler.state_dict(), 'its loss_scale')
-                self.scaler.load_state_dict(states['loss_scale'])
-        if 'accumulated' in states and not self._is_finetune:
-            self._number_grad_accum = states['accumulated']['batches']
-            for parameter, gradient in zip(self.model.parameters(), states['accumulated']['gradients'], strict=True):
-                parameter.grad = None if gradient is None else gradient.to(parameter.device)
         return states
 
+    def write(self, path: str, opt, dictionary, states: dict[str, Any]) -> None:
+        """Write the options first, then the checkpoint, each whole or not at all."""
+        kept = {name: value for name, value in opt.items() if name not in _NOT_SAVED}
+        if kept.get('mutators') == MUTATOR:  # the training loop's own choice; other commands see data as it is
+            kept['mutators'] = None
+        files.save_json(kept, f'{path}.opt')
+        dictionary.save(f'{path}.dict')
+        files.save_states({**states, 'spt': self.description}, path)
 
-class KeptPromises:
-    """A mixin before ParlAI's TorchGeneratorAgent."""
+    # ---- taking states back ---------------------------------------------------------------------------
 
-    _prefix: Tensor | None = None
-    _decoding_step = 0
+    def restore_tensors(self, load: Callable[[dict], None], tensors: dict[str, Tensor]) -> None:
+        """Give the trained tensors to `load`.
 
-    # ---- learning rate --------------------------------------------------------------------------------
-
-    def build_lr_scheduler(self, states=None, hard_reset=False):
-        """Building torch's schedulers moves the learning rates as the first step of all would; a resumed run has its own."""
-        if not states or hard_reset:
-            return super().build_lr_scheduler(states, hard_reset)
-        super().build_lr_scheduler()  # what is wrong here is the options' fault
-        with files.damage_explained(self._came_from):
-            same = self.scheduler and states.get('lr_scheduler_type') == self.opt['lr_scheduler']
-            if same and 'lr_scheduler' in states:
-                check_fits(states['lr_scheduler'], self.scheduler.get_state_dict(), 'its lr_scheduler')
-                check_fits(
-                    states.get('warmup_scheduler') or {},
-                    self.scheduler.get_warmup_state_dict() or {},
-                    'its warmup_scheduler',
-                )
-            super().build_lr_scheduler(states)
-            if same or not self.scheduler:  # another schedule starts anew
-                for group, before in zip(
-                    self.optimizer.param_groups, states.get('optimizer', {}).get('param_groups', ())
-                ):
-                    group['lr'] = before['lr']
-
-    # ---- --verbose-topk -------------------------------------------------------------------------------
-
-    def build_dictionary(self):
-        dictionary = super().build_dictionary()
-        k = self.opt.get('verbose_topk', -1)
-        if k > len(dictionary):
-            raise UsageError(f'--verbose-topk {k}: the LLM knows {len(dictionary)} tokens; give at most these.')
-        return dictionary
-
-    def label_logits(self, batch) -> Tensor | None:
-        """Logits [B, U, V] of the labels under the selected prompt, where `--verbose-topk` asks for some of them.
-
-        All of them at once are what the loss itself never holds, so they are computed here, and for nothing else.
+        :raises UsageError: for tensors that do not fit the model.
         """
-        if not self.show_token_details or self.opt['verbose_topk'] < 1:
-            return None
-        encoded = self.bare_model.encoder(*self._encoder_input(batch))
-        return self.bare_model.decode_forced(encoded, batch.label_vec)[0].float()
-
-    # ---- prefix tokens --------------------------------------------------------------------------------
-
-    def _generate(self, batch, beam_size, max_ts, prefix_tokens=None):
-        """Every reply begins with its own row of prefix_tokens, int64 [B, P], right-padded with negative ids.
-
-        ParlAI lets each reply of a batch begin with any of the batch's prefixes, and takes padding for a token.
-        """
-        self._prefix, self._decoding_step = prefix_tokens, 0
         try:
-            return super()._generate(batch, beam_size, max_ts)
-        finally:
-            self._prefix = None
+            load(tensors)
+        except RuntimeError as error:
+            reason = ' '.join(str(error).split())
+            raise UsageError(f'{self.path} is damaged ({reason}); restore it from a copy.') from error
 
-    def _generation_activation(self, score: Tensor) -> Tensor:
-        """Log-probabilities [B, beam, V] of the next token, in which a prefix leaves nothing but its token."""
-        log_probs = super()._generation_activation(score)
-        if self._prefix is not None and self._decoding_step < self._prefix.shape[1]:
-            token = self._prefix[:, self._decoding_step].to(log_probs.device)  # [B]
-            other = torch.arange(log_probs.shape[-1], device=log_probs.device)[None] != token[:, None]  # [B, V]
-            log_probs = log_probs.masked_fill((other & (token >= 0)[:, None])[:, None], neginf(log_probs.dtype))
-        self._decoding_step += 1
-        return log_probs
+    def restore_loss_scale(self, scaler: torch.amp.GradScaler, states: dict[str, Any]) -> None:
+        with damage_explained(self.path):
+            check_fits(states['loss_scale'], scaler.state_dict(), 'its loss_scale')
+            scaler.load_state_dict(states['loss_scale'])
+
+    def check_optimizer(
+        self,
+        build: Callable[[Sequence[Tensor], dict], torch.optim.Optimizer],
+        parameters: Sequence[Tensor],
+        states: dict,
+    ) -> None:
+        """Take one step on copies: a damaged state may load and fail only in the first step.
+
+        :param build: (parameters, states) → an optimizer with these states.
+        """
+        with damage_explained(self.path):
+            copies = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+            optimizer = build(copies, copy.deepcopy(states))
+            for parameter in copies:
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+
+    def check_scheduler(self, scheduler, states: dict[str, Any]) -> None:
+        """Check the saved state of a scheduler and of its warm-up against a new scheduler of that kind."""
+        warmup = scheduler.get_warmup_state_dict() or {}
+        with damage_explained(self.path):
+            check_fits(states['lr_scheduler'], scheduler.get_state_dict(), 'its lr_scheduler')
+            check_fits(states.get('warmup_scheduler') or {}, warmup, 'its warmup_scheduler')
+
+
+def accumulated(batches: int, parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """Return what a checkpoint in the middle of an update holds (`--update-freq`): its batches and their gradients."""
+    return {'batches': batches, 'gradients': [parameter.grad for parameter in parameters]}
+
+
+def restore_accumulated(saved: dict[str, Any], parameters: Sequence[Tensor]) -> int:
+    """Put accumulated gradients back; returns of how many batches they are."""
+    for parameter, gradient in zip(parameters, saved['gradients'], strict=True):
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+    return saved['batches']
+
+
+def keep_learning_rates(optimizer: torch.optim.Optimizer, saved_groups: Sequence[dict]) -> None:
+    """Set the learning rates to the saved ones: building torch's schedulers moves them as the first step would."""
+    for group, before in zip(optimizer.param_groups, saved_groups, strict=False):
+        group['lr'] = before['lr']

@@ -1,11 +1,11 @@
-"""The most similar training dialogues, as text before every context.
+"""The most similar training dialogues as text before every context.
 
-Retrieval before prompts: the paper's RAG baseline, and SPT with retrieval, which the paper leaves for future work.
+Two agents do this: the paper's RAG baseline, and SPT with retrieval, which the paper leaves for future work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from parlai.core.metrics import GlobalAverageMetric
 from parlai.utils import logging
 from parlai.utils.distributed import is_primary_worker, sync_object
 
+from spt_parlai.agents.llm import device_of
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
 from spt_parlai.agents.spt import SptAgent
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.dialogue.messages import Dialogue, clean
-from spt_parlai.dialogue.template import Context, build_context, fitting, past_dialogue, render
+from spt_parlai.dialogue.template import Context, Tokenize, build_context, fitting, past_dialogue, render
 from spt_parlai.dialogue.training_set import settle_training_task, training_dialogues
 from spt_parlai.errors import UsageError
 from spt_parlai.options.groups import RETRIEVAL
@@ -26,57 +27,106 @@ from spt_parlai.retrieval.encoders import LLM, TransformerEncoder, WordEncoder
 from spt_parlai.retrieval.index import DialogueIndex, fingerprint, load_or_make
 
 MARKER = 'similar dialogue:'
-_SHARE = 3  # --retrieved-length -1: one part of so many of the context's room
+_SHARE = 3  # --retrieved-length -1: this part of the room that the context has
 _QUERIES_KEPT = 200_000
 
 
-class Retrieving:
-    """A mixin before a `PromptedAgent`.
+class RetrievedText:
+    """Past dialogues as token ids, the most similar one first.
 
-    What is retrieved depends on the persona and the turns so far (`--retrieve-per dialogue`: the first turn alone), and never
-    is a dialogue in which these turns and the reply that is to be given follow each other: in training that is the dialogue
-    itself, the same dialogue as its other side had it, and copies of them.
+    A dialogue is never retrieved if the turns so far and the reply to predict follow each other in it. In training
+    that is the dialogue itself, the same dialogue told from its other side, and copies of them.
+
+    :param find: (text, utterances) → the dialogues most similar to the text without these utterances in this order.
+    :param tokenize: one piece of the template → token ids.
+    :param room: the most tokens to return.
+    :param by_turn: whether all turns so far are the query; otherwise the first turn alone is.
     """
 
-    @classmethod
-    def add_cmdline_args(cls, parser, partial_opt=None):
-        super().add_cmdline_args(parser, partial_opt)
-        RETRIEVAL.add_to(parser)
-        return parser
+    def __init__(
+        self,
+        find: Callable[[str, tuple[str, ...]], list[Dialogue]],
+        tokenize: Tokenize,
+        room: int,
+        by_turn: bool,
+    ):
+        self.find = lru_cache(maxsize=_QUERIES_KEPT)(find)
+        self.tokenize = tokenize
+        self.room = room
+        self.by_turn = by_turn
+
+    def before(self, dialogue: Dialogue, replies: Sequence[str]) -> tuple[list[int], bool]:
+        """Return (token ids to put before a context, whether a dialogue among them is cut).
+
+        :param replies: the reply to predict where it is known, or its alternatives.
+        """
+        query = dialogue if self.by_turn else _opening(dialogue)
+        if not query.persona and not query.turns:
+            return [], False
+        said = [turn.text for turn in dialogue.turns] + [reply for reply in map(clean, replies[:1]) if reply]
+        ids: list[int] = []
+        cut = False
+        for past in self.find(render(query), tuple(said[: len(query.turns) + 1]) if replies else ()):
+            pieces = past_dialogue(past, MARKER, self.tokenize, not ids)
+            kept = fitting(pieces, self.room - len(ids)) or (pieces[0][: self.room] if not ids else [])
+            cut |= len(kept) < sum(map(len, pieces))
+            ids += kept
+        return ids, cut
+
+
+def _opening(dialogue: Dialogue) -> Dialogue:
+    """What is known before the first reply, which stays the same throughout the dialogue."""
+    return Dialogue(dialogue.persona, [turn for turn in dialogue.turns[:1] if not turn.own])
+
+
+class RagAgent(PromptTuningAgent):
+    """Prompt tuning with the most similar training dialogues before every context (appendix A.6)."""
+
+    kind = 'RagAgent'
+    options = (*PromptTuningAgent.options, RETRIEVAL)
 
     def __init__(self, opt, shared=None):
         if shared is None:
             settle_training_task(opt)
         else:
-            self._retrieve = shared['retrieve']
+            self.retrieved = shared['retrieved']
         super().__init__(opt, shared)
 
     def share(self):
-        return {**super().share(), 'retrieve': self._retrieve}
+        return {**super().share(), 'retrieved': self.retrieved}
 
     def build_model(self):
-        self._check_room()
-        dialogues = training_dialogues(self.opt)
+        opt, room = self.opt, self._room()
+        dialogues = training_dialogues(opt)
         model = super().build_model()
-        found = self._make_index(dialogues, model.llm)
-        self._retrieve = lru_cache(maxsize=_QUERIES_KEPT)(
-            lambda text, without: [found.dialogues[i] for i in found.most_similar(text, self.opt['retrieved'], without)]
-        )
+        index = self._make_index(dialogues, model.llm)
+
+        def find(text: str, without: tuple[str, ...]) -> list[Dialogue]:
+            return [dialogues[i] for i in index.most_similar(text, opt['retrieved'], without)]
+
+        self.retrieved = RetrievedText(find, self.dict.piece, room, opt['retrieve_per'] == 'turn')
         return model
 
-    @property
-    def _room(self) -> int:
-        """The most tokens that retrieved text takes of a context."""
-        asked = self.opt['retrieved_length']
-        return self.text_truncate // _SHARE if asked < 0 else asked
+    def context_of(self, dialogue: Dialogue, limit: int | None, replies=()) -> Context:
+        before, cut = self.retrieved.before(dialogue, replies)
+        self.global_metrics.add('rlen', GlobalAverageMetric(len(before)))
+        self.global_metrics.add('rtrunc', GlobalAverageMetric(int(cut)))
+        tokenize, bos = self.dict.piece, self.dict.bos
+        context = build_context(dialogue, tokenize, bos, limit, before)
+        if self.num_prompts == 1:  # nothing is scored
+            return context
+        alone = build_context(dialogue, tokenize, bos, None if limit is None else limit - len(before))
+        return replace(context, scored=alone.ids)
 
-    def _check_room(self) -> None:
-        most = self.text_truncate * 2 // _SHARE
-        if self._room > most:
+    def _room(self) -> int:
+        """Return the most tokens that retrieved text may take of a context."""
+        asked, most = self.opt['retrieved_length'], self.text_truncate * 2 // _SHARE
+        if asked > most:
             raise UsageError(
-                f'--retrieved-length {self.opt["retrieved_length"]}: the context has room for {self.text_truncate} tokens in all, of which '
+                f'--retrieved-length {asked}: the context has room for {self.text_truncate} tokens in all, of which '
                 f'retrieved text may take {most}; give that, or -1 for a third.'
             )
+        return self.text_truncate // _SHARE if asked < 0 else asked
 
     # ---- the index ------------------------------------------------------------------------------------
 
@@ -85,7 +135,7 @@ class Retrieving:
         if opt['retrieval_encoder'] == LLM:
             encoder = WordEncoder(llm, lambda text: self.dict.tokenizer.encode(text, add_special_tokens=False), texts)
         else:
-            encoder = TransformerEncoder(opt['retrieval_encoder'], self._device())
+            encoder = TransformerEncoder(opt['retrieval_encoder'], device_of(opt, self.use_cuda))
         trained_with, here = opt.get('retrieval_data'), fingerprint(texts)
         if trained_with not in (None, here):
             logging.warning(
@@ -94,13 +144,13 @@ class Retrieving:
         opt.setdefault('retrieval_data', here)
         cache = Path(opt['retrieval_cache'] or Path(opt['datapath']) / 'spt_retrieval').expanduser()
         found = None
-        if is_primary_worker():  # the others find what it has written
+        if is_primary_worker():  # the other processes read what this one has written
             found = load_or_make(dialogues, encoder, cache, self._can_keep(cache))
         sync_object(None)
         return found or load_or_make(dialogues, encoder, cache, keep=False)
 
     def _can_keep(self, cache: Path) -> bool:
-        """Can the index be written? Only a folder that was asked for must."""
+        """Say whether the index can be written; a folder that was asked for must be writable."""
         try:
             check_writable(cache / 'index')
         except ValueError as error:
@@ -110,55 +160,18 @@ class Retrieving:
                     f'--retrieval-cache {cache} cannot be written ({reason}): give another folder.'
                 ) from error
             logging.warning(
-                f'{cache} cannot be written ({reason}), so an index is not kept: --retrieval-cache gives it another folder.'
+                f'{cache} cannot be written ({reason}), so the index is not kept: '
+                '--retrieval-cache gives it another folder.'
             )
             return False
         return True
 
-    # ---- the context ----------------------------------------------------------------------------------
 
-    def context_of(self, dialogue: Dialogue, limit: int | None, replies=()) -> Context:
-        before = self._text_before(dialogue, replies)
-        tokenize, bos = self.dict.piece, self.dict.bos
-        context = build_context(dialogue, tokenize, bos, limit, before)
-        if self.num_prompts == 1:  # nothing is scored
-            return context
-        alone = build_context(dialogue, tokenize, bos, None if limit is None else limit - len(before))
-        return replace(context, scored=alone.ids)
-
-    def _text_before(self, dialogue: Dialogue, replies: Sequence[str]) -> list[int]:
-        """The most similar dialogues as token ids, the best first, until there is no more room."""
-        query = dialogue if self.opt['retrieve_per'] == 'turn' else _opening(dialogue)
-        if not query.persona and not query.turns:
-            return []
-        said = [turn.text for turn in dialogue.turns] + [reply for reply in map(clean, replies[:1]) if reply]
-        ids: list[int] = []
-        cut = False
-        for past in self._retrieve(render(query), tuple(said[: len(query.turns) + 1]) if replies else ()):
-            pieces = past_dialogue(past, MARKER, self.dict.piece, not ids)
-            kept = fitting(pieces, self._room - len(ids)) or (pieces[0][: self._room] if not ids else [])
-            cut |= len(kept) < sum(map(len, pieces))
-            ids += kept
-        self.global_metrics.add('rlen', GlobalAverageMetric(len(ids)))
-        self.global_metrics.add('rtrunc', GlobalAverageMetric(int(cut)))
-        return ids
-
-
-def _opening(dialogue: Dialogue) -> Dialogue:
-    """What is known before the first reply, which stays the same throughout the dialogue."""
-    return Dialogue(dialogue.persona, [turn for turn in dialogue.turns[:1] if not turn.own])
-
-
-class RagAgent(Retrieving, PromptTuningAgent):
-    """Prompt tuning with the most similar training dialogues before every context (appendix A.6)."""
-
-    kind = 'RagAgent'
-
-
-class SptRagAgent(Retrieving, SptAgent):
+class SptRagAgent(RagAgent, SptAgent):
     """Selective Prompt Tuning with the most similar training dialogues before every context.
 
     The retriever of eq. 1 scores the dialogue's own context alone, and the contrast compares such contexts.
     """
 
     kind = 'SptRagAgent'
+    options = (*SptAgent.options, RETRIEVAL)

@@ -1,33 +1,29 @@
-"""Textual prompting: words of one's own before every context of a frozen LLM."""
+"""Textual prompting: your own words before every context of a frozen LLM."""
 
 from __future__ import annotations
 
 from functools import cached_property
 
-from spt_parlai.agents.base import PromptedAgent
+from spt_parlai.agents.base import LLMAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
 from spt_parlai.dialogue.template import build_context
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.options.groups import TEXT_PROMPT
 
 
-class TextPromptAgent(PromptedAgent):
-    """The control of the paper's introduction. The context comes after BOS and the text; without a text it is the LLM alone."""
+class TextPromptAgent(LLMAgent):
+    """The control of the paper's introduction: BOS, the text, then the context. Without a text it is the LLM alone."""
 
     kind = 'TextPromptAgent'
     trains = False
-
-    @classmethod
-    def add_cmdline_args(cls, parser, partial_opt=None):
-        super().add_cmdline_args(parser, partial_opt)
-        TEXT_PROMPT.add_to(parser)
-        return parser
+    options = (*LLMAgent.options, TEXT_PROMPT)
 
     def build_model(self):
         room = self.text_truncate - SMALLEST_CONTEXT
         if len(self._prompt) > room:
             raise UsageError(
-                f'--prompt-text {shorten(self.opt["prompt_text"])}: of its {len(self._prompt)} tokens the context has room for {room}; shorten it.'
+                f'--prompt-text {shorten(self.opt["prompt_text"])}: it is {len(self._prompt)} tokens long, and the '
+                f'context has room for {room}; shorten it.'
             )
         return super().build_model()
 

@@ -1,0 +1,72 @@
+"""The LLM that the options ask for, loaded on its device, and what training around it will take."""
+
+from __future__ import annotations
+
+import torch
+from parlai.utils import logging
+
+from spt_parlai.dialogue.mutator import packs
+from spt_parlai.errors import naming
+from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.layer_execution import recompute_activations
+from spt_parlai.model.loading import load_llm
+from spt_parlai.model.memory_estimate import training_memory
+from spt_parlai.model.prompted_lm import PromptedLM
+
+# A middling example of ConvAI2, for the estimate of memory: tokens of a dialogue and of a target, turns of a dialogue.
+_USUAL_LENGTH, _USUAL_TARGET, _USUAL_TURNS = 256, 16, 6
+
+
+def device_of(opt, use_cuda: bool) -> torch.device:
+    """Return the device of this process."""
+    return torch.device('cuda', max(opt['gpu'], 0)) if use_cuda else torch.device('cpu')
+
+
+def load(opt, use_cuda: bool, dtype: str | None = None) -> CausalLM:
+    """Load `--llm` and say in the log what it is.
+
+    :param dtype: the dtype, if the agent and not `--llm-dtype` decides it.
+    :raises UsageError: for an LLM that cannot be loaded, or that the method does not work with.
+    """
+    with naming('--llm', opt['llm']):
+        llm = load_llm(
+            opt['llm'],
+            opt.get('llm_revision'),
+            dtype or _dtype(opt, use_cuda),
+            device_of(opt, use_cuda),
+            opt['llm_device_map'],
+            opt['llm_quantization'],
+        )
+    logging.info(f'--llm {opt["llm"]}: {llm.num_parameters:,} parameters, {llm.dtype}, on {llm.device}')
+    if opt.get('fp16') and not use_cuda:
+        logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
+    if llm.dtype == torch.float16 and llm.device.type == 'cpu':
+        logging.warning('float16 is slow on most CPUs; try --llm-dtype float32 or bfloat16 there.')
+    if opt['checkpoint_activations']:
+        with naming('--checkpoint-activations true', f'with --llm {opt["llm"]}'):
+            recompute_activations(llm, drops=opt.get('lora_dropout', 0.0) > 0)
+    return llm
+
+
+def _dtype(opt, use_cuda: bool) -> str:
+    """ParlAI's --fp16 true is a wish for speed: the LLM, and nothing else, runs in half precision on a GPU."""
+    if opt.get('fp16') and use_cuda and opt['llm_dtype'] == 'auto':
+        return 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+    return opt['llm_dtype']
+
+
+def log_memory(opt, llm: CausalLM, model: PromptedLM) -> None:
+    """Say before training what a batch of middling ConvAI2 examples takes."""
+    length = min(_USUAL_LENGTH, opt['text_truncate']) + model.soft_prompts.length
+    targets = min(_USUAL_TARGET, opt['label_truncate']) * (_USUAL_TURNS if packs(opt) else 1)
+    line = training_memory(
+        llm,
+        opt['batchsize'],
+        model.prompt_chunk,
+        length,
+        targets,
+        sum(p.numel() for p in model.parameters()),
+        opt['optimizer'],
+        examples_at_once=max(1, model.tokens_at_once // model.soft_prompts.num_prompts // length),
+    )
+    logging.info(line)
