@@ -185,7 +185,7 @@ class LLMAgent(TorchGeneratorAgent):
         if self._should_initialize_optimizer():
             log_memory(opt, llm, model)
             if opt['llm_compile']:
-                with naming('--llm-compile true', f'with --llm {opt["llm"]}'):
+                with naming(f'--llm {opt["llm"]} with --llm-compile', 'true'):
                     compile_layers(llm)
         self.persistence.describe(opt, llm, model, self.describe_tuning())
         return model

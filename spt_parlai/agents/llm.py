@@ -9,7 +9,7 @@ from spt_parlai.dialogue.mutator import packs
 from spt_parlai.errors import naming
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import recompute_activations
-from spt_parlai.model.loading import load_llm
+from spt_parlai.model.loading import load_llm, quantization_config, read_device_map
 from spt_parlai.model.memory_estimate import training_memory
 from spt_parlai.model.prompted_lm import PromptedLM
 
@@ -28,22 +28,20 @@ def load(opt, use_cuda: bool, dtype: str | None = None) -> CausalLM:
     :param dtype: the dtype, if the agent and not `--llm-dtype` decides it.
     :raises UsageError: for an LLM that cannot be loaded, or that the method does not work with.
     """
+    dtype, device = dtype or _dtype(opt, use_cuda), device_of(opt, use_cuda)
+    with naming('--llm-device-map', opt['llm_device_map']):
+        placement = read_device_map(opt['llm_device_map'])
+    with naming('--llm-quantization', opt['llm_quantization']):
+        quantization = quantization_config(opt['llm_quantization'], dtype, device)
     with naming('--llm', opt['llm']):
-        llm = load_llm(
-            opt['llm'],
-            opt.get('llm_revision'),
-            dtype or _dtype(opt, use_cuda),
-            device_of(opt, use_cuda),
-            opt['llm_device_map'],
-            opt['llm_quantization'],
-        )
+        llm = load_llm(opt['llm'], opt.get('llm_revision'), dtype, device, placement, quantization)
     logging.info(f'--llm {opt["llm"]}: {llm.num_parameters:,} parameters, {llm.dtype}, on {llm.device}')
     if opt.get('fp16') and not use_cuda:
         logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')
     if llm.dtype == torch.float16 and llm.device.type == 'cpu':
         logging.warning('float16 is slow on most CPUs; try --llm-dtype float32 or bfloat16 there.')
     if opt['checkpoint_activations']:
-        with naming('--checkpoint-activations true', f'with --llm {opt["llm"]}'):
+        with naming(f'--llm {opt["llm"]} with --checkpoint-activations', 'true'):
             recompute_activations(llm, drops=opt.get('lora_dropout', 0.0) > 0)
     return llm
 

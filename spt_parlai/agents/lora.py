@@ -5,7 +5,7 @@ from __future__ import annotations
 from parlai.utils import logging
 
 from spt_parlai.agents.base import LLMAgent
-from spt_parlai.errors import UsageError
+from spt_parlai.errors import UsageError, naming
 from spt_parlai.model.adapters import (
     Lora,
     TunedWeights,
@@ -29,7 +29,8 @@ class LoraAgent(LLMAgent):
     defaults = {'learningrate': 1e-3}
 
     def __init__(self, opt, shared=None):
-        check_peft('-m spt_parlai.agents:LoraAgent')
+        with naming('-m', 'spt_parlai.agents:LoraAgent'):
+            check_peft()
         given = opt.get('override') or {}
         if given.get('lora_rank') is not None and given.get('match_spt'):
             raise UsageError('--lora-rank and --match-spt were both given: give one of them.')
@@ -38,9 +39,11 @@ class LoraAgent(LLMAgent):
 
     def tune(self, llm: CausalLM) -> TunedWeights:
         opt, targets = self.opt, tuple(filter(None, (self.opt['lora_targets'] or '').split(',')))
-        rank = self._rank_of_spt(llm, targets) if self._matched else opt['lora_rank']
-        alpha = ALPHA_PER_RANK * rank if opt['lora_alpha'] is None else opt['lora_alpha']
-        tuned, self._targets = add_lora(llm, opt['llm'], Lora(rank, alpha, opt['lora_dropout'], targets))
+        chosen = f'--lora-targets {",".join(targets)}' if targets else f'--llm {opt["llm"]} without --lora-targets'
+        with naming(chosen):
+            rank = self._rank_of_spt(llm, targets) if self._matched else opt['lora_rank']
+            alpha = ALPHA_PER_RANK * rank if opt['lora_alpha'] is None else opt['lora_alpha']
+            tuned, self._targets = add_lora(llm, Lora(rank, alpha, opt['lora_dropout'], targets))
         self._rank, self._alpha = rank, float(alpha)
         return tuned
 
@@ -53,7 +56,7 @@ class LoraAgent(LLMAgent):
 
     def _rank_of_spt(self, llm: CausalLM, targets: tuple[str, ...]) -> int:
         K, L = map(int, self._matched.split(','))
-        values, per_rank = spt_values(K, L, llm.hidden_size), values_per_rank(llm, self.opt['llm'], targets)
+        values, per_rank = spt_values(K, L, llm.hidden_size), values_per_rank(llm, targets)
         rank = nearest_rank(values, per_rank)
         logging.info(
             f'--match-spt {self._matched}: SPT trains {values:,} values around this LLM, LoRA of rank {rank} '

@@ -22,14 +22,7 @@ class PromptTuningAgent(LLMAgent):
 
     def build_prompts(self, llm: CausalLM) -> SoftPromptGroup:
         init = 'normal' if self.persistence.loads else self.opt['prompt_init']
-        with naming('--prompt-init', init):
-            tokens = initial_prompts(
-                init,
-                self.num_prompts,
-                self.opt['prompt_length'],
-                llm.embed,
-                self.dict.txt2vec,
-                len(self.dict),
-                read_prompts,
-            )
+        K, L = self.num_prompts, self.opt['prompt_length']
+        with naming(f'--prompt-init {init} with --num-prompts {K} and --prompt-length', L):
+            tokens = initial_prompts(init, K, L, llm.embed, self.dict.txt2vec, len(self.dict), read_prompts)
         return SoftPromptGroup(tokens)
