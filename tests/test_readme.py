@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.option_groups import GROUPS
 from parlai.core.script import SCRIPT_REGISTRY, setup_script_registry
 from typer.testing import CliRunner
 
@@ -140,7 +141,7 @@ def first_cells(page):
 
 @pytest.mark.parametrize('page', [AGENTS, METRICS])
 def test_every_option_is_in_its_table_with_its_default(page):
-    here = [group for group in groups.GROUPS if (group is groups.METRICS) == (page == METRICS)]
+    here = [group for group in GROUPS if (group is groups.METRICS) == (page == METRICS)]
     declared = {flag(option.name): option.default for group in here for option in group.options}
     shown = {name: default for name, default in first_cells(page) if name.startswith('--')}
     assert shown.keys() == declared.keys() and len(declared) >= 4

@@ -43,7 +43,6 @@ from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.options.declare import OptionGroup
 from spt_parlai.options.groups import CHAT, LLM, METRICS, set_llm_of, set_training_defaults
-from spt_parlai.options.parlai_options import check_effects
 from spt_parlai.options.validate import check_options, chosen_bert
 from spt_parlai.training.distributed import accumulates_alone, average_gradients
 from spt_parlai.training.seeding import seed_everything
@@ -138,7 +137,6 @@ class LLMAgent(TorchGeneratorAgent):
         :raises UsageError: for an option or a model file that cannot work.
         """
         check_options(opt, self.options)
-        check_effects(opt)
         if not self.trains and is_distributed():
             opt['ddp_backend'] = 'none'  # torch's wrapper refuses a model without parameters
         chosen_bert(opt.get('override') or {})  # of this command; a teacher asks again, but after the LLM has loaded

@@ -5,8 +5,9 @@ from __future__ import annotations
 from jinja2 import TemplateError
 from parlai.utils import logging
 
-from spt_parlai.agents.base import PromptedAgent
+from spt_parlai.agents.base import LLMAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
+from spt_parlai.agents.in_context_api import API
 from spt_parlai.dialogue.instruction import (
     Instruction,
     chat_messages,
@@ -20,22 +21,30 @@ from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import Context, render
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
-from spt_parlai.options.groups import API, CHAT_TEMPLATE, IN_CONTEXT
+from spt_parlai.options.declare import Option, OptionGroup
+from spt_parlai.options.groups import IN_CONTEXT
+
+CHAT_TEMPLATE = OptionGroup(
+    'In-context learning with a local LLM',
+    (
+        Option(
+            'chat_template',
+            'auto',
+            "auto: the chat template of the LLM's tokenizer, if it has one; false: plain text",
+            choices=('auto', 'false'),
+        ),
+    ),
+)
 
 
-class InContextAgent(PromptedAgent):
+class InContextAgent(LLMAgent):
     """A frozen LLM that is told what to do. Perplexities are of the reply after the instruction and the dialogue."""
 
     kind = 'InContextAgent'
     trains = False
 
-    @classmethod
-    def add_cmdline_args(cls, parser, partial_opt=None):
-        super().add_cmdline_args(parser, partial_opt)
-        IN_CONTEXT.add_to(parser)
-        CHAT_TEMPLATE.add_to(parser)
-        API.add_to(parser)  # to say in one sentence which agent they belong to
-        return parser
+    # API: to say in one sentence which agent these belong to
+    options = (*LLMAgent.options, IN_CONTEXT, CHAT_TEMPLATE, API)
 
     def __init__(self, opt, shared=None):
         if shared is not None:

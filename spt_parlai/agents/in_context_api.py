@@ -29,7 +29,8 @@ from spt_parlai.dialogue.instruction import chat_messages
 from spt_parlai.dialogue.messages import Dialogue, check_message
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options.groups import API, CHAT, GROUPS, IN_CONTEXT
+from spt_parlai.options.declare import Needs, Option, OptionGroup
+from spt_parlai.options.groups import CHAT, IN_CONTEXT, MAX_NEW_TOKENS
 from spt_parlai.options.validate import check_options
 from spt_parlai.training.resume import ResumableAgent
 from spt_parlai.training.seeding import seed_everything
@@ -169,11 +170,72 @@ def _retry_after(answer: requests.Response, otherwise: float) -> float:
         return otherwise
 
 
+_ENDPOINT = Needs(
+    lambda opt: str(opt.get('model')).endswith(':InContextApiAgent'),
+    'use -m spt_parlai.agents:InContextApiAgent or leave it out',
+)
+
+API = OptionGroup(
+    'In-context learning with an OpenAI-compatible endpoint (InContextApiAgent)',
+    (
+        MAX_NEW_TOKENS,
+        Option(
+            'api_base',
+            None,
+            'URL of the endpoint, such as https://api.openai.com/v1',
+            'nonestr',
+            needs=_ENDPOINT,
+        ),
+        Option('api_model', None, 'name of its LLM', 'nonestr', needs=_ENDPOINT),
+        Option(
+            'api_key_env',
+            'OPENAI_API_KEY',
+            'environment variable that holds the key; if it is not set, no key is sent',
+            needs=_ENDPOINT,
+        ),
+        Option(
+            'api_temperature',
+            0.0,
+            'sampling temperature; 0: the likeliest tokens',
+            float,
+            at_least=0,
+            note='0 takes the likeliest tokens',
+            needs=_ENDPOINT,
+        ),
+        Option(
+            'api_parameters',
+            '{}',
+            'further entries of every request, as a JSON object; null removes one: {"max_tokens": null}',
+            needs=_ENDPOINT,
+        ),
+        Option('api_timeout', 60.0, 'seconds to wait for an answer', float, above=0, needs=_ENDPOINT),
+        Option(
+            'api_retries',
+            6,
+            'how often a request is repeated when the server is busy, silent or unreachable',
+            int,
+            at_least=0,
+            needs=_ENDPOINT,
+        ),
+        Option(
+            'api_concurrency',
+            8,
+            'how many requests of a batch (see --batchsize) are under way at a time',
+            int,
+            at_least=1,
+            needs=_ENDPOINT,
+        ),
+    ),
+)
+
+
 class InContextApiAgent(Agent, ResumableAgent):
     """Sends the dialogue so far to a chat endpoint and says what it answers; the requests of a batch run concurrently.
 
     The protocol has no probabilities of a given reply, so there are no perplexities.
     """
+
+    options = (IN_CONTEXT, API, CHAT)
 
     @classmethod
     def trains_anything(cls) -> bool:
@@ -181,8 +243,8 @@ class InContextApiAgent(Agent, ResumableAgent):
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
-        for own in (IN_CONTEXT, API, CHAT):
-            own.add_to(parser)
+        for group in cls.options:
+            group.add_to(parser)
         group = parser.add_argument_group("ParlAI's options")  # those of its TorchAgent that have an effect here
         group.add_argument('-histsz', '--history-size', type=int, default=-1, help='utterances to remember (-1: all)')
         group.add_argument(
@@ -195,7 +257,7 @@ class InContextApiAgent(Agent, ResumableAgent):
         super().__init__(opt, shared)
         self.id = 'InContext'
         if shared is None:
-            check_options(opt, GROUPS)
+            check_options(opt, self.options)
             seed = (opt.get('override') or {}).get('seed')  # not that of a script's default
             if seed is not None:  # a persona may be drawn
                 seed_everything(seed)

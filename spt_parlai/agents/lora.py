@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from parlai.utils import logging
 
 from spt_parlai.agents.base import LLMAgent
@@ -16,9 +18,51 @@ from spt_parlai.model.adapters import (
     values_per_rank,
 )
 from spt_parlai.model.causal_lm import CausalLM
-from spt_parlai.options.groups import LORA
+from spt_parlai.options.declare import Opt, Option, OptionGroup
 
 ALPHA_PER_RANK = 2.0
+
+
+def _check_match_spt(opt: Opt) -> str | None:
+    matches = re.fullmatch(r'[1-9]\d*,[1-9]\d*', opt['match_spt'])
+    return None if matches else 'give K,L, the number of prompts and their tokens, such as 4,8'
+
+
+LORA = OptionGroup(
+    'LoRA',
+    (
+        Option('lora_rank', 8, 'rank of the matrices beside each adapted layer', int, at_least=1),
+        Option(
+            'match_spt',
+            None,
+            'K,L: use the rank that trains about as many values as SPT with K prompts of L tokens',
+            'nonestr',
+            check=_check_match_spt,
+        ),
+        Option(
+            'lora_alpha',
+            None,
+            'the output of the matrices is scaled by alpha / rank (default: twice the rank)',
+            float,
+            above=0,
+        ),
+        Option(
+            'lora_dropout',
+            0.0,
+            "dropout before the matrices, in training; the LLM's own dropout is always off",
+            float,
+            at_least=0,
+            below=1,
+        ),
+        Option(
+            'lora_targets',
+            None,
+            "names of the layers to adapt, joined by commas, or all-linear (default: peft's choice for the LLM, "
+            "mostly the attention's q_proj,v_proj)",
+            'nonestr',
+        ),
+    ),
+)
 
 
 class LoraAgent(LLMAgent):

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import os
+
 from spt_parlai.agents.base import LLMAgent
 from spt_parlai.checkpoints.prompts import read_prompts
 from spt_parlai.errors import naming
 from spt_parlai.model.causal_lm import CausalLM
-from spt_parlai.model.soft_prompts import SoftPromptGroup, initial_prompts
-from spt_parlai.options.groups import SOFT_PROMPTS
+from spt_parlai.model.soft_prompts import INITIALISATIONS, SOURCES, SoftPromptGroup, initial_prompts
+from spt_parlai.options.declare import Opt, Option, OptionGroup
+
+
+def _check_prompt_init(opt: Opt) -> str | None:
+    init = opt['prompt_init']
+    if init not in INITIALISATIONS and not (isinstance(init, str) and init.startswith(SOURCES)):
+        return f'choose from {", ".join(INITIALISATIONS)}, "text:A|B|…" or "file:PATH"'
+    trained = (opt.get('model_file'), f'{opt.get("model_file")}.checkpoint', opt.get('init_model'))
+    if not init.startswith('file:') or any(path and os.path.isfile(path) for path in trained):
+        return None  # prompts that are trained already need no beginning
+    if os.path.exists(os.path.expanduser(init.removeprefix('file:'))):
+        return None
+    return 'no such file; give a .txt with a text a line, or a file or folder with trained prompts'
+
+
+SOFT_PROMPTS = OptionGroup(
+    'Soft prompts',
+    (
+        Option('prompt_length', 8, 'L, tokens per soft prompt', int, at_least=1),
+        Option(
+            'prompt_init',
+            'normal',
+            "normal: N(0, 1); embedding-scale: at the scale of the LLM's word embeddings; vocab: random words; "
+            '"text:A|B|…": the words of K texts; "file:PATH": such texts, one a line (.txt), or trained prompts',
+            check=_check_prompt_init,
+        ),
+    ),
+)
 
 
 class PromptTuningAgent(LLMAgent):

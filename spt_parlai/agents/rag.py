@@ -22,7 +22,8 @@ from spt_parlai.dialogue.messages import Dialogue, clean
 from spt_parlai.dialogue.template import Context, Tokenize, build_context, fitting, past_dialogue, render
 from spt_parlai.dialogue.training_set import settle_training_task, training_dialogues
 from spt_parlai.errors import UsageError
-from spt_parlai.options.groups import RETRIEVAL
+from spt_parlai.options.declare import Option, OptionGroup, token_count
+from spt_parlai.options.groups import TRAINING_TASK
 from spt_parlai.retrieval.encoders import LLM, TransformerEncoder, WordEncoder
 from spt_parlai.retrieval.index import DialogueIndex, fingerprint, load_or_make
 
@@ -77,6 +78,40 @@ class RetrievedText:
 def _opening(dialogue: Dialogue) -> Dialogue:
     """What is known before the first reply, which stays the same throughout the dialogue."""
     return Dialogue(dialogue.persona, [turn for turn in dialogue.turns[:1] if not turn.own])
+
+
+RETRIEVAL = OptionGroup(
+    'Retrieved dialogues',
+    (
+        Option(
+            'retrieval_encoder',
+            'facebook/contriever',
+            'Hugging Face id or local folder of a text encoder (mean pooling), or llm: the word embeddings of the '
+            'frozen LLM',
+        ),
+        Option('retrieved', 1, 'how many training dialogues stand before a context', int, at_least=1),
+        Option(
+            'retrieved_length',
+            -1,
+            "the most tokens that retrieved dialogues take of the context's room (-1: a third)",
+            int,
+            check=token_count('retrieved_length', 'a third of the context'),
+        ),
+        Option(
+            'retrieve_per',
+            'turn',
+            'turn: anew for every context; dialogue: once, from what is known before the first reply',
+            choices=('turn', 'dialogue'),
+        ),
+        Option(
+            'retrieval_cache',
+            None,
+            'folder that keeps the index (default: spt_retrieval in the datapath)',
+            'nonestr',
+        ),
+        TRAINING_TASK,
+    ),
+)
 
 
 class RagAgent(PromptTuningAgent):

@@ -13,8 +13,74 @@ from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.objective.similarity import similar_pairs
-from spt_parlai.options.groups import SPT
+from spt_parlai.options.declare import Opt, Option, OptionGroup, options_of
 from spt_parlai.training.seeding import noise_generator
+
+
+def _check_force_prompt(opt: Opt) -> str | None:
+    force, K = opt['force_prompt'], opt.get('num_prompts', 4)
+    if isinstance(force, int) and not isinstance(force, bool) and -1 <= force < K:
+        return None
+    return f'give a prompt from 0 to {K - 1} (--num-prompts {K}), or -1 to let the retriever select'
+
+
+SPT = OptionGroup(
+    'Selective Prompt Tuning',
+    (
+        Option('num_prompts', 4, 'K, number of soft prompts', int, at_least=1),
+        Option(
+            'activation_beta',
+            10.0,
+            'beta of the softplus that turns cosines into scores; 10 keeps them in [0, 1]',
+            float,
+            above=0,
+        ),
+        *options_of(SptObjective),
+        Option(
+            'similarity_threshold',
+            20.0,
+            'contexts with a sentence BLEU (0-100) above this are pulled together, all others apart',
+            float,
+            at_least=0,
+            at_most=100,
+            note='the range of sentence BLEU',
+        ),
+        Option(
+            'contrastive_text',
+            'context',
+            'which text of an example the contrast compares',
+            choices=('context', 'persona'),
+        ),
+        Option(
+            'contrastive_pairs',
+            'all',
+            'all: every two examples of a batch; across: only those of different dialogues',
+            choices=('all', 'across'),
+        ),
+        Option(
+            'score_noise',
+            0.0,
+            'strength of the normal noise on the scores before a prompt is selected, in evaluation (A.7)',
+            float,
+            at_least=0,
+            note='0 adds none',
+        ),
+        Option(
+            'force_prompt',
+            -1,
+            'always select this prompt, 0 to K-1 (-1: the retriever selects)',
+            int,
+            check=_check_force_prompt,
+        ),
+        Option(
+            'prompt_chunk',
+            0,
+            'run the LLM for this many prompts at a time (0: all): same gradients, less memory',
+            int,
+            at_least=0,
+        ),
+    ),
+)
 
 
 class SptAgent(PromptTuningAgent):

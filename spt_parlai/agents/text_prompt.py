@@ -8,7 +8,11 @@ from spt_parlai.agents.base import LLMAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
 from spt_parlai.dialogue.template import build_context
 from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options.groups import TEXT_PROMPT
+from spt_parlai.options.declare import Option, OptionGroup
+
+TEXT_PROMPT = OptionGroup(
+    'Textual prompting', (Option('prompt_text', '', 'words before every context, as given (default: none)'),)
+)
 
 
 class TextPromptAgent(LLMAgent):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 
 from spt_parlai.dialogue.instruction import INSTRUCTION
 from spt_parlai.model.loading import DTYPES
-from spt_parlai.model.soft_prompts import INITIALISATIONS, SOURCES
-from spt_parlai.objective import SptObjective
-from spt_parlai.options.declare import Needs, Opt, Option, OptionGroup, belongs, options_of, token_count
+from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs
 
 # ---- of every agent -------------------------------------------------------------------------------------------
 
@@ -129,146 +125,8 @@ METRICS = OptionGroup(  # for every task, since the paper's metrics are reported
     ),
 )
 
-# ---- of some agents -------------------------------------------------------------------------------------------
+# ---- of more than one agent -------------------------------------------------------------------------------------------
 
-
-def _check_prompt_init(opt: Opt) -> str | None:
-    init = opt['prompt_init']
-    if init not in INITIALISATIONS and not (isinstance(init, str) and init.startswith(SOURCES)):
-        return f'choose from {", ".join(INITIALISATIONS)}, "text:A|B|…" or "file:PATH"'
-    trained = (opt.get('model_file'), f'{opt.get("model_file")}.checkpoint', opt.get('init_model'))
-    if not init.startswith('file:') or any(path and os.path.isfile(path) for path in trained):
-        return None  # prompts that are trained already need no beginning
-    if os.path.exists(os.path.expanduser(init.removeprefix('file:'))):
-        return None
-    return 'no such file; give a .txt with a text a line, or a file or folder with trained prompts'
-
-
-SOFT_PROMPTS = OptionGroup(
-    'Soft prompts',
-    (
-        Option('prompt_length', 8, 'L, tokens per soft prompt', int, at_least=1),
-        Option(
-            'prompt_init',
-            'normal',
-            "normal: N(0, 1); embedding-scale: at the scale of the LLM's word embeddings; vocab: random words; "
-            '"text:A|B|…": the words of K texts; "file:PATH": such texts, one a line (.txt), or trained prompts',
-            check=_check_prompt_init,
-        ),
-    ),
-)
-
-
-def _check_force_prompt(opt: Opt) -> str | None:
-    force, K = opt['force_prompt'], opt.get('num_prompts', 4)
-    if isinstance(force, int) and not isinstance(force, bool) and -1 <= force < K:
-        return None
-    return f'give a prompt from 0 to {K - 1} (--num-prompts {K}), or -1 to let the retriever select'
-
-
-SPT = OptionGroup(
-    'Selective Prompt Tuning',
-    (
-        Option('num_prompts', 4, 'K, number of soft prompts', int, at_least=1),
-        Option(
-            'activation_beta',
-            10.0,
-            'beta of the softplus that turns cosines into scores; 10 keeps them in [0, 1]',
-            float,
-            above=0,
-        ),
-        *options_of(SptObjective),
-        Option(
-            'similarity_threshold',
-            20.0,
-            'contexts with a sentence BLEU (0-100) above this are pulled together, all others apart',
-            float,
-            at_least=0,
-            at_most=100,
-            note='the range of sentence BLEU',
-        ),
-        Option(
-            'contrastive_text',
-            'context',
-            'which text of an example the contrast compares',
-            choices=('context', 'persona'),
-        ),
-        Option(
-            'contrastive_pairs',
-            'all',
-            'all: every two examples of a batch; across: only those of different dialogues',
-            choices=('all', 'across'),
-        ),
-        Option(
-            'score_noise',
-            0.0,
-            'strength of the normal noise on the scores before a prompt is selected, in evaluation (A.7)',
-            float,
-            at_least=0,
-            note='0 adds none',
-        ),
-        Option(
-            'force_prompt',
-            -1,
-            'always select this prompt, 0 to K-1 (-1: the retriever selects)',
-            int,
-            check=_check_force_prompt,
-        ),
-        Option(
-            'prompt_chunk',
-            0,
-            'run the LLM for this many prompts at a time (0: all): same gradients, less memory',
-            int,
-            at_least=0,
-        ),
-    ),
-)
-
-
-def _check_match_spt(opt: Opt) -> str | None:
-    matches = re.fullmatch(r'[1-9]\d*,[1-9]\d*', opt['match_spt'])
-    return None if matches else 'give K,L, the number of prompts and their tokens, such as 4,8'
-
-
-LORA = OptionGroup(
-    'LoRA',
-    (
-        Option('lora_rank', 8, 'rank of the matrices beside each adapted layer', int, at_least=1),
-        Option(
-            'match_spt',
-            None,
-            'K,L: use the rank that trains about as many values as SPT with K prompts of L tokens',
-            'nonestr',
-            check=_check_match_spt,
-        ),
-        Option(
-            'lora_alpha',
-            None,
-            'the output of the matrices is scaled by alpha / rank (default: twice the rank)',
-            float,
-            above=0,
-        ),
-        Option(
-            'lora_dropout',
-            0.0,
-            "dropout before the matrices, in training; the LLM's own dropout is always off",
-            float,
-            at_least=0,
-            below=1,
-        ),
-        Option(
-            'lora_targets',
-            None,
-            "names of the layers to adapt, joined by commas, or all-linear (default: peft's choice for the LLM, "
-            "mostly the attention's q_proj,v_proj)",
-            'nonestr',
-        ),
-    ),
-)
-
-TEXT_PROMPT = OptionGroup(
-    'Textual prompting', (Option('prompt_text', '', 'words before every context, as given (default: none)'),)
-)
 
 TRAINING_TASK = Option(
     'training_task',
@@ -297,102 +155,6 @@ IN_CONTEXT = OptionGroup(
     ),
 )
 
-CHAT_TEMPLATE = OptionGroup(
-    'In-context learning with a local LLM',
-    (
-        Option(
-            'chat_template',
-            'auto',
-            "auto: the chat template of the LLM's tokenizer, if it has one; false: plain text",
-            choices=('auto', 'false'),
-        ),
-    ),
-)
-
-_ENDPOINT = Needs(
-    lambda opt: str(opt.get('model')).endswith(':InContextApiAgent'),
-    'use -m spt_parlai.agents:InContextApiAgent or leave it out',
-)
-
-API = OptionGroup(
-    'In-context learning with an OpenAI-compatible endpoint (InContextApiAgent)',
-    (
-        MAX_NEW_TOKENS,
-        Option('api_base', None, 'URL of the endpoint, such as https://api.openai.com/v1', 'nonestr', needs=_ENDPOINT),
-        Option('api_model', None, 'name of its LLM', 'nonestr', needs=_ENDPOINT),
-        Option(
-            'api_key_env',
-            'OPENAI_API_KEY',
-            'environment variable that holds the key; if it is not set, no key is sent',
-            needs=_ENDPOINT,
-        ),
-        Option(
-            'api_temperature',
-            0.0,
-            'sampling temperature; 0: the likeliest tokens',
-            float,
-            at_least=0,
-            note='0 takes the likeliest tokens',
-            needs=_ENDPOINT,
-        ),
-        Option(
-            'api_parameters',
-            '{}',
-            'further entries of every request, as a JSON object; null removes one: {"max_tokens": null}',
-            needs=_ENDPOINT,
-        ),
-        Option('api_timeout', 60.0, 'seconds to wait for an answer', float, above=0, needs=_ENDPOINT),
-        Option(
-            'api_retries',
-            6,
-            'how often a request is repeated when the server is busy, silent or unreachable',
-            int,
-            at_least=0,
-            needs=_ENDPOINT,
-        ),
-        Option(
-            'api_concurrency',
-            8,
-            'how many requests of a batch (see --batchsize) are under way at a time',
-            int,
-            at_least=1,
-            needs=_ENDPOINT,
-        ),
-    ),
-)
-
-
-RETRIEVAL = OptionGroup(
-    'Retrieved dialogues',
-    (
-        Option(
-            'retrieval_encoder',
-            'facebook/contriever',
-            'Hugging Face id or local folder of a text encoder (mean pooling), or llm: the word embeddings of the '
-            'frozen LLM',
-        ),
-        Option('retrieved', 1, 'how many training dialogues stand before a context', int, at_least=1),
-        Option(
-            'retrieved_length',
-            -1,
-            "the most tokens that retrieved dialogues take of the context's room (-1: a third)",
-            int,
-            check=token_count('retrieved_length', 'a third of the context'),
-        ),
-        Option(
-            'retrieve_per',
-            'turn',
-            'turn: anew for every context; dialogue: once, from what is known before the first reply',
-            choices=('turn', 'dialogue'),
-        ),
-        Option(
-            'retrieval_cache', None, 'folder that keeps the index (default: spt_retrieval in the datapath)', 'nonestr'
-        ),
-        TRAINING_TASK,
-    ),
-)
-
-GROUPS = (LLM, CHAT, METRICS, SOFT_PROMPTS, SPT, LORA, TEXT_PROMPT, IN_CONTEXT, CHAT_TEMPLATE, API, RETRIEVAL)
 
 # ---- our defaults for ParlAI's options ------------------------------------------------------------------------
 

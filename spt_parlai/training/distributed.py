@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+from collections.abc import Iterable
 
 import torch.distributed as dist
 from parlai.utils import distributed, logging
 from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker, num_workers
+from torch.nn import Parameter
 
 from spt_parlai.errors import UsageError
 from spt_parlai.model.memory_estimate import readable_size
@@ -56,14 +58,17 @@ def check_same_start(loop, model_file) -> None:
 # ---- in every batch --------------------------------------------------------------------------------------
 
 
-def accumulates_alone(agent):
+def accumulates_alone(model, accumulated: int, update_freq: int):
     """A context for one batch: in the middle of an update (--update-freq) no process waits for the others' gradients.
+
+    :param model: as wrapped by DistributedDataParallel, if there are several processes.
+    :param accumulated: how many batches of the update have gone before.
 
     ParlAI enters DistributedDataParallel's `no_sync` only for the backward pass, which is too late: the forward pass
     has already arranged for the exchange, so that every batch of an update would have one.
     """
-    last_of_update = (agent._number_grad_accum + 1) % agent.opt.get('update_freq', 1) == 0
-    return contextlib.nullcontext() if last_of_update or not is_distributed() else agent.model.no_sync()
+    last_of_update = (accumulated + 1) % update_freq == 0
+    return contextlib.nullcontext() if last_of_update or not is_distributed() else model.no_sync()
 
 
 def agreed_time(loop, world) -> tuple[float, float, float, float]:
@@ -110,16 +115,15 @@ def sigint_handled_by(handler):
 # ---- what a checkpoint needs from every process ----------------------------------------------------------
 
 
-def average_accumulated_gradients(agent) -> None:
+def average_gradients(parameters: Iterable[Parameter]) -> None:
     """In the middle of an update (--update-freq), give every process the mean of what all have accumulated.
 
     The update's mean over processes stays what it was, and the first process's checkpoint holds all of it.
     """
-    if is_distributed() and agent._number_grad_accum:
-        for parameter in agent.model.parameters():
-            if parameter.requires_grad:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= num_workers()
+    for parameter in parameters if is_distributed() else ():
+        if parameter.requires_grad:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= num_workers()
 
 
 def random_states() -> dict:

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 from helpers.families import build, draw, pad, tiny_lm
+from helpers.option_groups import GROUPS
 
 from spt_parlai.errors import UsageError
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import compile_layers, has_compiler, recompute_activations
 from spt_parlai.objective import SptObjective
 from spt_parlai.options import parlai_options
-from spt_parlai.options.groups import GROUPS
 from spt_parlai.options.validate import check_options
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason='there is no C++ compiler here')

@@ -4,14 +4,16 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 import torch
+from helpers.option_groups import GROUPS
 from parlai.core.params import ParlaiParser
 
+from spt_parlai.agents.rag import RETRIEVAL
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.prediction import loss_metrics
 from spt_parlai.objective import SptObjective
 from spt_parlai.objective.losses import Term
 from spt_parlai.options.declare import Option, OptionGroup, belongs, options_of, token_count
-from spt_parlai.options.groups import GROUPS, IN_CONTEXT, METRICS, RETRIEVAL
+from spt_parlai.options.groups import IN_CONTEXT, METRICS
 from spt_parlai.options.validate import check_options
 
 SIZES = OptionGroup(

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.option_groups import GROUPS
 from helpers.runs import evaluate, train, training_opt
 from parlai.scripts.display_model import DisplayModel
 from parlai.scripts.eval_wordstat import EvalWordStat
@@ -12,7 +13,6 @@ from parlai.scripts.train_model import TrainModel
 
 from spt_parlai import agents
 from spt_parlai.errors import UsageError, flag
-from spt_parlai.options.groups import GROUPS
 from spt_parlai.options.parlai_options import PARLAI, check_training, settle_validation
 from spt_parlai.options.validate import check_options
 

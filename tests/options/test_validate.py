@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from helpers.option_groups import GROUPS
 
 from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options.groups import GROUPS
 from spt_parlai.options.parlai_options import validation_needs_replies
 from spt_parlai.options.validate import check_options
 
