@@ -28,7 +28,7 @@ from spt_parlai.agents.llm import load, log_memory
 from spt_parlai.agents.optimization import Optimization, first_not_finite, memory_errors_explained
 from spt_parlai.agents.persistence import Persistence
 from spt_parlai.agents.persona import persona_of_chat
-from spt_parlai.checkpoints.files import damage_explained
+from spt_parlai.checkpoints.files import damage_explained, describe
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
 from spt_parlai.dialogue.messages import check_message
@@ -185,7 +185,9 @@ class LLMAgent(TorchGeneratorAgent):
             if opt['llm_compile']:
                 with naming(f'--llm {opt["llm"]} with --llm-compile', 'true'):
                     compile_layers(llm)
-        self.persistence.describe(opt, llm, model, self.describe_tuning())
+        self.persistence.description = describe(
+            llm, model, opt['llm'], opt.get('llm_revision'), opt.get('seed'), self.kind, self.describe_tuning()
+        )
         return model
 
     def _should_initialize_optimizer(self) -> bool:
@@ -194,7 +196,8 @@ class LLMAgent(TorchGeneratorAgent):
     @property
     def bare_model(self) -> PromptedLM:
         """The model without the wrapper that distributed training puts around it."""
-        return getattr(self.model, 'module', self.model)
+        model: Any = self.model
+        return getattr(model, 'module', model)
 
     def build_dictionary(self):
         dictionary = super().build_dictionary()

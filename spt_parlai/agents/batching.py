@@ -207,7 +207,8 @@ def pack_batch(batch, dialogues: Sequence[Sequence[TurnExample]], padding: int) 
     the context of each turn ends; message: the number of each turn's message; scored_vec int64 [B, S], if turns have
     one; texts: as in `Batcher.complete`; counts: what ParlAI counts by message, by turn; batchsize: B.
     """
-    rows, row, lengths, message = [], [], [], []
+    rows: list[Sequence[int]] = []
+    row, lengths, message = [], [], []
     for i, turns in enumerate(dialogues):
         packed = pack([turn.context for turn in turns], [turn.target for turn in turns])
         row += [len(rows) + r for r in packed.row]

@@ -121,7 +121,7 @@ class Optimization:
 
 def first_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> str | None:
     """Return the name of the first trained tensor or optimizer state that holds a NaN or an infinity."""
-    named = list(model.named_parameters())
+    named: list[tuple[str, Tensor]] = list(model.named_parameters())
     for state in optimizer.state.values() if optimizer is not None else ():
         named += [(f'the optimizer state {k}', v) for k, v in state.items() if torch.is_tensor(v)]
     for name, tensor in named:

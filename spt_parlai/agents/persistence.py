@@ -34,19 +34,16 @@ class Persistence:
     def __init__(self, path: str | None, kind: str):
         self.path = path
         self.kind = kind
-        self.description: dict[str, Any] = {}  # which LLM and shapes the trained tensors belong to; set with the model
-        self._states = None if path is None else files.load_states(path)
-        if self._states is not None:
+        self.description: dict[str, Any] = {}  # of the model, see `checkpoints.files.describe`; set once it is built
+        self._states: dict[str, Any] | None = None
+        if path is not None:
+            self._states = files.load_states(path)
             files.check_kind(path, self._states['spt'], kind)
 
     @property
     def loads(self) -> bool:
         """Whether what is built will be overwritten by the file."""
         return self._states is not None
-
-    def describe(self, opt, llm, model, tuning: dict[str, Any]) -> None:
-        """Note what the trained tensors belong to. tuning: option → value, which must agree with a file's."""
-        self.description = files.describe(opt, llm, model, self.kind, tuning)
 
     def read(self, path: str) -> dict[str, Any]:
         """Return the states of a file that fits the LLM and the shapes at hand.

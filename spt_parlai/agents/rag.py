@@ -24,7 +24,7 @@ from spt_parlai.dialogue.training_set import settle_training_task, training_dial
 from spt_parlai.errors import UsageError
 from spt_parlai.options.declare import Option, OptionGroup, token_count
 from spt_parlai.options.groups import TRAINING_TASK
-from spt_parlai.retrieval.encoders import LLM, TransformerEncoder, WordEncoder
+from spt_parlai.retrieval.encoders import LLM, TextEncoder, TransformerEncoder, WordEncoder
 from spt_parlai.retrieval.index import DialogueIndex, fingerprint, load_or_make
 
 MARKER = 'similar dialogue:'
@@ -168,7 +168,9 @@ class RagAgent(PromptTuningAgent):
     def _make_index(self, dialogues: list[Dialogue], llm) -> DialogueIndex:
         opt, texts = self.opt, [render(dialogue) for dialogue in dialogues]
         if opt['retrieval_encoder'] == LLM:
-            encoder = WordEncoder(llm, lambda text: self.dict.tokenizer.encode(text, add_special_tokens=False), texts)
+            encoder: TextEncoder = WordEncoder(
+                llm, lambda text: self.dict.tokenizer.encode(text, add_special_tokens=False), texts
+            )
         else:
             encoder = TransformerEncoder(opt['retrieval_encoder'], device_of(opt, self.use_cuda))
         trained_with, here = opt.get('retrieval_data'), fingerprint(texts)

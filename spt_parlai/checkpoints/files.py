@@ -156,23 +156,33 @@ def damage_explained(path: str | os.PathLike | None) -> Iterator[None]:
 # ---- the description --------------------------------------------------------------------------------------
 
 
-def describe(opt, llm, model, agent: str = 'SptAgent', tuning: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe(
+    llm,
+    model,
+    name: str,
+    revision: str | None = None,
+    seed: int | None = None,
+    agent: str = 'SptAgent',
+    tuning: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Describe what trained tensors belong to: the entry `spt` of a checkpoint.
 
+    :param llm: the LLM, by its `name` and revision.
+    :param model: the soft prompts around it.
     :param agent: kind of the agent.
     :param tuning: which weights of the LLM train, as option → value.
     """
     return {
         'format': FORMAT,
         'agent': agent,
-        'llm': opt['llm'],
-        'llm_revision': opt.get('llm_revision'),
+        'llm': name,
+        'llm_revision': revision,
         'fingerprint': llm.fingerprint(),
         'word_size': llm.word_size,
         'num_prompts': model.soft_prompts.num_prompts,
         'prompt_length': model.soft_prompts.length,
         'tuning': tuning or {},
-        'seed': opt.get('seed'),
+        'seed': seed,
     }
 
 

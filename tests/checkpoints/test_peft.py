@@ -33,7 +33,7 @@ def checkpoint(tmp_path):
 
     def make(family, **description):
         model, _ = build(tiny_lm(family))
-        states = {'model': model.state_dict(), 'spt': {**describe({'llm': HUB_ID}, model.llm, model), **description}}
+        states = {'model': model.state_dict(), 'spt': {**describe(model.llm, model, HUB_ID), **description}}
         save_states(states, tmp_path / 'model')
         return tmp_path / 'model', model
 
