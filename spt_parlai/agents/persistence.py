@@ -1,6 +1,6 @@
 """What an agent writes into its model file, and how a run takes it back.
 
-A bad file is refused before the LLM loads. A damaged optimizer or scheduler is refused before the first step, not in it.
+A bad file is refused before the LLM loads, and a damaged optimizer or scheduler before the first step.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ METRICS = OptionGroup(  # for every task, since the paper's metrics are reported
     ),
 )
 
-# ---- of more than one agent -------------------------------------------------------------------------------------------
+# ---- of more than one agent --------------------------------------------------------------------------------------
 
 
 TRAINING_TASK = Option(
