@@ -11,7 +11,6 @@ the frozen LLM alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from torch import Tensor, nn
 
 from spt_parlai import hub
 from spt_parlai.agents import persistence
-from spt_parlai.agents.batching import Batcher, per_message, share_window, window_size
+from spt_parlai.agents.batching import Batcher, by_message, share_window, window_size
 from spt_parlai.agents.generation import Prefixes, blocked_context, found_replies, rank_candidates, search_like
 from spt_parlai.agents.llm import load, log_memory
-from spt_parlai.agents.optimization import Optimization, first_not_finite, memory_errors_explained
+from spt_parlai.agents.optimization import Optimization, accumulates_alone, first_not_finite, memory_errors_explained
 from spt_parlai.agents.persistence import Persistence
 from spt_parlai.agents.persona import persona_of_chat
 from spt_parlai.checkpoints.files import damage_explained, describe
@@ -34,7 +33,7 @@ from spt_parlai.dialogue.history import ContextOf, DialogueHistory
 from spt_parlai.dialogue.messages import check_message
 from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.errors import UsageError, naming
-from spt_parlai.metrics.prediction import loss_metrics, prediction_metrics
+from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import compile_layers
 from spt_parlai.model.prompted_lm import Prediction, PromptedLM
@@ -44,7 +43,7 @@ from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.options.declare import OptionGroup
 from spt_parlai.options.groups import CHAT, LLM, METRICS, set_llm_of, set_training_defaults
 from spt_parlai.options.validate import check_options, chosen_bert
-from spt_parlai.training.distributed import accumulates_alone, average_gradients
+from spt_parlai.training.distributed import average_gradients
 from spt_parlai.training.seeding import seed_everything
 
 
@@ -91,12 +90,12 @@ class LLMAgent(TorchGeneratorAgent):
             prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss
         )
 
-    def metrics_of(self, prediction: Prediction, losses: Losses) -> Iterator[tuple[str, list[Metric]]]:
-        """Yield (name, a metric of each example). ParlAI's own metrics are of the selected prompt."""
-        yield from prediction_metrics(
+    def metrics_of(self, prediction: Prediction, losses: Losses) -> dict[str, list[Metric]]:
+        """Return name → a metric of each example. ParlAI's own metrics are of the selected prompt."""
+        own = prediction_metrics(
             prediction.log_probs, prediction.greedy, prediction.targets, prediction.example, prediction.selected
         )
-        yield from loss_metrics(losses)
+        return {**own, **loss_metrics(losses)}
 
     # ---- construction ---------------------------------------------------------------------------------
 
@@ -277,11 +276,11 @@ class LLMAgent(TorchGeneratorAgent):
         return (losses.total, (self._label_logits(batch), prediction)) if return_output else losses.total
 
     def _record(self, batch, prediction: Prediction, losses: Losses) -> None:
-        message = batch.get('message')
-        for name, values in (batch.get('counts') or {}).items():
+        metrics = self.metrics_of(prediction, losses)
+        if 'message' in batch:  # its examples are turns, and ParlAI counts messages
+            metrics = {**batch.counts, **by_message(metrics, batch.message)}
+        for name, values in metrics.items():
             self.record_local_metric(name, values)
-        for name, values in self.metrics_of(prediction, losses):
-            self.record_local_metric(name, values if message is None else per_message(values, message))
 
     def backward(self, loss, **kwargs):
         super().backward(self.optimization.scaled(loss), **kwargs)

@@ -137,20 +137,16 @@ class Batcher:
         message.force_set('scored', context.scored)
         message.force_set('full_text', context.text)
         message.force_set('persona_text', ' '.join(history.dialogue.persona))
-        message.force_set('full_text_vec', list(history.full_context(replies).ids) if with_full_context else [])
+        message.force_set('full_text_vec', list(history.context(replies, whole=True).ids) if with_full_context else [])
         message.force_set('context_original_length', context.length)
         message.force_set('context_truncate_rate', context.length > len(context.ids))
         message.force_set('context_truncated_length', context.length - len(context.ids))
 
     def add_turns(self, message, turns: Sequence[dict], limit: int | None) -> None:
-        """Write all labelled turns of a whole dialogue into its message, as examples."""
-        examples = self._examples(turns, limit)
-        message.force_set('turns', examples)
-        message.force_set('text_vec', torch.LongTensor(examples[-1].context))  # the longest: ParlAI sorts by it
-        message.force_set('labels_vec', torch.LongTensor(examples[-1].target))
+        """Write all labelled turns of a whole dialogue into its message, as examples.
 
-    def _examples(self, turns: Sequence[dict], limit: int | None) -> list[TurnExample]:
-        """Each labelled turn exactly as it would be had ParlAI told the dialogue message by message."""
+        Each is exactly what it would be had ParlAI told the dialogue message by message.
+        """
         history, examples = self.new_history(), []
         for turn in turns:
             history.update_history(turn)
@@ -165,7 +161,9 @@ class Batcher:
             )
             if self.labels_are_said:
                 history.add_reply(label)
-        return examples
+        message.force_set('turns', examples)
+        message.force_set('text_vec', torch.LongTensor(examples[-1].context))  # the longest: ParlAI sorts by it
+        message.force_set('labels_vec', torch.LongTensor(examples[-1].target))
 
     def complete(self, batch, messages: Sequence) -> None:
         """Add to ParlAI's batch of these messages what the model and the losses need.
@@ -233,12 +231,15 @@ def _padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
 
 
-def per_message(values: Sequence[Metric], message: Sequence[int]) -> list[Metric]:
-    """Add metrics of turns up to one metric for each message."""
-    total: dict[int, Metric] = {}
-    for i, value in zip(message, values, strict=True):
-        total[i] = total[i] + value if i in total else value
-    return list(total.values())
+def by_message(metrics: dict[str, list[Metric]], message: Sequence[int]) -> dict[str, list[Metric]]:
+    """Add metrics of turns up to one metric for each message, by name. message: the number of each turn's message."""
+    added: dict[str, list[Metric]] = {}
+    for name, values in metrics.items():
+        total: dict[int, Metric] = {}
+        for i, value in zip(message, values, strict=True):
+            total[i] = total[i] + value if i in total else value
+        added[name] = list(total.values())
+    return added
 
 
 def turn_counts(dialogues: Sequence[Sequence[TurnExample]]) -> dict[str, list[Metric]]:

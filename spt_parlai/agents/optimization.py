@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from parlai.utils.distributed import is_distributed
 from torch import Tensor, nn
 
 from spt_parlai.errors import UsageError
@@ -41,6 +42,19 @@ def memory_errors_explained(doing: str, several_prompts: bool = False):
         first = ' '.join(reason.split('\n')[0].split())[:160]
         helps = ('--prompt-chunk 1, or ' if several_prompts else '') + _HELPS[doing]
         raise UsageError(f'out of memory while {doing} ({first}); what helps: {helps}.') from error
+
+
+def accumulates_alone(model, accumulated: int, update_freq: int):
+    """A context for one batch: in the middle of an update (--update-freq) no process waits for the others' gradients.
+
+    :param model: as wrapped by DistributedDataParallel, if there are several processes.
+    :param accumulated: how many batches of the update have gone before.
+
+    ParlAI enters DistributedDataParallel's `no_sync` only for the backward pass, which is too late: the forward pass
+    has already arranged for the exchange, so that every batch of an update would have one.
+    """
+    last_of_update = (accumulated + 1) % update_freq == 0
+    return contextlib.nullcontext() if last_of_update or not is_distributed() else model.no_sync()
 
 
 class Optimization:

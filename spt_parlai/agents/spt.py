@@ -8,7 +8,7 @@ import torch
 from parlai.utils.distributed import get_rank
 
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
-from spt_parlai.metrics.prompt_usage import usage_metrics
+from spt_parlai.metrics.batch import usage_metrics
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.objective import Losses, SptObjective
@@ -139,8 +139,7 @@ class SptAgent(PromptTuningAgent):
         return torch.randn(scores.shape, generator=generator).to(scores)
 
     def metrics_of(self, prediction, losses):
-        yield from super().metrics_of(prediction, losses)
-        yield from usage_metrics(prediction.selected, losses.nll)
+        return {**super().metrics_of(prediction, losses), **usage_metrics(prediction.selected, losses.nll)}
 
     def eval_step(self, batch):
         output = super().eval_step(batch)

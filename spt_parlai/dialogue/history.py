@@ -22,7 +22,7 @@ class DialogueHistory(History):
 
     def __init__(self, opt, persona: Sequence[str] = (), context_of: ContextOf | None = None, **kwargs):
         self.given_persona = list(persona)
-        self._context_of = context_of or self._by_template
+        self._context_of = context_of
         super().__init__(opt, **kwargs)
         self.reset()
 
@@ -42,25 +42,18 @@ class DialogueHistory(History):
         self.dialogue.reply(text)
         self.dialogue.keep_newest(self.size)
 
-    def context(self, replies: Sequence[str] = ()) -> Context:
-        """The context of the next reply, at most `max_len` tokens.
+    def context(self, replies: Sequence[str] = (), whole: bool = False) -> Context:
+        """Return the context of the next reply, at most `max_len` tokens.
 
         :param replies: that reply or its alternatives, if known.
+        :param whole: return it without truncation.
         """
-        return self._context(self.max_len, replies)
-
-    def full_context(self, replies: Sequence[str] = ()) -> Context:
-        """The context of the next reply without truncation."""
-        return self._context(None, replies)
-
-    def _context(self, limit: int | None, replies: Sequence[str]) -> Context:
-        dialogue = self.dialogue
+        dialogue, limit = self.dialogue, None if whole else self.max_len
         if self.temp_history is not None:  # part of this turn only
             dialogue = Dialogue(list(dialogue.persona), list(dialogue.turns))
             dialogue.observe(self.temp_history)
-        return self._context_of(dialogue, limit, replies)
-
-    def _by_template(self, dialogue: Dialogue, limit: int | None, _replies) -> Context:
+        if self._context_of is not None:
+            return self._context_of(dialogue, limit, replies)
         return build_context(dialogue, self.dict.piece, self.dict.bos, limit)
 
     def get_history_str(self) -> str:

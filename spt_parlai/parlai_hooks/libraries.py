@@ -57,26 +57,6 @@ def patch_delayed_nucleus_beam() -> None:
     DelayedNucleusBeamSearch.update_p = NucleusSampling.update_p
 
 
-def patch_absent_metrics() -> None:
-    """Skip a metric that could not be computed.
-
-    Breaks: ``TypeError`` (``None + None``) in every evaluation that generates, on an
-    installation without nltk: ``BleuMetric.compute`` then answers ``None``.
-    Where: ``parlai/core/metrics.py:953``, called from line 1071.
-    Safe: for a metric with earlier values, adding ``None`` already changes nothing.
-    Goes: when ``Metrics.add`` accepts the ``None`` that its signature allows.
-    """
-    from parlai.core.metrics import Metrics
-
-    parlai_add = Metrics.add
-
-    def add(self, key, value):
-        if value is not None:
-            parlai_add(self, key, value)
-
-    Metrics.add = add
-
-
 def patch_rouge_tokenizer() -> None:
     """Let ROUGE work without nltk's downloaded sentence model.
 

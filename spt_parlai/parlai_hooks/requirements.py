@@ -25,6 +25,8 @@ def _problem() -> str | None:
         found = _version('setuptools')
         have = f'setuptools {found} no longer has it' if found else 'setuptools is not installed'
         return f'ParlAI imports pkg_resources, and {have} (it needs setuptools < 82)'
+    if util.find_spec('nltk') is None:
+        return "nltk is not installed, and ParlAI's BLEU fails without it"
     for package, needed in (('torch', (2, 11)), ('transformers', (5,))):
         version = _version(package)
         if version is None:

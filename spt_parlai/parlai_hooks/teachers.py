@@ -10,10 +10,11 @@ metrics, the log and the dialogue history see the whole one.
 
 from __future__ import annotations
 
-from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDisplayData
+from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDisplayData, Metrics
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
 from spt_parlai.dialogue.messages import split_message
+from spt_parlai.metrics.bertscore import BertModel
 from spt_parlai.metrics.perplexity import nll_of, perplexities
 from spt_parlai.metrics.registry import DEFINITIONS, response_metrics
 from spt_parlai.metrics.reply import trim
@@ -50,73 +51,62 @@ def add_metric_options() -> None:
     Teacher.add_cmdline_args = classmethod(add_cmdline_args)
 
 
-def check_metric_options() -> None:
-    """Refuse a ``--bertscore`` that cannot work when the teacher is built.
+def report_paper_metrics() -> None:
+    """Report the paper's metrics of every reply in an evaluation, whichever agent gives it.
 
-    Breaks: an unknown model or a missing library is noticed only after the first reply has been generated.
+    A ``--bertscore`` that cannot work is refused here, before the first reply.
+
+    Breaks: nothing; without this the metrics exist only for agents of this package.
     Where: ``FixedDialogTeacher.__init__``, ``parlai/core/teachers.py:314``.
-    Safe: the check changes nothing; ParlAI's own constructor follows.
-    Goes: with :func:`report_paper_metrics`.
+    Safe: the teachers of training stay as they are, and ParlAI's own metrics are computed first.
+    Goes: when ParlAI lets a package add metrics to every task.
     """
     parlai_init = FixedDialogTeacher.__init__
 
     def init(self, opt, shared=None):
-        chosen_bert(opt)
+        bert = chosen_bert(opt)
         parlai_init(self, opt, shared)
+        if not self.training and opt.get('paper_metrics', True):
+            _report(self, opt.get('trim_responses', False), bert)
 
     FixedDialogTeacher.__init__ = init
 
 
-def remember_persona() -> None:
-    """Keep the episode's ``your persona:`` lines for the metrics that compare a reply with the persona.
+def _report(teacher, trims: bool, bert: BertModel | None) -> None:
+    """Let one teacher remember the persona of its episode, and add the metrics of each reply to its report."""
+    process_action, observe = teacher.process_action, teacher.observe
+    persona: list[str] = []  # it stands in an episode's first message, and a teacher keeps only its last
 
-    Breaks: these metrics have no persona: it stands in an episode's first message, and a teacher keeps only its last.
-    Where: ``FixedDialogTeacher.process_action``, ``parlai/core/teachers.py:610``.
-    Safe: the message itself is not changed.
-    Goes: with :func:`report_paper_metrics`.
-    """
-    parlai_process_action = FixedDialogTeacher.process_action
-
-    def process_action(self, action):
-        last = getattr(self, 'last_act', None)
+    def remember_persona(action):
+        last = getattr(teacher, 'last_act', None)
         if last is None or last.get('episode_done', False):
-            self._persona = []
-        if isinstance(action.get('text'), str) and not self.training:
-            self._persona = [*getattr(self, '_persona', ()), *split_message(action['text'])[0]]
-        return parlai_process_action(self, action)
+            persona.clear()
+        if isinstance(action.get('text'), str):
+            persona.extend(split_message(action['text'])[0])
+        return process_action(action)
 
-    FixedDialogTeacher.process_action = process_action
-
-
-def report_paper_metrics() -> None:
-    """Add the paper's metrics of a reply to the report of an evaluation.
-
-    Breaks: nothing; without this the metrics exist only for agents of this package.
-    Where: ``FixedDialogTeacher.observe``, ``parlai/core/teachers.py:536``.
-    Safe: ParlAI's own metrics are computed first and stay as they are; training is not touched.
-    Goes: when ParlAI lets a package add metrics to every task.
-    """
-    parlai_observe = FixedDialogTeacher.observe
-
-    def observe(self, observation):
-        labels = getattr(self, 'lastY', None)  # ParlAI forgets them
-        observation = parlai_observe(self, observation)
-        if labels and not self.training and self.opt.get('paper_metrics', True):
-            _add_metrics(self, observation, list(labels))
+    def add_metrics(observation):
+        labels = getattr(teacher, 'lastY', None)  # ParlAI forgets them
+        observation = observe(observation)
+        if labels:
+            reply = observation.get('text')
+            if trims and isinstance(reply, str):
+                reply = trim(reply)
+            _add_metrics(teacher.metrics, observation.get('metrics', {}), reply, list(labels), persona, bert)
         return observation
 
-    FixedDialogTeacher.observe = observe
+    teacher.process_action, teacher.observe = remember_persona, add_metrics
 
 
-def _add_metrics(teacher, observation, labels: list[str]) -> None:
-    """Add the metrics of one reply to the teacher's report, and those that are means over replies to the log."""
-    reply, logged = observation.get('text'), observation.get('metrics', {})
+def _add_metrics(
+    report: Metrics, logged: dict, reply: str | None, labels: list[str], persona: list[str], bert: BertModel | None
+) -> None:
+    """Add the metrics of one reply to the report, and those that are means over replies to the log."""
     nll = nll_of(logged, labels)
     named = [] if nll is None else [*perplexities(nll, labels[0])]
     if isinstance(reply, str):
-        reply = trim(reply) if teacher.opt.get('trim_responses') else reply
-        named += response_metrics(reply, labels, ' '.join(getattr(teacher, '_persona', ())), chosen_bert(teacher.opt))
+        named += response_metrics(reply, labels, ' '.join(persona), bert)
     for name, metric in named:
-        teacher.metrics.add(name, metric)
+        report.add(name, metric)
         if isinstance(metric, AverageMetric):
             logged[name] = metric

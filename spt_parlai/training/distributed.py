@@ -58,19 +58,6 @@ def check_same_start(loop, model_file) -> None:
 # ---- in every batch --------------------------------------------------------------------------------------
 
 
-def accumulates_alone(model, accumulated: int, update_freq: int):
-    """A context for one batch: in the middle of an update (--update-freq) no process waits for the others' gradients.
-
-    :param model: as wrapped by DistributedDataParallel, if there are several processes.
-    :param accumulated: how many batches of the update have gone before.
-
-    ParlAI enters DistributedDataParallel's `no_sync` only for the backward pass, which is too late: the forward pass
-    has already arranged for the exchange, so that every batch of an update would have one.
-    """
-    last_of_update = (accumulated + 1) % update_freq == 0
-    return contextlib.nullcontext() if last_of_update or not is_distributed() else model.no_sync()
-
-
 def agreed_time(loop, world) -> tuple[float, float, float, float]:
     """`TrainLoop._get_time` for several processes, with one exchange: the epochs of all processes are added up, and the
     clocks, including the one for saving, are those of the first process.

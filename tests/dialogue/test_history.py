@@ -55,4 +55,4 @@ def test_the_limit_holds_for_the_context_alone(history):
     h = history(maxlen=20)
     for _ in range(10):
         h.update_history({'text': 'hello how are you ?'})
-    assert len(h.context().ids) <= 20 < len(h.full_context().ids) == h.context().length
+    assert len(h.context().ids) <= 20 < len(h.context(whole=True).ids) == h.context().length

@@ -9,7 +9,7 @@ from parlai.core.params import ParlaiParser
 
 from spt_parlai.agents.rag import RETRIEVAL
 from spt_parlai.errors import UsageError
-from spt_parlai.metrics.prediction import loss_metrics
+from spt_parlai.metrics.batch import loss_metrics
 from spt_parlai.objective import SptObjective
 from spt_parlai.objective.losses import Term
 from spt_parlai.options.declare import Option, OptionGroup, belongs, options_of, token_count
@@ -136,7 +136,7 @@ def test_a_fifth_loss_is_one_field():
     log_probs, scores = torch.randn(2, 6).log_softmax(0), torch.randn(3, 2)
     example, similar = torch.tensor([0, 0, 1, 1, 2, 2]), torch.eye(3, dtype=torch.bool)
     losses = objective(log_probs, scores, example, similar)
-    logged = {name: [metric.value() for metric in values] for name, values in loss_metrics(losses)}
+    logged = {name: [metric.value() for metric in values] for name, values in loss_metrics(losses).items()}
     expected = -torch.log_softmax(scores, -1).amax(-1)
     assert logged['sharpness'] == pytest.approx(expected.tolist())
     four = SptObjective()(log_probs, scores, example, similar)

@@ -1,11 +1,9 @@
 """Each test shows one ParlAI break repaired; all fail without ``spt_parlai.parlai_hooks.libraries``."""
 
-import builtins
-
 import numpy as np
 import pytest
 from parlai.core.dict import DictionaryAgent
-from parlai.core.metrics import BleuMetric, RougeMetric, TeacherMetrics
+from parlai.core.metrics import BleuMetric, RougeMetric
 from parlai.core.opt import Opt
 from parlai.scripts.eval_model import EvalModel
 from parlai.scripts.train_model import TrainModel
@@ -67,22 +65,6 @@ def test_delayed_nucleus_beam(task, model_file, beam_size, delay):
         beam_delay=delay,
     )
     assert report['gen_n_toks'].value() >= 1
-
-
-def test_evaluation_without_nltk(monkeypatch):
-    import_module = builtins.__import__
-
-    def without_nltk(name, *args, **kwargs):
-        if name.partition('.')[0] == 'nltk':
-            raise ImportError(name)
-        return import_module(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, '__import__', without_nltk)
-    metrics = TeacherMetrics()
-    metrics.evaluate_response({'text': 'i am fine'}, ['i am fine'])
-    report = metrics.report()
-    assert report['f1'].value() == 1
-    assert 'bleu-4' not in report
 
 
 def test_bleu_needs_no_data():

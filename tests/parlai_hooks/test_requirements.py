@@ -27,6 +27,7 @@ def without(monkeypatch):
     [
         (('parlai',), {}, 'ParlAI 1.7.2 is not installed'),
         (('pkg_resources',), {'setuptools': '82.0.1'}, 'setuptools 82.0.1'),
+        (('nltk',), {}, "nltk is not installed, and ParlAI's BLEU fails without it"),
         ((), {'torch': '2.9.1+cu128'}, 'torch 2.9.1+cu128 is older than 2.11'),
         ((), {'transformers': '4.57.0'}, 'transformers 4.57.0 is older than 5'),
     ],
