@@ -86,7 +86,7 @@ def import_authors(
     """Convert a checkpoint of the paper's authors to a model file of SptAgent."""
     from parlai.utils import logging
 
-    from spt_parlai.checkpoints.authors import import_authors as run
+    from spt_parlai.agents.import_authors import import_authors as run
 
     logging.set_log_level('WARN')
     K, L, D = run(source, llm, out, llm_revision, llm_dtype, force).prompts.shape

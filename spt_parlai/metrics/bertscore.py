@@ -10,7 +10,6 @@ from typing import NamedTuple, Self
 
 from parlai.utils import logging
 
-from spt_parlai.errors import UsageError
 from spt_parlai.hub import hub_answers
 from spt_parlai.metrics.corpus import Gathered
 
@@ -78,7 +77,7 @@ class BertScore(Gathered):
 def scorer(model: BertModel) -> Scorer:
     """The scorer of this encoder; one encoder is kept in memory.
 
-    :raises UsageError: if it cannot be loaded.
+    :raises ValueError: if it cannot be loaded.
     """
     return Scorer(model)
 
@@ -94,10 +93,8 @@ class Scorer:
                 model_type=model.source, num_layers=model.layer, device=model.device, batch_size=BATCH
             )
         except Exception as error:  # damaged files raise whatever their readers raise
-            # The encoder is loaded when a report needs it, where no caller could name the option any more.
-            raise UsageError(
-                f'BERTScore encoder {model.source}: it could not be loaded ({_reason(error)}); '
-                f'give an encoder such as {PAPER}, or its folder.'
+            raise ValueError(
+                f'the encoder could not be loaded ({_reason(error)}); give one such as {PAPER}, or its folder'
             ) from error
         logging.info(f'BERTScore: {self._scorer.hash}')
         tokenizer = self._scorer._tokenizer

@@ -14,7 +14,8 @@ from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDispl
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
 from spt_parlai.dialogue.messages import split_message
-from spt_parlai.metrics.bertscore import BertModel
+from spt_parlai.errors import naming
+from spt_parlai.metrics.bertscore import BertModel, scorer
 from spt_parlai.metrics.perplexity import nll_of, perplexities
 from spt_parlai.metrics.registry import DEFINITIONS, response_metrics
 from spt_parlai.metrics.reply import trim
@@ -67,6 +68,9 @@ def report_paper_metrics() -> None:
         bert = chosen_bert(opt)
         parlai_init(self, opt, shared)
         if not self.training and opt.get('paper_metrics', True):
+            if bert:
+                with naming('--bertscore', opt['bertscore']):
+                    scorer(bert)  # loads the encoder, which the report could not do without
             _report(self, opt.get('trim_responses', False), bert)
 
     FixedDialogTeacher.__init__ = init

@@ -14,7 +14,8 @@ from parlai.core.agents import create_agent_from_model_file
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from spt_parlai.checkpoints.authors import import_authors, read_authors
+from spt_parlai.agents.import_authors import import_authors
+from spt_parlai.checkpoints.authors import read_authors
 from spt_parlai.checkpoints.files import load_states
 from spt_parlai.cli import app
 from spt_parlai.errors import UsageError

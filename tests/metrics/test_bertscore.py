@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from parlai.core.teachers import create_task_agent_from_taskname
+from parlai.scripts.eval_model import EvalModel
 from transformers import AutoTokenizer
 
 from spt_parlai.errors import UsageError
@@ -132,11 +134,20 @@ def test_encoders_that_cannot_work_are_refused(encoders, tmp_path, monkeypatch):
             chosen_bert({'bertscore': str(name), 'bertscore_layer': 1})
     (tmp_path / 'weightless').mkdir()
     (tmp_path / 'weightless' / 'config.json').write_text((Path(encoders['bert']) / 'config.json').read_text())
-    with pytest.raises(UsageError, match='could not be loaded'):
+    with pytest.raises(ValueError, match='^the encoder could not be loaded .*; give one such as ') as error:
         scored([('a', ['b'])], on_cpu(str(tmp_path / 'weightless'), 1))
+    assert '--' not in str(error.value)
     with pytest.raises(UsageError, match='--paper-metrics false leaves out'):
         chosen_bert({'bertscore': encoders['bert'], 'bertscore_layer': 1, 'paper_metrics': False})
     find_encoder.cache_clear()
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(UsageError, match=r"bert-score is not installed; pip install 'spt_parlai\[bertscore\]'"):
         chosen_bert({'bertscore': encoders['bert'], 'bertscore_layer': 1})
+
+
+def test_an_encoder_that_does_not_load_is_refused_before_the_first_reply(encoders, tmp_path):
+    (tmp_path / 'config.json').write_text((Path(encoders['bert']) / 'config.json').read_text())
+    asked = {'task': 'spt_parlai.tasks.sample', 'bertscore': str(tmp_path), 'bertscore_layer': 1}
+    opt = EvalModel.setup_args().parse_kwargs(model='fixed_response', fixed_response='hi', datatype='valid', **asked)
+    with pytest.raises(UsageError, match=f'^--bertscore {tmp_path}: the encoder could not be loaded'):
+        create_task_agent_from_taskname(opt)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from parlai.core.build_data import DownloadableFile
-from parlai.core.metrics import TeacherMetrics
+from parlai.core.metrics import RougeMetric
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 from parlai.scripts import train_model
 from parlai.scripts.train_model import TrainLoop
@@ -23,7 +23,7 @@ FOREIGN = ('parlai', 'torch', 'transformers', 'requests', 'peft', 'numpy', 'rand
 
 
 def test_installing_twice_changes_nothing():
-    owners = (TeacherMetrics, TrainLoop, FixedDialogTeacher, Teacher, DownloadableFile, train_model)
+    owners = (RougeMetric, TrainLoop, FixedDialogTeacher, Teacher, DownloadableFile, train_model)
     before = [dict(vars(owner)) for owner in owners]
     parlai_hooks.install()
     assert [dict(vars(owner)) for owner in owners] == before
@@ -56,11 +56,11 @@ def test_the_hooks_are_in_place():
     from parlai.utils import distributed
 
     for function in (
-        TeacherMetrics.add,
+        RougeMetric.compute_many,
         TrainLoop.train_steps,
         TrainLoop._get_time,
         train_model.load_eval_worlds,
-        FixedDialogTeacher.observe,
+        FixedDialogTeacher.__init__,
         DownloadableFile.download_file,
         worlds._create_task_agents,
         multiprocessing_train.multiprocess_train,
