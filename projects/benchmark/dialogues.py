@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import spt_parlai.tasks.sample
-from spt_parlai.agents.batching import Turn, pack_batch
+from spt_parlai.agents.batching import TurnExample, pack_batch
 from spt_parlai.dialogue.dictionary import NULL_ID, TokenizerDictionary
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import build_context
@@ -65,7 +65,7 @@ class Reader:
                 f'--tokenizer {self.llm} has {len(self.dict)} tokens, the shape has {self.vocabulary}; give another.'
             )
 
-    def turns(self, episode: Episode) -> list[Turn]:
+    def turns(self, episode: Episode) -> list[TurnExample]:
         """The turns that the agent makes of a `whole_dialogue` message."""
         dialogue, turns = Dialogue(), []
         for heard, reply in episode:
@@ -74,7 +74,9 @@ class Reader:
             ids = self.dict.txt2vec(reply)
             target = [*ids[: self.label_limit - 1], self.dict.eos]
             turns.append(
-                Turn(list(context.ids), target, context.text, ' '.join(dialogue.persona), context.length, len(ids) + 1)
+                TurnExample(
+                    list(context.ids), target, context.text, ' '.join(dialogue.persona), context.length, len(ids) + 1
+                )
             )
             dialogue.reply(reply)
         return turns
@@ -82,7 +84,7 @@ class Reader:
     def packed(self, chosen: Sequence[Episode]) -> dict:
         """Whole dialogues → the batch that the agent makes of them."""
         dialogues = [self.turns(episode) for episode in chosen]
-        batch: dict = {'texts': [turn.text for turns in dialogues for turn in turns]}
+        batch: dict = {}
         pack_batch(batch, dialogues, NULL_ID)
         return batch
 
@@ -92,7 +94,7 @@ class Reader:
         return {
             'text_vec': padded([turn.context for turn in turns]),
             'label_vec': padded([turn.target for turn in turns]),
-            'texts': [turn.text for turn in turns],
+            'texts': {'context': [turn.text for turn in turns], 'persona': [turn.persona for turn in turns]},
             'batchsize': len(turns),
         }
 

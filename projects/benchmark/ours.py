@@ -66,7 +66,7 @@ class Ours(Trainer):
             context_length=batch.get('context_length'),
             token_loss=self.token_loss,
         )
-        similar = self.similar(batch['texts'], THRESHOLD).to(self.device)
+        similar = self.similar(batch['texts']['context'], THRESHOLD).to(self.device)
         losses = self.objective(
             prediction.log_probs, prediction.scores, prediction.example, similar, token_loss=prediction.token_loss
         )

@@ -205,6 +205,10 @@ class LLMAgent(TorchGeneratorAgent):
             raise UsageError(f'--verbose-topk {k}: the LLM knows {len(dictionary)} tokens; give at most these.')
         return dictionary
 
+    def set_interactive_mode(self, mode, shared=False):
+        super().set_interactive_mode(mode, shared)
+        self.skip_generation = not mode and bool(self.opt.get('skip_generation'))
+
     # ---- observations → batch -------------------------------------------------------------------------
 
     def build_history(self):

@@ -59,7 +59,7 @@ class Persistence:
         """Write the options first, then the checkpoint, each whole or not at all."""
         kept = {name: value for name, value in opt.items() if name not in _NOT_SAVED}
         if kept.get('mutators') == MUTATOR:  # the training loop's own choice; other commands see data as it is
-            kept['mutators'] = None
+            del kept['mutators']
         files.save_json(kept, f'{path}.opt')
         dictionary.save(f'{path}.dict')
         files.save_states({**states, 'spt': self.description}, path)

@@ -13,7 +13,7 @@ from parlai.core.teachers import create_task_agent_from_taskname
 from parlai.core.torch_generator_agent import TorchGeneratorAgent
 
 from spt_parlai.agents.base import LLMAgent
-from spt_parlai.agents.generation import search_batch
+from spt_parlai.agents.generation import search_like
 from spt_parlai.model import decoding
 
 SIZES = (1, 3, 16)
@@ -35,6 +35,12 @@ OWN_LOOP = {
     'delayed': {'inference': 'delayedbeam'},
     'verbose': {'verbose': True},
 }
+
+
+def batch_search(agent):
+    """The search for a whole batch that the agent uses, or None where ParlAI's own loop is needed."""
+    like = agent._treesearch_factory(torch.device('cpu'), verbose=agent.show_token_details)
+    return search_like(like.set_block_list(agent.beam_block_list), agent.temperature, 3)
 
 
 def build(llm, **options):
@@ -121,7 +127,7 @@ def test_every_search_that_runs_in_a_batch(tiny_llms, contexts, llm, kind):
     for size in SIZES:
         batch = batches(agent, contexts, size)[0]
         with torch.no_grad():
-            assert search_batch(agent, batch, 3) is not None
+            assert batch_search(agent) is not None
         tokens = assert_same(agent, batch)
     assert len({tuple(reply) for reply in tokens}) > 2  # of sixteen contexts
 
@@ -162,7 +168,7 @@ def test_what_needs_parlais_own_loop_gets_it(tiny_llms, contexts, options):
     agent = build(tiny_llms.opt, **options)
     batch = batches(agent, contexts, 2)[0]
     with torch.no_grad():
-        assert search_batch(agent, batch, 3) is None
+        assert batch_search(agent) is None
         assert len(agent.eval_step(batch).text) == 2
 
 
@@ -172,7 +178,7 @@ def test_blocked_words_and_given_beginnings_need_parlais_own_loop(tiny_llms, con
     (tokens, _, _), *_ = agent._generate(batch, 1, 3, prefix_tokens=torch.tensor([[5], [5]]))[0]
     assert tokens[1] == 5
     agent.beam_block_list.add('hello')
-    assert search_batch(agent, batch, 3) is None
+    assert batch_search(agent) is None
 
 
 def test_parlais_own_loop_never_sorts_the_cache_of_rows_that_stay(tiny_llms, contexts, monkeypatch):

@@ -160,7 +160,7 @@ def test_rank_that_matches_spt(tiny_llms, options, rank, values):
     """With D = 16, SPT trains K·L·16 + 544 values; each rank of an adapted layer 16 → 16 has 32, of 16 → 32 has 48."""
     agent = agent_of(tiny_llms.opt, 'LoraAgent', no_cuda=True, **options)
     assert sum(p.numel() for p in agent.model.parameters()) == values
-    assert agent.description['tuning'] == {
+    assert agent.persistence.description['tuning'] == {
         '--lora-rank': rank,
         '--lora-alpha': str(2 * rank),
         '--lora-targets': options.get('lora_targets', 'q_proj,v_proj'),

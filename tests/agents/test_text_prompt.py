@@ -93,6 +93,7 @@ def test_there_is_nothing_to_train(tiny_llms, tmp_path):
 
 def test_a_text_must_leave_room_for_the_context(tiny_llms):
     with pytest.raises(
-        UsageError, match="^--prompt-text 'so so .*: of its .* tokens the context has room for 120; shorten it.$"
+        UsageError,
+        match="^--prompt-text 'so so .*: it is 600 tokens long, and the context has room for 120; shorten it.$",
     ):
         agent_with(tiny_llms.opt, 'so ' * 200)

@@ -75,8 +75,8 @@ def test_gradients_of_a_half_precision_llm(make, dtype, tolerance):
         agent, batches = make(llm_dtype=name)
         agent.zero_grad()
         agent.backward(agent.compute_loss(batches[0]))
-        if agent.scaler is not None:
-            agent.scaler.unscale_(agent.optimizer)
+        if agent.optimization.scaler is not None:
+            agent.optimization.scaler.unscale_(agent.optimizer)
         gradients[name] = torch.cat([p.grad.flatten() for p in agent.model.parameters()])
     error = (gradients[dtype] - gradients['float32']).norm() / gradients['float32'].norm()
     assert 0 < float(error) < tolerance
@@ -89,8 +89,8 @@ def test_float16_gradients_are_scaled(make):
         agent, batches = make(llm_dtype=dtype, lambda_selection=0.0, lambda_contrastive=0.0, lambda_fusion=0.0)
         agent.zero_grad()
         agent.backward(1e-6 * agent.compute_loss(batches[0]))
-        if agent.scaler is not None:
-            agent.scaler.unscale_(agent.optimizer)
+        if agent.optimization.scaler is not None:
+            agent.optimization.scaler.unscale_(agent.optimizer)
         gradients[dtype] = agent.model.soft_prompts.tokens.grad
     assert gradients['float32'].abs().max() < 1e-7  # float16 knows nothing that small
     error = (gradients['float16'] - gradients['float32']).norm() / gradients['float32'].norm()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,3 +263,24 @@ def test_a_continued_run_keeps_its_seed_and_learning_rate_and_says_so(tiny_llms,
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=1e-7)
     assert json.loads((tmp_path / 'm.opt').read_text())['learningrate'] == 0.01
+
+
+# ---- killed at any moment ------------------------------------------------------------------------------------
+
+KILLS = int(os.environ.get('SPT_KILLS', '2'))  # 20: 20 random kills and every deliberate one
+
+
+def test_killed_runs_end_as_one_left_alone(tiny_llms, tmp_path):
+    """A SIGKILL at any moment leaves a state from which the same command goes on to the same numbers."""
+    script = Path(__file__).with_name('stopped_runs.py')
+    deliberate = 'all' if KILLS >= 20 else str(KILLS)
+    options = ['--llm', tiny_llms.opt, '--work', tmp_path, '--random', str(KILLS), '--deliberate', deliberate]
+    done = subprocess.run(
+        [sys.executable, script, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+    print(done.stdout)  # with the seed of what was drawn
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert f'{KILLS} random and ' in done.stdout
