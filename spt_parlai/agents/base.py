@@ -42,6 +42,7 @@ from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.options.declare import OptionGroup
 from spt_parlai.options.groups import CHAT, LLM, METRICS, set_llm_of, set_training_defaults
+from spt_parlai.options.parlai_options import check_parlai_options
 from spt_parlai.options.validate import check_options, chosen_bert
 from spt_parlai.training.distributed import average_gradients
 from spt_parlai.training.seeding import seed_everything
@@ -135,6 +136,7 @@ class LLMAgent(TorchGeneratorAgent):
 
         :raises UsageError: for an option or a model file that cannot work.
         """
+        check_parlai_options(opt)
         check_options(opt, self.options)
         if not self.trains and is_distributed():
             opt['ddp_backend'] = 'none'  # torch's wrapper refuses a model without parameters

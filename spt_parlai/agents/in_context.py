@@ -7,7 +7,7 @@ from parlai.utils import logging
 
 from spt_parlai.agents.base import LLMAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
-from spt_parlai.agents.in_context_api import API
+from spt_parlai.agents.in_context_api import API, IN_CONTEXT
 from spt_parlai.dialogue.instruction import (
     Instruction,
     chat_messages,
@@ -22,7 +22,6 @@ from spt_parlai.dialogue.template import Context, render
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
 from spt_parlai.options.declare import Option, OptionGroup
-from spt_parlai.options.groups import IN_CONTEXT
 
 CHAT_TEMPLATE = OptionGroup(
     'In-context learning with a local LLM',

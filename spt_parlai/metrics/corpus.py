@@ -13,8 +13,6 @@ from typing import Self
 from parlai.core.metrics import Metric
 from sacrebleu.metrics import BLEU
 
-from spt_parlai.metrics.reply import words
-
 # This scorer only counts one reply's n-grams; the score that it gives is not used.
 _counter = BLEU(tokenize='13a', smooth_method='exp', effective_order=True)
 ORDERS = _counter.max_ngram_order
@@ -124,7 +122,7 @@ class Distinct(Gathered):
         return like
 
     def value(self) -> float:
-        replies = [words(reply) for reply in self.items()]
+        replies = [reply.split() for reply in self.items()]
         return sum(_distinct(list(_ngrams(replies, n))) for n in self._orders) / len(self._orders)
 
     def __reduce__(self):

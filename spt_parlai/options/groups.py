@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spt_parlai.dialogue.instruction import INSTRUCTION
-from spt_parlai.model.loading import DTYPES
 from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs
 
 # ---- of every agent -------------------------------------------------------------------------------------------
@@ -26,7 +24,7 @@ LLM = OptionGroup(
             'llm_dtype',
             'auto',
             'auto: float32 on a CPU, the stored dtype on a GPU (half precision with --fp16 true)',
-            choices=('auto', *DTYPES),
+            choices=('auto', 'float32', 'bfloat16', 'float16'),
         ),
         Option('llm_device_map', 'none', "none, or accelerate's placement: auto, balanced, or a JSON file"),
         Option(
@@ -125,7 +123,7 @@ METRICS = OptionGroup(  # for every task, since the paper's metrics are reported
     ),
 )
 
-# ---- of more than one agent --------------------------------------------------------------------------------------
+# ---- of more than one agent -----------------------------------------------------------------------------------
 
 
 TRAINING_TASK = Option(
@@ -134,27 +132,6 @@ TRAINING_TASK = Option(
     'task whose training dialogues are shown before a context; default: the -t of the run that trains',
     'nonestr',
 )
-
-IN_CONTEXT = OptionGroup(
-    'In-context learning',
-    (
-        Option(
-            'instruction',
-            INSTRUCTION,
-            'what the LLM is told before the persona and the dialogue',
-            check=lambda opt: None if opt['instruction'].strip() else 'say what the LLM is to do, or leave it out',
-        ),
-        Option(
-            'shots',
-            0,
-            'how many training dialogues are shown as examples; --seed draws them, the same for every query',
-            int,
-            at_least=0,
-        ),
-        TRAINING_TASK,
-    ),
-)
-
 
 # ---- our defaults for ParlAI's options ------------------------------------------------------------------------
 

@@ -221,11 +221,12 @@ PARLAI = OptionGroup(
 # ---- further rules --------------------------------------------------------------------------------------------
 
 
-def check_effects(opt: Opt) -> None:
-    """Refuse what `PARLAI` cannot say: options that contradict each other, the machine, or the LLM's tokenizer.
+def check_parlai_options(opt: Opt) -> None:
+    """Refuse what cannot work of ParlAI's own options, before anything is loaded.
 
-    :raises UsageError: naming the option.
+    :raises UsageError: naming the option and the value.
     """
+    PARLAI.check(opt)
     if 'freq_bins' in opt and not opt.get('external_dict'):
         raise UsageError(
             "--freq-bins: an LLM's tokenizer counts no words; add --external-dict with a file of parlai build_dict."

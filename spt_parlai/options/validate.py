@@ -9,20 +9,18 @@ import torch
 from spt_parlai.errors import UsageError, naming
 from spt_parlai.metrics.bertscore import BertModel, best_layer, find_encoder
 from spt_parlai.options.declare import Opt, OptionGroup
-from spt_parlai.options.parlai_options import PARLAI, check_effects
 
 
 def check_options(opt: Opt, groups: Iterable[OptionGroup]) -> None:
-    """Refuse what cannot work of an agent's own options and of ParlAI's, before anything is loaded.
+    """Refuse what cannot work of an agent's own options, before anything is loaded.
 
     :param groups: the agent's options; those absent from `opt` pass.
     :raises UsageError: naming the option and the value.
     """
-    for group in (PARLAI, *groups):
+    for group in groups:
         group.check(opt)
     if opt.get('persona') is not None and opt.get('persona_file'):
         raise UsageError('--persona and --persona-file were both given: give one of them.')
-    check_effects(opt)
 
 
 def chosen_bert(opt: Opt) -> BertModel | None:

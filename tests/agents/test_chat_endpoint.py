@@ -8,7 +8,7 @@ import time
 import pytest
 from helpers.chat_server import Answer, chat_server, says
 
-from spt_parlai.agents.in_context_api import ChatEndpoint
+from spt_parlai.agents.chat_endpoint import ChatEndpoint
 from spt_parlai.errors import UsageError
 
 KEY = 'sk-secret-0123456789'

@@ -7,14 +7,13 @@ from functools import partial
 import pytest
 import torch
 from helpers.families import build, draw, pad, tiny_lm
-from helpers.option_groups import GROUPS
+from helpers.option_groups import check_all
 
 from spt_parlai.errors import UsageError
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import compile_layers, has_compiler, recompute_activations
 from spt_parlai.objective import SptObjective
 from spt_parlai.options import parlai_options
-from spt_parlai.options.validate import check_options
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason='there is no C++ compiler here')
 
@@ -98,4 +97,4 @@ def test_without_a_compiler_training_is_refused_before_anything_is_loaded(monkey
     opt = {'llm_compile': True, 'no_cuda': True, 'optimizer': 'adam', 'lr_scheduler': 'none'}
     with pytest.raises(UsageError, match='--llm-compile True: there is no C\\+\\+ compiler here'):
         parlai_options.check_training(opt)
-    check_options(opt, GROUPS)  # evaluation compiles nothing
+    check_all(opt)  # evaluation compiles nothing

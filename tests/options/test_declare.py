@@ -4,17 +4,17 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 import torch
-from helpers.option_groups import GROUPS
+from helpers.option_groups import GROUPS, check_all
 from parlai.core.params import ParlaiParser
 
+from spt_parlai.agents.in_context_api import IN_CONTEXT
 from spt_parlai.agents.rag import RETRIEVAL
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.batch import loss_metrics
 from spt_parlai.objective import SptObjective
 from spt_parlai.objective.losses import Term
 from spt_parlai.options.declare import Option, OptionGroup, belongs, options_of, token_count
-from spt_parlai.options.groups import IN_CONTEXT, METRICS
-from spt_parlai.options.validate import check_options
+from spt_parlai.options.groups import METRICS
 
 SIZES = OptionGroup(
     'Sizes',
@@ -100,7 +100,7 @@ def test_accepts(opt):
 
 def test_every_default_works():
     opt = {option.name: option.default for group in GROUPS for option in group.options}
-    check_options({**opt, 'override': {}}, GROUPS)
+    check_all({**opt, 'override': {}})
 
 
 def test_every_option_is_explained():

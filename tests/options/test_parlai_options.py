@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.option_groups import GROUPS
+from helpers.option_groups import check_all
 from helpers.runs import evaluate, train, training_opt
 from parlai.scripts.display_model import DisplayModel
 from parlai.scripts.eval_wordstat import EvalWordStat
@@ -14,7 +14,6 @@ from parlai.scripts.train_model import TrainModel
 from spt_parlai import agents
 from spt_parlai.errors import UsageError, flag
 from spt_parlai.options.parlai_options import PARLAI, check_training, settle_validation
-from spt_parlai.options.validate import check_options
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def given(tmp_path):
         opt = training_opt('nowhere', model_file=tmp_path / 'm', **options)
         settle_validation(opt)
         check_training(opt)
-        check_options(opt, GROUPS)
+        check_all(opt)
         return opt
 
     return check

@@ -4,11 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers.option_groups import GROUPS
+from helpers.option_groups import check_all
 
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.options.parlai_options import validation_needs_replies
-from spt_parlai.options.validate import check_options
 
 OF_THE_PREDICTION = (
     *('ppl', 'ppl_word', 'ppl_byte', 'loss', 'token_acc', 'token_em', 'nll', 'selection', 'contrastive', 'fusion'),
@@ -82,7 +81,7 @@ NAN, INF = float('nan'), float('inf')
 )
 def test_refuses(option, value, way_out):
     with pytest.raises(UsageError) as error:
-        check_options({option: value}, GROUPS)
+        check_all({option: value})
     sentence = str(error.value)
     assert sentence.startswith('--' + option.replace('_', '-')) and str(value) in sentence and way_out in sentence
     assert sentence.endswith('.') and '\n' not in sentence
@@ -114,13 +113,13 @@ def test_refuses(option, value, way_out):
     ],
 )
 def test_accepts(options):
-    check_options(options, GROUPS)
+    check_all(options)
 
 
 @pytest.mark.parametrize('persona', ['i ski.', ''])
 def test_refuses_two_personas(persona):
     with pytest.raises(UsageError, match='--persona and --persona-file were both given: give one'):
-        check_options({'persona': persona, 'persona_file': 'file.txt'}, GROUPS)
+        check_all({'persona': persona, 'persona_file': 'file.txt'})
 
 
 @pytest.mark.parametrize(
