@@ -17,7 +17,7 @@ from spt_parlai.dialogue.instruction import (
     instructed_context,
     without_system,
 )
-from spt_parlai.dialogue.messages import Dialogue
+from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import Context, render
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
@@ -57,6 +57,8 @@ class InContextAgent(LLMAgent):
         self.instruction = instruction_of(self.opt)
         self._chats = self.opt['chat_template'] == 'auto' and bool(self.dict.tokenizer.chat_template)
         self._knows_system = self._chats and self._takes_system()
+        if self._chats:
+            self._check_chat_ids()
         shortest = self._context(Dialogue(), self.instruction._replace(examples=()), None)
         if len(shortest.ids) > self.text_truncate - SMALLEST_CONTEXT:
             raise UsageError(
@@ -123,6 +125,19 @@ class InContextAgent(LLMAgent):
             return bool(self._apply([{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'x'}]))
         except TemplateError:
             return False
+
+    def _check_chat_ids(self) -> None:
+        """Refuse a chat template with tokens that the LLM has no embedding for.
+
+        :raises UsageError: naming one of them.
+        """
+        exchange = Dialogue(turns=[Turn('x', own=False), Turn('x', own=True), Turn('x', own=False)])
+        highest = max(self._chat_ids(exchange, self.instruction._replace(examples=())))
+        if highest >= self.dict.embedded:
+            raise UsageError(
+                f'--llm {self.opt["llm"]}: its chat template uses {self.dict[highest]!r}, which the LLM does not know; '
+                'give --chat-template false, or take the tokenizer and the LLM from the same model.'
+            )
 
     # ---- targets and replies --------------------------------------------------------------------------
 

@@ -169,7 +169,9 @@ class RagAgent(PromptTuningAgent):
         opt, texts = self.opt, [render(dialogue) for dialogue in dialogues]
         if opt['retrieval_encoder'] == LLM:
             encoder: TextEncoder = WordEncoder(
-                llm, lambda text: self.dict.tokenizer.encode(text, add_special_tokens=False), texts
+                llm,
+                lambda text: self.dict.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
+                texts,
             )
         else:
             encoder = TransformerEncoder(opt['retrieval_encoder'], device_of(opt, self.use_cuda))

@@ -13,12 +13,13 @@ NULL_ID = -1  # padding; no token has this id, so a real token is never mistaken
 START_ID = -2  # the start of ParlAI's search; never embedded, and different from EOS, which is BOS for OPT
 _WORD_START = ('▁', 'Ġ')  # a leading space as SentencePiece and byte-level BPE write it
 _PIECES_KEPT = 200_000
+_IN_NO_ALPHABET = '\U0010fffd'  # a private character: where a tokenizer knows neither it nor its bytes, it is unknown
 
 
 class TokenizerDictionary(DictionaryAgent):
     """Gives a Hugging Face tokenizer the interface of a ParlAI dictionary.
 
-    :raises UsageError: if the tokenizer has no end-of-sequence token, or more tokens than the LLM.
+    :raises UsageError: if the tokenizer has no end-of-sequence token, or gives ids that the LLM has no embedding for.
     """
 
     null_token, start_token = '__null__', '__start__'
@@ -35,17 +36,28 @@ class TokenizerDictionary(DictionaryAgent):
                 f'--llm {opt["llm"]}: its tokenizer has no end-of-sequence token, which every reply must end in; '
                 'choose another LLM or set eos_token in its tokenizer_config.json.'
             )
-        vocabulary = load_config(opt['llm'], opt.get('llm_revision')).vocab_size
-        if len(self.tokenizer) > vocabulary:
-            raise UsageError(
-                f'--llm {opt["llm"]}: its tokenizer has {len(self.tokenizer)} tokens, but the LLM knows {vocabulary}; '
-                'take both from the same model.'
-            )
+        self.embedded = load_config(opt['llm'], opt.get('llm_revision')).vocab_size  # ids below this have an embedding
         self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         self.end_token = self.tokenizer.eos_token
         self.unk_token = self.tokenizer.unk_token or self.end_token
         self._adds_space = self._tokenizer_adds_space()
         self.piece = lru_cache(maxsize=_PIECES_KEPT)(self._piece)
+        beyond = sorted(i for i in self.tokenizer.get_vocab().values() if i >= self.embedded)
+        self._size = len(self.tokenizer) - len(beyond)
+        unknown = next((token_id for token_id in beyond if self._can_occur(token_id)), None)
+        if unknown is not None:  # many tokenizers have further tokens that nothing gives, such as an added `<pad>`
+            raise UsageError(
+                f'--llm {opt["llm"]}: its tokenizer has {len(self.tokenizer)} tokens, but the LLM knows '
+                f'{self.embedded}, and {self[unknown]!r} can occur in a context or a reply; take both from the same '
+                'model.'
+            )
+
+    def _can_occur(self, token_id: int) -> bool:
+        """Whether BOS, EOS or a text gives this id. A special token is given by no text, because texts are split."""
+        if token_id in (self.bos, self.eos):
+            return True
+        added = self.tokenizer.added_tokens_decoder.get(token_id)
+        return added is None or not added.special or token_id in self.piece(f'{added.content}{_IN_NO_ALPHABET}', True)
 
     def _tokenizer_adds_space(self) -> bool:
         """Whether the tokenizer itself marks the start of a text as the start of a word."""
@@ -69,7 +81,8 @@ class TokenizerDictionary(DictionaryAgent):
         return True
 
     def __len__(self) -> int:
-        return len(self.tokenizer)
+        """How many of the tokenizer's tokens the LLM has an embedding for."""
+        return self._size
 
     def __contains__(self, key) -> bool:
         return key in self.tokenizer.get_vocab() if isinstance(key, str) else key in range(len(self))

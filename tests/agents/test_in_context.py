@@ -205,3 +205,21 @@ def test_examples_that_are_too_long_are_shown_from_their_beginning(tiny_llms, wi
     assert not heard['context_truncate_rate'] and example.turns[-1].text.split()[-2] in read(agent, heard)
     with pytest.raises(UsageError, match='--shots 30: .* give fewer'):
         agent_of(wide_llms[which], shots=30)
+
+
+@pytest.mark.parametrize('used', ['always', 'by replies', 'never'])
+def test_a_template_with_a_token_that_the_llm_does_not_know(tiny_llms, tmp_path, used):
+    """As where `<|im_start|>` was added to a tokenizer, but not to the LLM."""
+    folder = shutil.copytree(tiny_llms.opt, tmp_path / 'opt')
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<more>']})
+    mark = {'always': '<more>', 'by replies': "{% if m['role'] == 'assistant' %}<more>{% endif %}", 'never': ''}[used]
+    tokenizer.chat_template = "{% for m in messages %}MARK{{ m['content'] }} {% endfor %}".replace('MARK', mark)
+    tokenizer.save_pretrained(folder)
+    if used != 'never':
+        with pytest.raises(UsageError, match=f"--llm {folder}: .*'<more>', which the LLM does not know; give --chat-t"):
+            agent_of(folder)
+    for more in ({'chat_template': 'false'},) if used != 'never' else ({}, {'chat_template': 'false'}):
+        agent = agent_of(folder, **more)
+        agent.observe(Message(text='hello <more> you', episode_done=True))
+        assert agent.act()['text'] is not None

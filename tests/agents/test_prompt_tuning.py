@@ -1,11 +1,15 @@
 """Prompt tuning equals SPT with one prompt and without its other losses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.runs import evaluate, logged, states, train
+from transformers import AutoTokenizer
+
+from spt_parlai.errors import UsageError
 
 SPT = {'num_prompts': 1, 'lambda_selection': 0.0, 'lambda_contrastive': 0.0, 'lambda_fusion': 0.0}
 RUN = {
@@ -45,3 +49,22 @@ def test_reports_nothing_of_a_choice_that_is_none(trained):
     for report in (*stats['train_reports'], *stats['valid_reports'], evaluate(trained, num_examples=4)):
         assert 'nll' in report and 'ppl' in report
         assert not [name for name in report if 'prompt_usage' in name or name in ('selection', 'contrastive', 'fusion')]
+
+
+@pytest.mark.parametrize('init', ['vocab', 'embedding-scale', 'normal'])
+def test_a_token_without_an_embedding_that_nothing_gives(tiny_llms, tmp_path, init):
+    """A `<pad>` that was added to the tokenizer alone changes neither the prompts nor what they learn."""
+    padded = shutil.copytree(tiny_llms.llama, tmp_path / 'padded')
+    tokenizer = AutoTokenizer.from_pretrained(padded)
+    tokenizer.add_special_tokens({'pad_token': '<pad>'})
+    tokenizer.save_pretrained(padded)
+    for name, llm in (('with', padded), ('without', tiny_llms.llama)):
+        short = {'max_train_steps': 1, 'prompt_length': 3, 'prompt_init': init}
+        train(tmp_path / name, llm, 'PromptTuningAgent', **short)
+    prompts = [states(tmp_path / name)['model']['soft_prompts.tokens'] for name in ('with', 'without')]
+    assert torch.equal(*prompts)
+    known = len(tokenizer) - 1
+    details = {'num_examples': 1, 'datatype': 'valid', 'verbose': True}
+    assert evaluate(tmp_path / 'with', **details, verbose_topk=known)['exs'] == 4
+    with pytest.raises(UsageError, match=f'--verbose-topk {known + 1}: the LLM knows {known} tokens'):
+        evaluate(tmp_path / 'with', **details, verbose_topk=known + 1)

@@ -6,6 +6,8 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from spt_parlai.dialogue.dictionary import NULL_ID, START_ID, TokenizerDictionary
 from spt_parlai.errors import UsageError
@@ -104,3 +106,42 @@ def test_padding_is_not_spoken(dictionary):
 def test_saves_a_note_and_no_copy(dictionary, tmp_path):
     dictionary.save(str(tmp_path / 'model.dict'))
     assert (tmp_path / 'model.dict').read_text() == f'the tokenizer of --llm {dictionary.opt["llm"]}\n'
+
+
+# ---- tokens that the LLM has no embedding for -----------------------------------------------------------------
+
+
+def with_token(llm, folder, token: str, special: bool = True, **role: str) -> dict[str, str]:
+    """An LLM whose tokenizer has one token more than its embedding, in which the token may have a role."""
+    shutil.copytree(llm, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)], special_tokens=special)
+    for name, value in role.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(folder)
+    return {'llm': str(folder)}
+
+
+@pytest.mark.parametrize('role', [{}, {'pad_token': '<more>'}], ids=['no role', 'padding'])
+@pytest.mark.parametrize('name', ['opt', 'llama'])
+def test_a_token_that_nothing_gives_needs_no_embedding(tiny_llms, dictionaries, tmp_path, name, role):
+    """As in gemma-3-1b, and in many a Llama to which `<pad>` was added."""
+    dictionary = TokenizerDictionary(with_token(getattr(tiny_llms, name), tmp_path / 'llm', '<more>', **role))
+    before = dictionaries[name]
+    size = dictionary.embedded
+    assert len(dictionary) == len(before) == size and len(dictionary.tokenizer) == size + 1
+    assert size not in dictionary and size - 1 in dictionary
+    for text in ('<more>', 'hi <more> you', 'hello there', '<more>\U0010fffd'):
+        assert dictionary.txt2vec(text) == before.txt2vec(text) and max(dictionary.txt2vec(text)) < size
+        assert dictionary.vec2txt(dictionary.txt2vec(text)) == text
+
+
+@pytest.mark.parametrize(
+    ('special', 'role'),
+    [(False, {}), (True, {'eos_token': '<more>'}), (True, {'bos_token': '<more>'})],
+    ids=['text', 'EOS', 'BOS'],
+)
+def test_a_token_that_may_occur_needs_an_embedding(tiny_llms, tmp_path, special, role):
+    opt = with_token(tiny_llms.llama, tmp_path / 'llm', '<more>', special, **role)
+    with pytest.raises(UsageError, match="LLM knows [0-9]+, and '<more>' can occur .*; take both from the same model"):
+        TokenizerDictionary(opt)
