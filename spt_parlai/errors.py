@@ -14,6 +14,14 @@ class UsageError(SystemExit, ValueError):
     """
 
 
+def explained(kind: type[Exception], sentence: str) -> UsageError:
+    """A UsageError that is also of the class that ParlAI raises there, for code that catches it.
+
+    :param kind: a class whose instances hold nothing but their arguments, such as RuntimeError.
+    """
+    return type('UsageError', (UsageError, kind), {})(sentence)
+
+
 @contextlib.contextmanager
 def naming(option: str, value: object = None) -> Iterator[None]:
     """Turn a ValueError from code that knows no option into a UsageError that names the option and its value.

@@ -59,7 +59,6 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         train_loop.save_progress,
         train_loop.save_train_stats_atomically,
         train_loop.skip_unneeded_replies,
-        train_loop.seed_numpy_too,
     ]
     without_cuda = [
         multiprocess.patch_launchers,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spt_parlai.errors import UsageError
+from spt_parlai.errors import UsageError, explained
+from spt_parlai.training.resume import resumable_class
 
 ADVICE = {
     'ConvAI2': 'place your own copy with `spt data convai2 --from FOLDER --datapath DATAPATH` and pass -dp DATAPATH',
@@ -17,7 +18,8 @@ def explain_failed_downloads() -> None:
     Breaks: without a network ParlAI retries for 15 seconds and ends in a traceback; a file that was half downloaded is
     taken for the whole one by the next command.
     Where: ``DownloadableFile.download_file``, ``parlai/core/build_data.py:96``.
-    Safe: a download that succeeds is ParlAI's own; a file that the user placed by hand is never deleted.
+    Safe: a download that succeeds is ParlAI's own, and one that fails raises an error of ParlAI's class; a file that
+    the user placed by hand is never deleted.
     Goes: when ParlAI reports a failed download in one sentence and removes what it left.
     """
     import requests
@@ -38,10 +40,11 @@ def explain_failed_downloads() -> None:
             if not placed_by_hand:
                 file.unlink(missing_ok=True)
             name = Path(dpath).name
-            raise UsageError(
+            raise explained(
+                AssertionError if isinstance(error, AssertionError) else RuntimeError,  # as ParlAI's
                 f'{name}: {self.url} could not be downloaded to {dpath} ({type(error).__name__}); '
                 f'{ADVICE.get(name, f"put the files of {self.file_name} into {dpath} by hand")}, '
-                'or try -t spt_parlai.tasks.sample, which needs no download.'
+                'or try -t spt_parlai.tasks.sample, which needs no download.',
             ) from error
 
     DownloadableFile.download_file = download_file
@@ -53,11 +56,13 @@ def explain_unreadable_tasks() -> None:
     Breaks: a missing file, another encoding or an entry without a label ends in a traceback, and nothing says that a
     file is empty.
     Where: ``_create_task_agents``, ``parlai/core/worlds.py:1381``.
-    Safe: teachers that can be built and have an example are returned as ParlAI built them. An empty share of an
+    Safe: teachers that can be built and have an example are returned as ParlAI built them, and so are all teachers of
+    an agent of another package. An empty share of an
     evaluation is refused on the first process alone, because the others may have no example of a small fold.
     Goes: when ParlAI's teachers check their files.
     """
     from parlai.core import worlds
+    from parlai.core.params import get_model_name
     from parlai.core.teachers import FixedDialogTeacher
     from parlai.utils.data import DatatypeHelper
     from parlai.utils.distributed import is_primary_worker
@@ -65,6 +70,8 @@ def explain_unreadable_tasks() -> None:
     parlai_create = worlds._create_task_agents
 
     def create_task_agents(opt):
+        if get_model_name(opt) and resumable_class(opt) is None:
+            return parlai_create(opt)
         try:
             agents = parlai_create(opt)
         except FileNotFoundError as error:

@@ -152,12 +152,14 @@ def explain_options_of_another_agent() -> None:
     Breaks: ``RuntimeError``, with a traceback and a message about "the target opt",
     where a preset of one agent is given together with ``-m`` another agent.
     Where: ``parlai/core/params.py:1038``.
-    Safe: what was an error is still one; ``--allow-missing-init-opts`` works as before.
+    Safe: it stays a ``RuntimeError``, and the agents of other packages keep ParlAI's; ``--allow-missing-init-opts``
+    works as before.
     Goes: when ParlAI exits with a message there, as it does for the command line.
     """
     from parlai.core.params import ParlaiParser
 
-    from spt_parlai.errors import UsageError
+    from spt_parlai.errors import explained
+    from spt_parlai.training.resume import resumable_class
 
     load_opts = ParlaiParser._load_opts
 
@@ -166,11 +168,12 @@ def explain_options_of_another_agent() -> None:
             load_opts(self, opt)
         except RuntimeError as error:
             reason, _, name = str(error).rpartition(': ')
-            if not reason.startswith('Trying to set opt from file'):
+            if not reason.startswith('Trying to set opt from file') or resumable_class(opt) is None:
                 raise
-            raise UsageError(
+            raise explained(
+                RuntimeError,
                 f'--init-opt {opt["init_opt"]}: {name} is no option of -m {opt.get("model")}; give a preset of this '
-                f'agent, take {name} out of the file, or add --allow-missing-init-opts true.'
+                f'agent, take {name} out of the file, or add --allow-missing-init-opts true.',
             ) from error
 
     ParlaiParser._load_opts = load_or_explain

@@ -9,7 +9,6 @@ import contextlib
 import signal
 
 from parlai.core.exceptions import StopTrainException
-from parlai.core.loader import load_agent_module
 from parlai.core.params import get_model_name
 from parlai.scripts import train_model
 from parlai.scripts.train_model import TrainLoop
@@ -47,13 +46,13 @@ def begin_or_resume() -> None:
     parlai_init = TrainLoop.__init__
 
     def init(self, opt):
-        model = get_model_name(opt)  # also where -mf alone says which
-        agent_class = load_agent_module(model) if model else None
-        if agent_class is None or not issubclass(agent_class, resume.ResumableAgent):
+        agent_class = resume.resumable_class(opt)
+        if agent_class is None:
             return parlai_init(self, opt)
         if not agent_class.trains_anything():
             raise UsageError(
-                f'-m {model} has nothing to train: run parlai eval_model, or parlai interactive, with the same options.'
+                f'-m {get_model_name(opt)} has nothing to train: run parlai eval_model, or parlai interactive, with '
+                'the same options.'
             )
         settle_validation(opt)
         check_training(resume.options_of_agent(opt))
@@ -65,7 +64,6 @@ def begin_or_resume() -> None:
         self.world.get_total_epochs = resume.epochs_of(self.world, opt)
         check_same_start(self, opt.get('model_file'))
         self.valid_worlds = train_model.load_eval_worlds(self.agent, opt, 'valid')  # missing data is noticed now
-        seed_everything(opt['seed'], get_rank())
         resume.restore_counters(self, saved)
         self.interrupted = False  # by Ctrl-C in one of several processes, see `agreed_time`
 
@@ -73,10 +71,11 @@ def begin_or_resume() -> None:
 
 
 def replay_before_training() -> None:
-    """Replay the data up to the checkpoint before the first step, and save when Ctrl-C stops the run.
+    """Seed, replay the data up to the checkpoint before the first step, and save when Ctrl-C stops the run.
 
-    Breaks: a resumed run begins the data anew, so that it sees other batches than the run that was not stopped; Ctrl-C
-    stops in the middle of a batch and saves nothing.
+    Breaks: a resumed run begins the data anew, so that it sees other batches than the run that was not stopped; two
+    runs with one ``--seed`` differ where NumPy draws, and the processes of a run shuffle alike; Ctrl-C stops in the
+    middle of a batch and saves nothing.
     Where: ``TrainLoop.train_steps``, ``parlai/scripts/train_model.py:922``.
     Safe: every step is ParlAI's own. A new run has nothing to replay.
     Goes: when ParlAI saves the position in the data with the checkpoint.
@@ -89,6 +88,7 @@ def replay_before_training() -> None:
             return
         if is_distributed():
             announce_synchronisation(self.agent.model)
+        seed_everything(self.opt['seed'], get_rank())
         resume.replay(self)
         parley, stop_now = self.world.parley, False
 
@@ -225,14 +225,3 @@ def skip_unneeded_replies() -> None:
         return parlai_load_eval_worlds(agent, opt, datatype)
 
     train_model.load_eval_worlds = load_eval_worlds
-
-
-def seed_numpy_too() -> None:
-    """Seed NumPy like Python and torch, and let the processes of a run draw different data.
-
-    Breaks: two runs with one ``--seed`` differ where NumPy draws; the processes of a run shuffle alike.
-    Where: ``set_seed``, ``parlai/scripts/train_model.py:289``.
-    Safe: Python's and torch's seeds are the ones that ParlAI sets in a single process.
-    Goes: when ParlAI's function does the same.
-    """
-    train_model.set_seed = lambda seed: seed_everything(seed, get_rank())

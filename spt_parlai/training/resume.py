@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from parlai.core.loader import load_agent_module
+from parlai.core.params import get_model_name
 from parlai.utils import logging
 from parlai.utils.distributed import get_rank, is_primary_worker, sync_object
 from tqdm import tqdm
@@ -54,6 +56,13 @@ class ResumableAgent(Protocol):
 
     def skip_replies(self, skip: bool) -> None:
         """Generate no replies in the evaluations that follow, or generate them."""
+
+
+def resumable_class(opt) -> type[ResumableAgent] | None:
+    """The class of the agent that options name, also where --model-file alone does; None: no agent, or another's."""
+    name = get_model_name(opt)
+    agent_class = load_agent_module(name) if name else None
+    return agent_class if agent_class is not None and issubclass(agent_class, ResumableAgent) else None
 
 
 def is_resumable(loop) -> bool:

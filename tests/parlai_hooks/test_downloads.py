@@ -49,6 +49,7 @@ def test_no_network_is_told_at_once(no_network, tmp_path):
         'spt_parlai.tasks.sample',
     ):
         assert part in str(error.value)
+    assert isinstance(error.value, RuntimeError)  # as without this package
     assert no_network.asked == 1
 
 
@@ -67,8 +68,9 @@ def test_a_file_placed_by_hand_needs_no_network(no_network, tmp_path):
 
 def test_a_wrong_file_placed_by_hand_is_refused_and_kept(no_network, tmp_path):
     (tmp_path / 'd.txt').write_text('mine')
-    with pytest.raises(UsageError, match='d.txt'):
+    with pytest.raises(UsageError, match='d.txt') as error:
         DownloadableFile('http://x/d.txt', 'd.txt', '0' * 64, zipped=False).download_file(str(tmp_path))
+    assert isinstance(error.value, AssertionError)  # as without this package
     assert (tmp_path / 'd.txt').read_text() == 'mine'
 
 

@@ -1,15 +1,22 @@
-"""Each test shows one ParlAI break repaired; all fail without ``spt_parlai.parlai_hooks.libraries``."""
+"""Each test shows one ParlAI break repaired; all fail without ``spt_parlai.parlai_hooks.libraries``.
+
+Others show that the hooks leave the agents of other packages alone.
+"""
 
 import numpy as np
 import pytest
+from parlai.core.agents import create_agent
 from parlai.core.dict import DictionaryAgent
 from parlai.core.metrics import BleuMetric, RougeMetric
 from parlai.core.opt import Opt
+from parlai.core.worlds import create_task
+from parlai.scripts import train_model
 from parlai.scripts.eval_model import EvalModel
 from parlai.scripts.train_model import TrainModel
 from parlai.utils import distributed
 
 import spt_parlai  # noqa: F401  (applies the patches)
+from spt_parlai.errors import UsageError
 from spt_parlai.parlai_hooks import libraries
 
 
@@ -110,3 +117,30 @@ def test_functions_imported_by_name_are_patched():
 
     for module in (eval_model, train_model):
         assert module.all_gather_list is distributed.all_gather_list
+
+
+def test_options_of_another_agent_stay_a_runtime_error(tmp_path):
+    (tmp_path / 'preset.opt').write_text('{"num_prompts": 4}')
+    preset = ['-o', str(tmp_path / 'preset.opt')]
+    with pytest.raises(RuntimeError, match='num_prompts is no option of -m spt_parlai.agents:LoraAgent') as ours:
+        TrainModel.setup_args().parse_args([*preset, '-m', 'spt_parlai.agents:LoraAgent'])
+    assert isinstance(ours.value, UsageError)
+    with pytest.raises(RuntimeError, match='^Trying to set opt from file that does not exist: num_prompts$') as other:
+        TrainModel.setup_args().parse_args([*preset, '-m', 'transformer/generator'])
+    assert not isinstance(other.value, UsageError)
+    assert other.type is RuntimeError
+
+
+def test_seeding_and_data_of_other_agents_are_parlais(task, tmp_path):
+    """NumPy is seeded for our agents alone, and a task's data may be empty or missing for an agent that copes."""
+    np.random.seed(1)
+    before = np.random.get_state()[1].tolist()
+    train_model.set_seed(7)
+    assert np.random.get_state()[1].tolist() == before
+    (tmp_path / 'empty.txt').write_text('')
+    empty = {**task, 'model': 'repeat_label', 'fromfile_datapath': str(tmp_path / 'empty.txt'), 'datatype': 'valid'}
+    opt = EvalModel.setup_args().parse_kwargs(**empty)
+    assert create_task(opt, create_agent(opt)).num_examples() == 0
+    opt['fromfile_datapath'] = str(tmp_path / 'missing.txt')
+    with pytest.raises(FileNotFoundError):
+        create_task(opt, create_agent(opt))
