@@ -15,6 +15,8 @@ from spt_parlai.agents.batching import TurnExample, pack_batch
 from spt_parlai.dialogue.dictionary import NULL_ID, TokenizerDictionary
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import build_context
+from spt_parlai.tasks.convai2_files import check_dialogues
+from spt_parlai.text_files import read_lines
 
 SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
 CONVAI2 = ('ConvAI2/train_self_original_no_cands.txt', 'ConvAI2/train_self_original.txt')
@@ -30,19 +32,19 @@ def episodes(datapath: str | None, limit: int) -> list[Episode]:
         raise SystemExit(f'--data {datapath}: the folder has no {" or ".join(CONVAI2)}; give the --datapath of ParlAI.')
     found: list[Episode] = []
     heard: list[str] = []
-    with path.open(encoding='utf-8') as file:
-        for line in file:
-            number, _, text = line.rstrip('\n').partition(' ')
-            if number == '1':
-                if len(found) == limit:
-                    break
-                found.append([])
-                heard = []
-            message, *reply = text.split('\t')
-            heard.append(message)
-            if reply:
-                found[-1].append(('\n'.join(heard), reply[0]))
-                heard = []
+    check_dialogues(path)
+    for line in read_lines(path):
+        number, _, text = line.partition(' ')
+        if number == '1':
+            if len(found) == limit:
+                break
+            found.append([])
+            heard = []
+        message, *reply = text.split('\t')
+        heard.append(message)
+        if reply:
+            found[-1].append(('\n'.join(heard), reply[0]))
+            heard = []
     return (found * -(-limit // len(found)))[:limit]
 
 

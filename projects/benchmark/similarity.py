@@ -21,6 +21,8 @@ import spt_parlai.tasks.sample
 from spt_parlai.dialogue.messages import Dialogue
 from spt_parlai.dialogue.template import render
 from spt_parlai.objective.bleu import pairwise_bleu, sentence_bleu
+from spt_parlai.tasks.convai2_files import check_dialogues
+from spt_parlai.text_files import read_lines
 
 SAMPLE = Path(spt_parlai.tasks.sample.__file__).with_name('train.txt')
 
@@ -29,7 +31,8 @@ def contexts(path: Path, limit: int) -> list[str]:
     """The first `limit` contexts of a file in order, as the agent renders them."""
     found: list[str] = []
     dialogue = Dialogue()
-    for line in path.read_text(encoding='utf-8').splitlines():
+    check_dialogues(path)
+    for line in read_lines(path):
         number, _, text = line.partition(' ')
         if number == '1':
             dialogue = Dialogue()

@@ -16,6 +16,10 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spt_parlai.errors import naming
+from spt_parlai.tasks.convai2_files import check_dialogues
+from spt_parlai.text_files import read_lines
+
 HELD_OUT = 0.01
 SILENCE = '__SILENCE__'
 
@@ -30,8 +34,11 @@ class Dialogue:
 
 def read_dialogues(path: Path) -> list[Dialogue]:
     """The dialogues of one corpus file in either format. A file without dialogues ends the program."""
-    lines = path.read_text(encoding='utf-8').splitlines()
+    with naming(str(path)):
+        lines = read_lines(path)
     parlai_format = bool(lines) and lines[0].startswith('1 ')
+    if parlai_format:
+        check_dialogues(path)
     dialogues = _read_parlai(lines) if parlai_format else [Dialogue([], _clean(x.split(' __eou__ '))) for x in lines]
     dialogues = [d for d in dialogues if len(d.utterances) > 1]
     if not dialogues:

@@ -86,18 +86,22 @@ def read_scores(path: Path, key: dict[str, str]) -> dict[tuple[str, str], int]:
     :raises UsageError: if a row has another value, or an id that is not in the key.
     """
     scores = {}
-    with path.open(newline='', encoding='utf-8-sig') as file:
-        for line, row in enumerate(csv.DictReader(file), 2):
-            if row.get('id') not in key:
-                raise UsageError(
-                    f'{path}, row {line}: id {row.get("id")!r} is not in the key; give the sheet that belongs to it.'
-                )
-            for criterion in JUDGED:
-                value = (row.get(criterion) or '').strip()
-                if value and value not in ('0', '1', '2'):
-                    raise UsageError(f'{path}, row {line}, {criterion}: {value!r} is no score; write 0, 1 or 2.')
-                if value:
-                    scores[row['id'], criterion] = int(value)
+    try:
+        with path.open(newline='', encoding='utf-8-sig') as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f'{path} cannot be read ({error}); save the sheet as CSV in UTF-8.') from error
+    for line, row in enumerate(rows, 2):
+        if row.get('id') not in key:
+            raise UsageError(
+                f'{path}, row {line}: id {row.get("id")!r} is not in the key; give the sheet that belongs to it.'
+            )
+        for criterion in JUDGED:
+            value = (row.get(criterion) or '').strip()
+            if value and value not in ('0', '1', '2'):
+                raise UsageError(f'{path}, row {line}, {criterion}: {value!r} is no score; write 0, 1 or 2.')
+            if value:
+                scores[row['id'], criterion] = int(value)
     return scores
 
 

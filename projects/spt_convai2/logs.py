@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spt_parlai.dialogue.messages import split_message
+from spt_parlai.errors import UsageError
 from spt_parlai.metrics.reply import trim
+from spt_parlai.text_files import read_lines
 
 
 class Turn(NamedTuple):
@@ -30,9 +32,13 @@ class Turn(NamedTuple):
 def read_turns(path: Path) -> list[Turn]:
     """The turns of a `--world-logs` file in ParlAI's conversations format. Replies are cut as for the metrics."""
     turns = []
-    for d, line in enumerate(path.read_text(encoding='utf-8').splitlines()):
+    for d, line in enumerate(read_lines(path)):
         persona: tuple[str, ...] = ()
-        for number, (message, act) in enumerate(json.loads(line)['dialog'], 1):
+        try:
+            dialogue = json.loads(line)['dialog']
+        except (ValueError, LookupError, TypeError) as error:
+            raise UsageError(f'{path}, line {d + 1} is no dialogue of a world log; repeat the evaluation.') from error
+        for number, (message, act) in enumerate(dialogue, 1):
             told, said = split_message(message.get('text') or '')
             persona += tuple(told)
             scores = act.get('prompt_scores')

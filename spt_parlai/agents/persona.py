@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spt_parlai.dialogue.messages import OWN_PERSONA, clean, split_message
 from spt_parlai.errors import UsageError
+from spt_parlai.text_files import read_lines
 
 TASKS_WITHOUT_PERSONA = ('interactive', 'self_chat', None)  # ParlAI's plain chats; other tasks send a persona
 SAMPLE = Path(__file__).parent.parent / 'tasks' / 'sample' / 'train.txt'
@@ -50,16 +51,13 @@ def read_persona_file(path: str) -> list[str]:
     :raises UsageError: if the file cannot be read or contains no sentence.
     """
     try:
-        text = Path(path).read_text(encoding='utf-8-sig')
-        if '\0' in text:
-            raise ValueError('a binary file')
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
+        lines = read_lines(path)
+    except ValueError as error:
         raise UsageError(
-            f'--persona-file {path} cannot be read ({reason}): give a text file with one sentence of the persona per '
+            f'--persona-file {path} cannot be read ({error}): give a text file with one sentence of the persona per '
             'line.'
         ) from error
-    sentences = _sentences(text.splitlines())
+    sentences = _sentences(lines)
     if not sentences:
         raise UsageError(f'--persona-file {path} is empty: write one sentence of the persona per line.')
     return sentences
@@ -69,7 +67,7 @@ def read_persona_file(path: str) -> list[str]:
 def sample_personas() -> tuple[tuple[str, ...], ...]:
     """The personas of the sample task."""
     personas: list[list[str]] = []
-    for line in SAMPLE.read_text(encoding='utf-8').splitlines():
+    for line in read_lines(SAMPLE):
         number, _, text = line.partition(' ')
         if number == '1':
             personas.append([])

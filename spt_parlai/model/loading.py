@@ -79,8 +79,8 @@ def read_device_map(value: str) -> str | dict | None:
     if not path.is_file():
         raise ValueError('there is no such file; give none, auto, balanced, or the path of a JSON file')
     try:
-        placement = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        placement = json.loads(path.read_text(encoding='utf-8-sig'))
+    except ValueError as error:
         raise ValueError(f'the file is not valid JSON ({error}); give one that is') from error
     if not isinstance(placement, dict) or not placement:
         raise ValueError('the file must hold an object of module names and devices, e.g. {"": 0}')

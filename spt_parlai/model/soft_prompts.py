@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spt_parlai.text_files import read_lines
+
 INITIALISATIONS = ('normal', 'embedding-scale', 'vocab')
 SOURCES = ('text:', 'file:')
 
@@ -109,10 +111,9 @@ def _texts(init: str) -> list[str]:
     if kind == 'text':
         return value.split('|')
     try:
-        return Path(value).expanduser().read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'it is not UTF-8 text'
-        raise ValueError(f'the file cannot be read ({reason}); give a file with one text per line') from error
+        return read_lines(Path(value).expanduser())
+    except ValueError as error:
+        raise ValueError(f'the file cannot be read ({error}); give a file with one text per line') from error
 
 
 def _check_trained(prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:

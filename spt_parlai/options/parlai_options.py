@@ -20,6 +20,7 @@ from spt_parlai.errors import UsageError, refused
 from spt_parlai.metrics import registry
 from spt_parlai.options.declare import Needs, Opt, Option, OptionGroup, belongs, given, is_number, token_count
 from spt_parlai.options.groups import METRICS, SCORED
+from spt_parlai.text_files import read_lines
 
 # ---- which values work, and beside what -----------------------------------------------------------------------
 
@@ -66,11 +67,9 @@ def _check_block_list(opt: Opt) -> str | None:
     if not opt['beam_block_list_filename']:
         return None
     try:
-        with open(opt['beam_block_list_filename'], encoding='utf-8') as file:
-            has_phrases = any(line.strip() for line in file)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
-        return f'it cannot be read ({reason}); give a text file with a phrase a line'
+        has_phrases = any(line.strip() for line in read_lines(opt['beam_block_list_filename']))
+    except ValueError as error:
+        return f'it cannot be read ({error}); give a text file with a phrase a line'
     return None if has_phrases else 'the file is empty; write one phrase a line'
 
 

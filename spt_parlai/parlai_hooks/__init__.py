@@ -35,7 +35,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
 
     The modules are imported here because some of them import ParlAI, which `requirements.check` must allow first.
     """
-    from spt_parlai.parlai_hooks import downloads, libraries, multiprocess, slurm, teachers, train_loop
+    from spt_parlai.parlai_hooks import data_files, downloads, libraries, multiprocess, slurm, teachers, train_loop
 
     everywhere = [
         libraries.silence_broadcast_buffers,
@@ -49,6 +49,9 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         slurm.patch_slurm_context,
         downloads.explain_failed_downloads,
         downloads.explain_unreadable_tasks,
+        data_files.ignore_byte_order_marks,
+        data_files.name_unreadable_line,
+        data_files.read_conversations_by_line,
         teachers.describe_metrics,
         teachers.add_metric_options,
         teachers.report_paper_metrics,

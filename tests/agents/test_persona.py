@@ -32,6 +32,7 @@ def test_none_given():
         b'i ski.\ni run.\n',
         b'your persona: i ski.\r\n\r\n  your persona: i run.',
         b'\xef\xbb\xbfyour persona: i ski.\ni run.',
+        'i\u2028ski.\ni\x85run.\n'.encode(),
     ],
 )
 def test_from_a_file(tmp_path, content):
@@ -48,6 +49,7 @@ def test_from_a_file(tmp_path, content):
         (b'\x89PNG\r\n\x1a\n\x00\x00', 'not UTF-8 text'),
         (b'\x7fELF\x00\x01', 'not UTF-8 text'),
         ('я'.encode('utf-16'), 'not UTF-8 text'),
+        (b'i ski.\ni like caf\xe9s.\n', 'line 2 is not UTF-8 text'),
     ],
 )
 def test_a_file_without_a_persona_is_refused(tmp_path, content, reason):

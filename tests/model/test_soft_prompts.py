@@ -84,6 +84,8 @@ def test_values_text_file(tmp_path):
     path = tmp_path / 'texts.txt'
     path.write_text('abc\n\nde\n', encoding='utf-8')
     assert torch.equal(begin(f'file:{path}', 2, 3), begin('text:abc|de', 2, 3))
+    path.write_text('\ufeffabc\r\nd\x85e\n', encoding='utf-8', newline='')
+    assert torch.equal(begin(f'file:{path}', 2, 3), begin('text:abc|d\x85e', 2, 3))
 
 
 @pytest.mark.parametrize(

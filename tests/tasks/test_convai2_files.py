@@ -86,6 +86,59 @@ def test_another_format_is_refused(source, tmp_path, content):
     assert not (tmp_path / 'data').exists()
 
 
+@pytest.mark.parametrize('separator', ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c'])
+def test_a_line_separator_in_an_utterance_is_text(source, tmp_path, separator):
+    said = LINES.replace('hi .\t', f'hi{separator}1 cat .\t', 1)
+    (source / 'train_self_original.txt').write_text(said, encoding='utf-8')
+    folder = install_convai2(source, tmp_path / 'data')
+    for name, content in (('', said), ('_no_cands', BARE.replace('hi .', f'hi{separator}1 cat .'))):
+        assert (folder / f'train_self_original{name}.txt').read_bytes() == content.encode()
+
+
+@pytest.mark.parametrize('content', [b'\xef\xbb\xbf' + LINES.encode(), LINES.replace('\n', '\r\n').encode()])
+def test_a_byte_order_mark_and_other_line_ends_are_left_out(source, tmp_path, content):
+    (source / 'train_self_original.txt').write_bytes(content)
+    folder = install_convai2(source, tmp_path / 'data')
+    assert (folder / 'train_self_original.txt').read_bytes() == LINES.encode()
+    assert (folder / 'train_self_original_no_cands.txt').read_bytes() == BARE.encode()
+
+
+def test_files_in_their_place_are_read_before_they_are_replaced(source, tmp_path):
+    folder = install_convai2(source, tmp_path / 'data')
+    (folder / 'train_self_original.txt').write_bytes(b'\xef\xbb\xbf' + LINES.encode())
+    install_convai2(folder, tmp_path / 'data', force=True)
+    assert (folder / 'train_self_original.txt').read_text() == LINES
+    assert not [*folder.glob('*.part')]
+
+
+@pytest.mark.parametrize(
+    'content, problem',
+    [
+        ('1 hello\thi .\n2 nice to meet\nyou\tthanks !\n', 'line 3, .*you.*thanks !.*does not start with a number'),
+        ('1 hello\thi .\n2 i have\n1.5 dogs\tyes\n', 'line 3, .*does not start with a number'),
+        ('1 hello\thi .\n2 yes\tno\n3 i have\n2 dogs\tyes\n', 'line 4, .*neither 1 nor above 3'),
+        ('1 hello\thi .\n2 i have\n2\tdogs\n', 'line 3, .*does not start with a number'),
+        ('1 hello\thi .\n\n2 why\tso\tmany\ttabs\n', "line 3, .*has 'many' where the reward is"),
+        ('1 hello\rthere\thi .\n', 'line 1, .*contains a carriage return'),
+        ('\n2 hello\thi .\n', 'line 2, .*does not start with "1 "'),
+        ('\n', 'it is empty'),
+    ],
+)
+def test_every_line_is_checked_before_anything_is_installed(source, tmp_path, content, problem):
+    path = source / 'valid_self_original.txt'
+    path.write_text(content, newline='')
+    with pytest.raises(
+        UsageError, match=f"^{path} is not in ConvAI2's format: {problem}.*; .*give ConvAI2's own files"
+    ):
+        install_convai2(source, tmp_path / 'data')
+    assert not (tmp_path / 'data').exists()
+
+
+def test_blank_lines_and_gaps_in_the_numbers_are_read_as_parlai_reads_them(source, tmp_path):
+    (source / 'train_self_original.txt').write_text('1 hello\thi .\n\n3 bye\tbye .\t1.5\tbye .\n4\n')
+    install_convai2(source, tmp_path / 'data')
+
+
 def test_files_in_the_way_stay(source, tmp_path):
     install_convai2(source, tmp_path / 'data')
     (source / 'train_self_original.txt').write_text('1 new\tone\n')
