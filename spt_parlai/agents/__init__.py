@@ -1,4 +1,4 @@
-"""The agents that ParlAI drives, as `-m spt_parlai.agents:NAME`. Each has a file of its own."""
+"""The agents that ParlAI runs, as `-m spt_parlai.agents:NAME`, in one file each; the two RAG agents share `rag.py`."""
 
 from spt_parlai.agents.full_fine_tuning import FullFineTuningAgent
 from spt_parlai.agents.in_context import InContextAgent

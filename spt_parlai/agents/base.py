@@ -1,11 +1,11 @@
-"""What every agent around an LLM is: a ParlAI generator with soft prompts before the context, if it has any.
+"""The base class of all agents around an LLM: a ParlAI generator that may put soft prompts before the context.
 
 The file follows an example: how the agent is built, how observations become a batch, how a batch becomes a loss and an
-update, how a context becomes a reply, and what is saved. Three parts do the work that ParlAI's methods ask for here:
-a `Batcher`, a `Persistence` and an `Optimization`.
+update, how a context becomes a reply, and what is saved. ParlAI's methods hand much of the work to three parts: a
+`Batcher`, a `Persistence` and an `Optimization`.
 
-A subclass says what it is with class attributes and small methods: see "What a subclass says". One that says nothing is
-the frozen LLM alone.
+A subclass declares what it adds in class attributes and small methods, which stand first. The base class adds nothing:
+it is the frozen LLM alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from spt_parlai.agents import persistence
 from spt_parlai.agents.batching import Batcher, by_message, share_window, window_size
 from spt_parlai.agents.generation import Prefixes, blocked_context, found_replies, rank_candidates, search_like
 from spt_parlai.agents.llm import load, log_memory
-from spt_parlai.agents.optimization import Optimization, accumulates_alone, first_not_finite, memory_errors_explained
+from spt_parlai.agents.optimization import (
+    Optimization,
+    accumulate_without_sync,
+    first_not_finite,
+    memory_errors_explained,
+)
 from spt_parlai.agents.persistence import Persistence
 from spt_parlai.agents.persona import persona_of_chat
 from spt_parlai.checkpoints.files import damage_explained, describe
@@ -49,28 +54,28 @@ from spt_parlai.training.seeding import seed_everything
 
 
 class LLMAgent(TorchGeneratorAgent):
-    """A ParlAI generator around a Hugging Face LLM, which is frozen unless `tune` lets weights of it train."""
+    """A ParlAI generator around a Hugging Face LLM, which is frozen unless `tune` lets some of its weights train."""
 
-    # ---- what a subclass says -------------------------------------------------------------------------
+    # ---- what a subclass declares ---------------------------------------------------------------------
 
-    kind: str  # names the agent whose model files this one reads
+    kind: str  # the agent's name in its model files; it reads no others
     trains = True  # whether there is anything to train
     options: tuple[OptionGroup, ...] = (LLM, CHAT, METRICS)
-    defaults: dict[str, Any] = {}  # defaults of ParlAI's options that are this agent's own
+    defaults: dict[str, Any] = {}  # the agent's own defaults for options of ParlAI's
     objective = SptObjective(lambda_selection=0.0, lambda_contrastive=0.0, lambda_fusion=0.0)
-    llm_dtype: str | None = None  # the LLM's dtype, if the agent and not --llm-dtype decides it
-    context_of: ContextOf | None = None  # a method of agents that put text before the dialogue
+    llm_dtype: str | None = None  # the LLM's dtype, if the agent decides it instead of --llm-dtype
+    context_of: ContextOf | None = None  # a method, in agents that put text before the dialogue
 
     def build_prompts(self, llm: CausalLM) -> SoftPromptGroup:
-        """Return the soft prompts [K, L, D] before training; K = 1 and L = 0: none."""
+        """Return the untrained soft prompts [K, L, D]. The base class has none: K = 1 and L = 0."""
         return SoftPromptGroup.none(llm.hidden_size)
 
     def build_retriever(self, llm: CausalLM) -> Retriever | None:
-        """Return what scores the prompts; None if there is nothing to choose."""
+        """Return the retriever (eq. 1), or None if there is only one prompt."""
         return None
 
     def tune(self, llm: CausalLM) -> nn.Module | None:
-        """Let weights of the LLM train; returns the module that owns them."""
+        """Let weights of the LLM train and return the module that registers them, or None if all stay frozen."""
         return None
 
     def model_options(self) -> dict[str, Any]:
@@ -78,7 +83,7 @@ class LLMAgent(TorchGeneratorAgent):
         return {}
 
     def describe_tuning(self) -> dict[str, Any]:
-        """Return what else must agree between a model file and this agent than the LLM and the prompts, by option."""
+        """Return option → value for what must agree with a model file, apart from the LLM and the prompts."""
         return {}
 
     def reply_ids(self, text: str) -> list[int]:
@@ -86,13 +91,13 @@ class LLMAgent(TorchGeneratorAgent):
         return self.dict.txt2vec(text)
 
     def losses(self, batch, prediction: Prediction) -> Losses:
-        """Return the terms of the loss; here the prompt NLL alone."""
+        """Return the terms of the loss (eq. 6); in the base class the prompt NLL alone (eq. 2)."""
         return self.objective(
             prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss
         )
 
     def metrics_of(self, prediction: Prediction, losses: Losses) -> dict[str, list[Metric]]:
-        """Return name → a metric of each example. ParlAI's own metrics are of the selected prompt."""
+        """Return name → one metric for each example. ParlAI's own metrics are those under the selected prompt."""
         own = prediction_metrics(
             prediction.log_probs, prediction.greedy, prediction.targets, prediction.example, prediction.selected
         )
@@ -100,7 +105,7 @@ class LLMAgent(TorchGeneratorAgent):
 
     # ---- construction ---------------------------------------------------------------------------------
 
-    fp16 = property(lambda self: False, lambda self, value: None, doc='What trains is always float32.')
+    fp16 = property(lambda self: False, lambda self, value: None, doc='False: what trains always stays float32.')
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
@@ -140,8 +145,8 @@ class LLMAgent(TorchGeneratorAgent):
         check_options(opt, self.options)
         if not self.trains and is_distributed():
             opt['ddp_backend'] = 'none'  # torch's wrapper refuses a model without parameters
-        chosen_bert(opt.get('override') or {})  # of this command; a teacher asks again, but after the LLM has loaded
-        opt.setdefault('dict_file', None)  # ParlAI asks for it; our dictionary has no such option
+        chosen_bert(opt.get('override') or {})  # the teacher checks it, too, but after the LLM has loaded
+        opt.setdefault('dict_file', None)  # ParlAI reads this option, which our dictionary does not declare
         path, self._is_finetune = self._get_init_model(opt, None)
         self.persistence = Persistence(path, self.kind)
         self.optimization = Optimization(opt['max_skipped_steps'], opt.get('model_file'))
@@ -154,7 +159,7 @@ class LLMAgent(TorchGeneratorAgent):
             opt.get('label_truncate') or opt.get('truncate'),
             opt['max_new_tokens'],
         )
-        # A chat repeats only when asked to; everything else repeats with the seed stored in the model.
+        # A chat is repeatable only with a --seed of its own; all else uses the seed that the model file stores.
         seed = (opt.get('override') or {}).get('seed') if opt.get('interactive_mode') else opt.get('seed')
         if seed is not None:
             seed_everything(seed, get_rank())
@@ -204,7 +209,7 @@ class LLMAgent(TorchGeneratorAgent):
         dictionary = super().build_dictionary()
         k = self.opt.get('verbose_topk', -1)
         if k > len(dictionary):
-            raise UsageError(f'--verbose-topk {k}: the LLM knows {len(dictionary)} tokens; give at most these.')
+            raise UsageError(f'--verbose-topk {k}: the LLM has {len(dictionary)} tokens; give at most that number.')
         return dictionary
 
     def set_interactive_mode(self, mode, shared=False):
@@ -254,7 +259,7 @@ class LLMAgent(TorchGeneratorAgent):
         if self._replaying:
             return
         with memory_errors_explained('training', several_prompts='prompt_chunk' in self.opt):
-            with accumulates_alone(self.model, self._number_grad_accum, self.opt.get('update_freq', 1)):
+            with accumulate_without_sync(self.model, self._number_grad_accum, self.opt.get('update_freq', 1)):
                 super().train_step(batch)
 
     def compute_loss(self, batch, return_output=False):
@@ -292,7 +297,7 @@ class LLMAgent(TorchGeneratorAgent):
         super().backward(self.optimization.scaled(loss), **kwargs)
 
     def update_params(self):
-        if self._number_grad_accum != 0:  # in the middle of --update-freq batches
+        if self._number_grad_accum != 0:  # in the middle of an update (--update-freq)
             return
         scaler = self.optimization.scaler
         if scaler is not None:
@@ -308,7 +313,7 @@ class LLMAgent(TorchGeneratorAgent):
             scaler.update()
 
     def _nothing_to_evaluate(self) -> UsageError:
-        """Say whose fault a loss is that is not finite."""
+        """Return the error for a loss that is not finite: training has diverged, or the dtype is at fault."""
         model = self.bare_model
         name = first_not_finite(model, getattr(self, 'optimizer', None))
         if name:
@@ -321,7 +326,7 @@ class LLMAgent(TorchGeneratorAgent):
 
     # ---- context → reply ------------------------------------------------------------------------------
 
-    searches_batches = True  # one search for all rows where it finds what ParlAI's finds; tests compare the two
+    searches_batches = True  # one search for all rows where it finds what ParlAI's search finds; tests compare them
 
     def eval_step(self, batch):
         if batch.text_vec is None:
@@ -334,10 +339,10 @@ class LLMAgent(TorchGeneratorAgent):
         return batch.text_vec, batch.get('scored_vec'), batch.get('selection')
 
     def _generate(self, batch, beam_size, max_ts, prefix_tokens=None):
-        """Search a reply for every example.
+        """Find a reply for every example; returns what ParlAI's method returns.
 
-        Each begins with its own row of prefix_tokens, int64 [B, P], right-padded with negative ids. (ParlAI lets each
-        begin with any of the batch's prefixes, and takes padding for a token.)
+        A reply begins with its own row of `prefix_tokens`, int64 [B, P], right-padded with negative ids. (In ParlAI's
+        method it may begin with any prefix of the batch, and padding counts as a token.)
         """
         max_ts = min(max_ts, self.opt['max_new_tokens'])
         with memory_errors_explained('replying'):
@@ -372,7 +377,7 @@ class LLMAgent(TorchGeneratorAgent):
     def _label_logits(self, batch) -> Tensor | None:
         """Return the labels' logits [B, U, V] under the selected prompt if `--verbose-topk` asks for some of them.
 
-        The loss never holds all of them at once, so they are computed here, and for nothing else.
+        The loss never holds all of them at once, so they are computed here, for that option only.
         """
         if not self.show_token_details or self.opt['verbose_topk'] < 1:
             return None
@@ -401,7 +406,7 @@ class LLMAgent(TorchGeneratorAgent):
         path = path or self.opt.get('model_file')
         if path:
             self.optimization.check_finite(path, self.bare_model, getattr(self, 'optimizer', None))
-            # the limits that were asked for, not what this LLM's window made of them
+            # save the limits that the user gave, not those that this LLM's window made of them
             self.persistence.write(path, {**self.opt, **self._asked}, self.dict, self.state_dict())
 
     def load(self, path):
@@ -434,7 +439,7 @@ class LLMAgent(TorchGeneratorAgent):
         if not states or hard_reset:
             super().build_lr_scheduler(states, hard_reset)
             return
-        super().build_lr_scheduler()  # what is wrong here is the options' fault
+        super().build_lr_scheduler()  # an error here comes from the options, not from the file
         same = self.scheduler and states.get('lr_scheduler_type') == self.opt['lr_scheduler']
         if same and 'lr_scheduler' in states:
             self.persistence.check_scheduler(self.scheduler, states)
@@ -444,7 +449,7 @@ class LLMAgent(TorchGeneratorAgent):
                 groups = states.get('optimizer', {}).get('param_groups', ())
                 persistence.keep_learning_rates(self.optimizer, groups)
 
-    # ---- what the training loop asks (`training.resume.ResumableAgent`) ------------------------------
+    # ---- what the training hooks call (`training.resume.ResumableAgent`) -----------------------------
 
     @classmethod
     def trains_anything(cls) -> bool:
@@ -452,7 +457,7 @@ class LLMAgent(TorchGeneratorAgent):
 
     @contextlib.contextmanager
     def replaying(self):
-        """Within it batches are drawn and observed, but not trained on."""
+        """Within this context, draw and observe batches without training on them."""
         self._replaying = True
         try:
             yield

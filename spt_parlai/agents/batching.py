@@ -56,7 +56,7 @@ def share_window(
         label_truncate = max(min(DEFAULT_TARGET, window // 4), 2)
     if label_truncate < 2:
         raise UsageError(
-            f'--label-truncate {label_truncate} leaves nothing of a target but its end: give at least 2, or -1.'
+            f'--label-truncate {label_truncate} leaves only the end token of a target: give at least 2, or -1.'
         )
     target = max(label_truncate, max_new_tokens)
     room = window - prompt_length - target
@@ -101,8 +101,8 @@ class Batcher:
 
     :param reply_ids: the text of a reply → its token ids, without the end token.
     :param new_history: makes the history of a dialogue that begins.
-    :param end: the token id that every target ends in.
-    :param padding: the id that fills rows up.
+    :param end: the id of the token that ends every target.
+    :param padding: the id that pads rows, which is negative.
     :param labels_are_said: whether a label becomes part of the dialogue (`--use-reply label`).
     """
 
@@ -130,7 +130,10 @@ class Batcher:
         return [*kept, self.end], len(ids) + 1
 
     def add_context(self, message, history: DialogueHistory, with_full_context: bool) -> None:
-        """Write the context of the next reply into a message, in the fields that ParlAI and `complete` read."""
+        """Write the context of the next reply into the fields of a message that ParlAI and `complete` read.
+
+        :param with_full_context: also write the context without truncation, for `--beam-context-block-ngram`.
+        """
         replies = message.get('labels') or message.get('eval_labels') or ()
         context = history.context(replies)
         message.force_set('text_vec', torch.LongTensor(context.ids))
@@ -145,7 +148,7 @@ class Batcher:
     def add_turns(self, message, turns: Sequence[dict], limit: int | None) -> None:
         """Write all labelled turns of a whole dialogue into its message, as examples.
 
-        Each is exactly what it would be had ParlAI told the dialogue message by message.
+        Each is exactly the example that ParlAI would make if it told the dialogue message by message.
         """
         history, examples = self.new_history(), []
         for turn in turns:
@@ -199,7 +202,7 @@ def _example(message) -> TurnExample:
 
 
 def pack_batch(batch, dialogues: Sequence[Sequence[TurnExample]], padding: int) -> None:
-    """Make `batch` one of turns, in place.
+    """Change `batch` in place into a batch of turns.
 
     text_vec int64 [R, T]: rows of contexts, see `pack`; label_vec int64 [B, U]; row, context_length int64 [B]: where
     the context of each turn ends; message: the number of each turn's message; scored_vec int64 [B, S], if turns have

@@ -1,4 +1,4 @@
-"""The client of an OpenAI-compatible chat endpoint; it knows no ParlAI.
+"""The client of an OpenAI-compatible chat endpoint, which knows nothing of agents and dialogues.
 
 It uses only what every such server has, which is `POST {base}/chat/completions`, and reports every failure in one
 sentence.

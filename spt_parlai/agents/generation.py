@@ -1,4 +1,7 @@
-"""Replies: one search for the whole batch where it finds what ParlAI's finds, prefixes, and ranked candidates."""
+"""Generate replies, force their prefixes and rank candidates.
+
+One search serves the whole batch wherever it finds the same replies as ParlAI's own search.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from spt_parlai.model.prompted_lm import PromptedLM
 
 
 class FoundReply(NamedTuple):
-    """The reply of one row, in the place of one of ParlAI's finished searches. tokens: int64 [U]; score: float32 []."""
+    """The reply of one row, with the interface of ParlAI's finished search. tokens: int64 [U]; score: float32 []."""
 
     tokens: Tensor
     score: Tensor
@@ -26,7 +29,7 @@ class FoundReply(NamedTuple):
 
 
 def choice_of(search: TreeSearch) -> Choice | None:
-    """Return how one of ParlAI's searches picks a token, or None if it does something that needs its own loop."""
+    """Return how a search of ParlAI's picks a token, or None if only ParlAI's own loop can run it."""
     if search.beam_size != 1 or search.verbose or search.block_list or search.gpu_beam_blocking:
         return None
     if type(search) is GreedySearch:
@@ -39,7 +42,7 @@ def choice_of(search: TreeSearch) -> Choice | None:
 
 
 def search_like(search: TreeSearch, temperature: float, max_length: int) -> Search | None:
-    """Return a search for a whole batch with the settings of one of ParlAI's, or None if its own loop is needed."""
+    """Return a search for a whole batch with the settings of ParlAI's, or None if only ParlAI's own loop can run it."""
     choose = choice_of(search)
     if choose is None or max_length < 1:
         return None
@@ -56,7 +59,7 @@ def search_like(search: TreeSearch, temperature: float, max_length: int) -> Sear
 
 
 def found_replies(replies: Replies, length_penalty: float) -> list[FoundReply]:
-    """Divide scores by Google NMT's length penalty, counting the start token as ParlAI counts it."""
+    """Return the replies, their scores divided by Google NMT's length penalty, in which the start token counts."""
     lengths = replies.lengths.tolist()
     penalties = torch.tensor([((1 + n) / 6) ** length_penalty for n in lengths])
     scores = replies.scores / penalties.to(replies.scores.device)
@@ -76,7 +79,7 @@ def blocked_context(contexts: Tensor) -> Tensor:
 
 
 class Prefixes:
-    """Makes every reply of a batch begin with tokens of its own.
+    """Makes every reply of a batch begin with its own prefix.
 
     :param tokens: int64 [B, P], right-padded with negative ids.
     """
@@ -86,7 +89,10 @@ class Prefixes:
         self.step = 0
 
     def force(self, log_probs: Tensor) -> Tensor:
-        """Leave nothing but the prefix's token, while there is one. log_probs: [B, beam, V], of the next token."""
+        """Forbid every token but the next one of the prefix, while it lasts.
+
+        :param log_probs: of the next token, [B, beam, V].
+        """
         if self.step < self.tokens.shape[1]:
             token = self.tokens[:, self.step].to(log_probs.device)  # [B]
             others = torch.arange(log_probs.shape[-1], device=log_probs.device)[None] != token[:, None]  # [B, V]
@@ -100,8 +106,8 @@ def rank_candidates(
 ) -> list[tuple[list[int], list[float]]]:
     """Rank each example's candidates by their NLL per token under the selected prompt.
 
-    candidates: for each example int64 [C, U], right-padded with negative ids. Returns for each example the candidates'
-    numbers, best first, and their NLLs.
+    :param candidates: for each example int64 [C, U], right-padded with negative ids.
+    :return: for each example, the numbers of its candidates, best first, and their NLLs in nats per token.
     """
     ranked = []
     for i, ids in enumerate(candidates):

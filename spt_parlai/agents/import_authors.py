@@ -1,4 +1,4 @@
-"""A checkpoint of the paper's authors → a model file of an SptAgent, written by the agent itself."""
+"""Convert a checkpoint of the paper's authors to a model file of SptAgent, which the agent itself writes."""
 
 from __future__ import annotations
 

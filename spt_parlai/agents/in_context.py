@@ -37,12 +37,12 @@ CHAT_TEMPLATE = OptionGroup(
 
 
 class InContextAgent(LLMAgent):
-    """A frozen LLM that is told what to do. Perplexities are of the reply after the instruction and the dialogue."""
+    """A frozen LLM with an instruction. Perplexities are those of the reply after the instruction and the dialogue."""
 
     kind = 'InContextAgent'
     trains = False
 
-    # API: to say in one sentence which agent these belong to
+    # API is among them so that its options are refused with the name of the agent that they belong to.
     options = (*LLMAgent.options, IN_CONTEXT, CHAT_TEMPLATE, API)
 
     def __init__(self, opt, shared=None):
@@ -101,7 +101,7 @@ class InContextAgent(LLMAgent):
         if not self._chats:
             return instructed_context(dialogue, instruction, self.dict.piece, self.dict.bos, limit)
         ids: list[int] = []
-        length = 0  # of the first and longest
+        length = 0  # of the first context, which is the longest
         for shown in ever_shorter(dialogue, instruction):
             ids = self._chat_ids(*shown)
             length = length or len(ids)
@@ -111,7 +111,7 @@ class InContextAgent(LLMAgent):
 
     def _chat_ids(self, dialogue: Dialogue, instruction: Instruction) -> list[int]:
         messages = chat_messages(dialogue, instruction)
-        for message in messages:  # the template would read special tokens in a speaker's text as such
+        for message in messages:  # in a speaker's text the template would read them as special tokens
             for token in self.dict.tokenizer.all_special_tokens:
                 message['content'] = message['content'].replace(token, '')
         return self._apply(messages if self._knows_system else without_system(messages))

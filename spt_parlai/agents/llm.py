@@ -1,4 +1,4 @@
-"""The LLM that the options ask for, loaded on its device, and what training around it will take."""
+"""Load the LLM that the options name, and estimate the memory that training around it takes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from spt_parlai.model.loading import load_llm, quantization_config, read_device_
 from spt_parlai.model.memory_estimate import training_memory
 from spt_parlai.model.prompted_lm import PromptedLM
 
-# A middling example of ConvAI2, for the estimate of memory: tokens of a dialogue and of a target, turns of a dialogue.
-_USUAL_LENGTH, _USUAL_TARGET, _USUAL_TURNS = 256, 16, 6
+# A typical example of ConvAI2, for the estimate of memory: tokens of a dialogue and of a target, turns of a dialogue.
+_TYPICAL_LENGTH, _TYPICAL_TARGET, _TYPICAL_TURNS = 256, 16, 6
 
 
 def device_of(opt, use_cuda: bool) -> torch.device:
@@ -23,9 +23,9 @@ def device_of(opt, use_cuda: bool) -> torch.device:
 
 
 def load(opt, use_cuda: bool, dtype: str | None = None) -> CausalLM:
-    """Load `--llm` and say in the log what it is.
+    """Load `--llm` and log its size, dtype and device.
 
-    :param dtype: the dtype, if the agent and not `--llm-dtype` decides it.
+    :param dtype: the dtype, if the agent decides it instead of `--llm-dtype`.
     :raises UsageError: for an LLM that cannot be loaded, or that the method does not work with.
     """
     dtype, device = dtype or _dtype(opt, use_cuda), device_of(opt, use_cuda)
@@ -47,16 +47,16 @@ def load(opt, use_cuda: bool, dtype: str | None = None) -> CausalLM:
 
 
 def _dtype(opt, use_cuda: bool) -> str:
-    """ParlAI's --fp16 true is a wish for speed: the LLM, and nothing else, runs in half precision on a GPU."""
+    """Return the dtype of the LLM. ParlAI's `--fp16 true` lets only the LLM run in half precision, on a GPU."""
     if opt.get('fp16') and use_cuda and opt['llm_dtype'] == 'auto':
         return 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
     return opt['llm_dtype']
 
 
 def log_memory(opt, llm: CausalLM, model: PromptedLM) -> None:
-    """Say before training what a batch of middling ConvAI2 examples takes."""
-    length = min(_USUAL_LENGTH, opt['text_truncate']) + model.soft_prompts.length
-    targets = min(_USUAL_TARGET, opt['label_truncate']) * (_USUAL_TURNS if packs(opt) else 1)
+    """Log, before training, how much memory a batch of typical ConvAI2 examples takes."""
+    length = min(_TYPICAL_LENGTH, opt['text_truncate']) + model.soft_prompts.length
+    targets = min(_TYPICAL_TARGET, opt['label_truncate']) * (_TYPICAL_TURNS if packs(opt) else 1)
     line = training_memory(
         llm,
         opt['batchsize'],

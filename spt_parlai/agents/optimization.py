@@ -1,4 +1,4 @@
-"""Optimizer steps that leave only finite numbers behind, and memory errors that say what helps."""
+"""Skip optimizer steps that are not finite, and explain out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ def memory_errors_explained(doing: str, several_prompts: bool = False):
         raise UsageError(f'out of memory while {doing} ({first}); what helps: {helps}.') from error
 
 
-def accumulates_alone(model, accumulated: int, update_freq: int):
-    """A context for one batch: in the middle of an update (--update-freq) no process waits for the others' gradients.
+def accumulate_without_sync(model, accumulated: int, update_freq: int):
+    """Return the context manager for one batch: only the last batch of an update (--update-freq) exchanges gradients.
+
+    ParlAI enters DistributedDataParallel's `no_sync` only for the backward pass. That is too late: the forward pass has
+    prepared the exchange by then, so every batch of the update would exchange its gradients.
 
     :param model: as wrapped by DistributedDataParallel, if there are several processes.
-    :param accumulated: how many batches of the update have gone before.
-
-    ParlAI enters DistributedDataParallel's `no_sync` only for the backward pass, which is too late: the forward pass
-    has already arranged for the exchange, so that every batch of an update would have one.
+    :param accumulated: how many batches of the update are done.
     """
     last_of_update = (accumulated + 1) % update_freq == 0
     return contextlib.nullcontext() if last_of_update or not is_distributed() else model.no_sync()
 
 
 class Optimization:
-    """The loss scale of a float16 LLM, and the rule that no step is made from numbers that are not finite.
+    """The loss scale of a float16 LLM, and the rule that a step whose loss or gradient is not finite is skipped.
 
-    Such a step is skipped; too many of them in a row end the run.
+    Too many skipped steps in a row end the run.
 
     :param max_skipped_steps: how many in a row are too many; 0: any number is allowed.
-    :param model_file: where the run is kept, for messages.
+    :param model_file: path of the run's model file, for messages.
     """
 
     def __init__(self, max_skipped_steps: int, model_file: str | None):
@@ -73,7 +73,7 @@ class Optimization:
         self._skipped_in_a_row = 0
 
     def scale_losses_for(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Use a dynamic loss scale around a float16 LLM, as small gradients vanish in float16 alone."""
+        """Use a dynamic loss scale around a float16 LLM, because small gradients become zero in float16."""
         if dtype == torch.float16:
             self.scaler = torch.amp.GradScaler(device.type)
 
@@ -82,14 +82,16 @@ class Optimization:
         return 1.0 if self.scaler is None else self.scaler.get_scale()
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """Return the loss to run backward. One that is not finite makes every gradient NaN, in every process, so that
-        all processes skip this step."""
+        """Return the loss for the backward pass, a float32 scalar.
+
+        A loss that is not finite makes every gradient NaN, in every process, so that all processes skip this step.
+        """
         if not torch.isfinite(loss):
             loss = loss * torch.nan
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def gradients_are_finite(self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> bool:
-        """Undo the loss scale, and say whether a step can be made."""
+        """Undo the loss scale in the gradients, and return whether all of them are finite."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -121,6 +123,7 @@ class Optimization:
             raise UsageError(f'{path} is not written: {self.diverged(name)}')
 
     def diverged(self, name: str) -> str:
+        """Return the sentence for a trained tensor or optimizer state that is not finite."""
         return (
             f'{name} is no longer finite, so training has diverged; lower --learningrate or give --gradient-clip 1.'
             f'{self._last_good()}'

@@ -1,4 +1,4 @@
-"""What an agent writes into its model file, and how a run takes it back.
+"""Write the model file of an agent, and restore an agent from one.
 
 A bad file is refused before the LLM loads, and a damaged optimizer or scheduler before the first step.
 """
@@ -18,8 +18,8 @@ from spt_parlai.checkpoints.schema import check_fits
 from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
 
-# Options of one run alone. With the first two, ParlAI would load the checkpoint that a run was resumed from instead of
-# its best model.
+# Options that belong to one run only. If they were saved, ParlAI would load the checkpoint that a run was resumed from
+# instead of its best model.
 _NOT_SAVED = ('init_model', 'load_from_checkpoint')
 
 
@@ -27,7 +27,7 @@ class Persistence:
     """The model file that an agent begins from, if there is one, and the one that it writes.
 
     :param path: the file to begin from, read now; None for a model that begins anew.
-    :param kind: the agent's kind, which must be the file's.
+    :param kind: the agent's kind, which must be that of the file.
     :raises UsageError: for a file that is damaged, or of another kind.
     """
 
@@ -46,7 +46,7 @@ class Persistence:
         return self._states is not None
 
     def read(self, path: str) -> dict[str, Any]:
-        """Return the states of a file that fits the LLM and the shapes at hand.
+        """Return the states of a file, which must fit the LLM and the shapes of this run.
 
         :raises UsageError: if it does not fit.
         """
@@ -64,7 +64,7 @@ class Persistence:
         dictionary.save(f'{path}.dict')
         files.save_states({**states, 'spt': self.description}, path)
 
-    # ---- taking states back ---------------------------------------------------------------------------
+    # ---- restoring states -----------------------------------------------------------------------------
 
     def restore_tensors(self, load: Callable[[dict], None], tensors: dict[str, Tensor]) -> None:
         """Give the trained tensors to `load`.
@@ -78,6 +78,10 @@ class Persistence:
             raise UsageError(f'{self.path} is damaged ({reason}); restore it from a copy.') from error
 
     def restore_loss_scale(self, scaler: torch.amp.GradScaler, states: dict[str, Any]) -> None:
+        """Restore the dynamic loss scale of a float16 LLM.
+
+        :raises UsageError: if the saved one is damaged.
+        """
         with damage_explained(self.path):
             check_fits(states['loss_scale'], scaler.state_dict(), 'its loss_scale')
             scaler.load_state_dict(states['loss_scale'])
@@ -91,6 +95,7 @@ class Persistence:
         """Take one step on copies: a damaged state may load and fail only in the first step.
 
         :param build: (parameters, states) → an optimizer with these states.
+        :raises UsageError: if the state is damaged.
         """
         with damage_explained(self.path):
             copies = [parameter.detach().clone().requires_grad_() for parameter in parameters]
@@ -100,7 +105,10 @@ class Persistence:
             optimizer.step()
 
     def check_scheduler(self, scheduler, states: dict[str, Any]) -> None:
-        """Check the saved state of a scheduler and of its warm-up against a new scheduler of that kind."""
+        """Check the saved state of a scheduler and of its warm-up against a new scheduler of that kind.
+
+        :raises UsageError: if it is damaged.
+        """
         warmup = scheduler.get_warmup_state_dict() or {}
         with damage_explained(self.path):
             check_fits(states['lr_scheduler'], scheduler.get_state_dict(), 'its lr_scheduler')
@@ -108,18 +116,18 @@ class Persistence:
 
 
 def accumulated(batches: int, parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Return what a checkpoint in the middle of an update holds (`--update-freq`): its batches and their gradients."""
+    """Return the part of an update (`--update-freq`) that is done: the number of batches and the gradients."""
     return {'batches': batches, 'gradients': [parameter.grad for parameter in parameters]}
 
 
 def restore_accumulated(saved: dict[str, Any], parameters: Sequence[Tensor]) -> int:
-    """Put accumulated gradients back; returns of how many batches they are."""
+    """Restore accumulated gradients, and return the number of batches that they come from."""
     for parameter, gradient in zip(parameters, saved['gradients'], strict=True):
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
     return saved['batches']
 
 
 def keep_learning_rates(optimizer: torch.optim.Optimizer, saved_groups: Sequence[dict]) -> None:
-    """Set the learning rates to the saved ones: building torch's schedulers moves them as the first step would."""
+    """Set the saved learning rates, because building a scheduler of torch's changes them as its first step would."""
     for group, before in zip(optimizer.param_groups, saved_groups, strict=False):
         group['lr'] = before['lr']

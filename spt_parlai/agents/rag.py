@@ -28,7 +28,7 @@ from spt_parlai.retrieval.encoders import LLM, TextEncoder, TransformerEncoder, 
 from spt_parlai.retrieval.index import DialogueIndex, fingerprint, load_or_make
 
 MARKER = 'similar dialogue:'
-_SHARE = 3  # --retrieved-length -1: this part of the room that the context has
+_SHARE = 3  # --retrieved-length -1: retrieved text takes one part in so many of a context's room
 _QUERIES_KEPT = 200_000
 
 
@@ -38,7 +38,8 @@ class RetrievedText:
     A dialogue is never retrieved if the turns so far and the reply to predict follow each other in it. In training
     that is the dialogue itself, the same dialogue told from its other side, and copies of them.
 
-    :param find: (text, utterances) → the dialogues most similar to the text without these utterances in this order.
+    :param find: (text, utterances) → the dialogues most similar to the text, without those that contain these
+        utterances in this order.
     :param tokenize: one piece of the template → token ids.
     :param room: the most tokens to return.
     :param by_turn: whether all turns so far are the query; otherwise the first turn alone is.
@@ -189,7 +190,10 @@ class RagAgent(PromptTuningAgent):
         return found or load_or_make(dialogues, encoder, cache, keep=False)
 
     def _can_keep(self, cache: Path) -> bool:
-        """Say whether the index can be written; a folder that was asked for must be writable."""
+        """Return whether the index can be written.
+
+        :raises UsageError: if `--retrieval-cache` names a folder that cannot be written.
+        """
         try:
             check_writable(cache / 'index')
         except ValueError as error:

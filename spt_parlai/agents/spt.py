@@ -123,15 +123,19 @@ class SptAgent(PromptTuningAgent):
         )
 
     def _dialogues(self, batch) -> torch.Tensor | None:
-        """Return the dialogue of each example, int64 [B], if `--contrastive-pairs across` takes pairs of different
-        dialogues only. Without whole dialogues, each example of a batch is of another dialogue anyway."""
+        """Return the number of each example's dialogue, int64 [B], for `--contrastive-pairs across`; None for `all`.
+
+        It is also None without whole dialogues, where each example of a batch is of another dialogue anyway.
+        """
         if self.opt['contrastive_pairs'] == 'all' or 'message' not in batch:
             return None
         return torch.tensor(batch.message)
 
     def _noise(self, scores: torch.Tensor, batch) -> torch.Tensor | None:
-        """Draw N(0, 1) [B, K] for `--gold-noise`, in training only: a function of seed, process and batch, so that a
-        resumed run draws the same."""
+        """Draw the N(0, 1) noise of `--gold-noise`, float32 [B, K], in training only.
+
+        It depends only on the seed, the process and the number of the batch, so a resumed run draws the same.
+        """
         if not self.opt['gold_noise'] or not batch.is_training:
             return None
         batches = self._number_training_updates * self.opt.get('update_freq', 1) + self._number_grad_accum
