@@ -1,1 +1,1 @@
-"""The causal LM, the soft prompts, the retriever, and the ParlAI model that joins them. Nothing here knows a loss."""
+"""The causal LM, the soft prompts, the retriever, and the model that joins them. No file here depends on a loss."""

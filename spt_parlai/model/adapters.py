@@ -65,7 +65,7 @@ class Lora(NamedTuple):
 def add_lora(llm: CausalLM, lora: Lora) -> tuple[TunedWeights, tuple[str, ...]]:
     """Put LoRA matrices into the LM. A is random and B is zero, so until they are trained they change nothing.
 
-    Returns (the matrices, float32; the targets, even if peft chose them).
+    :return: (the matrices, float32; the targets, also if peft chose them).
     :raises ValueError: for targets that cannot or must not be adapted.
     """
     tuner, targets = _inject(llm, lora)
@@ -97,13 +97,16 @@ def nearest_rank(values: int, per_rank: int) -> int:
 
 
 def check_peft() -> None:
-    """:raises ValueError: if peft is not installed."""
+    """Check that peft is installed.
+
+    :raises ValueError: if it is not.
+    """
     if importlib.util.find_spec('peft') is None:
         raise ValueError("LoRA needs peft: pip install 'spt_parlai[peft]'")
 
 
 def _inject(llm: CausalLM, lora: Lora) -> tuple[Any, tuple[str, ...]]:
-    """(peft's `LoraModel` around the LM, the targets it adapts)."""
+    """Return (peft's `LoraModel` around the LM, the targets that it adapts)."""
     from peft import LoraConfig, LoraModel
 
     wanted = ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets) or None
@@ -116,9 +119,8 @@ def _inject(llm: CausalLM, lora: Lora) -> tuple[Any, tuple[str, ...]]:
     way_out = f'give some of {", ".join(_linear_names(llm))}, or {ALL_LINEAR}'
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                'ignore'
-            )  # peft warns of GPT-2's transposed weights, which it handles, and of new names
+            # peft warns of GPT-2's transposed weights, which it handles, and of new names.
+            warnings.simplefilter('ignore')
             tuner = LoraModel(llm.lm, config, 'default')
     except ValueError as error:
         why = 'LoRA cannot adapt these' if lora.targets else 'peft knows no layers of this LM to adapt'

@@ -134,8 +134,9 @@ class CausalLM:
     def log_probs_at(self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
         """Log-probabilities of target tokens at chosen positions (see `logits_at`).
 
-        If possible, this never holds all logits. targets: int64 [N]; wanted: bool [N], where the likeliest token is
-        needed. Returns (log-probabilities float32 [N], likeliest tokens int64 [N], 0 where they are not wanted).
+        Where the head allows it (see `projects_apart`), only some of the logits are held at a time. targets: int64
+        [N]; wanted: bool [N], where the likeliest token is needed. Returns (log-probabilities float32 [N], likeliest
+        tokens int64 [N], 0 where they are not wanted).
         """
         if self.projects_apart:
             hidden, _ = self._hidden_at(embeddings, positions)
@@ -178,12 +179,15 @@ class CausalLM:
 
     @property
     def projects_apart(self) -> bool:
-        """Can log-probabilities be computed in chunks? That needs a linear head that does not train."""
+        """Whether log-probabilities can be computed in chunks, which needs a linear head that does not train."""
         return self.head_is_linear and not self.lm.get_output_embeddings().weight.requires_grad
 
     @cached_property
     def head_is_linear(self) -> bool:
-        """Are the logits a linear layer of the body's output, neither capped nor scaled, whose weight is loaded?"""
+        """Whether the logits are a linear layer of the body's output, neither capped nor scaled; one trial shows it.
+
+        It is false, too, where accelerate moves the layer's weight between devices.
+        """
         head = self.lm.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.weight.is_meta or hasattr(head, '_hf_hook'):
             return False
@@ -195,7 +199,7 @@ class CausalLM:
             return torch.equal(head(hidden).float(), self._forward(self.lm, words).logits.float())
 
     def _logits_at(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, use_cache: bool = False):
-        """(logits [N, V] at flat positions, the cache if one is used)."""
+        """Return (logits [N, V] at flat positions, the cache if one is used)."""
         if self.head_is_linear:
             hidden, cache = self._hidden_at(embeddings, positions, mask, use_cache)
             return self.lm.get_output_embeddings()(hidden), cache
@@ -208,7 +212,7 @@ class CausalLM:
         return output.logits[rows.to(output.logits.device), columns.to(output.logits.device)], output.past_key_values
 
     def _hidden_at(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, use_cache: bool = False):
-        """(what a linear head gets at flat positions, [N, D], the cache if one is used)."""
+        """Return (the input of a linear head at flat positions, [N, D], the cache if one is used)."""
         output = self._forward(self.lm.base_model, embeddings, mask, use_cache)
         hidden = output.last_hidden_state.flatten(0, 1)
         return hidden[positions.to(hidden.device)], output.past_key_values
@@ -218,9 +222,8 @@ class CausalLM:
         if self._takes_positions and mask is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)
             kwargs['position_ids'] = positions.expand(embeddings.shape[:2])
-        elif (
-            self._takes_positions and mask is not None
-        ):  # counted over real tokens only, so that padding changes nothing
+        elif self._takes_positions and mask is not None:
+            # Positions are counted over real tokens only, so that padding changes nothing.
             kwargs['position_ids'] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
         if self.recomputed_layers and not use_cache and torch.is_grad_enabled():
             training = embeddings.requires_grad or any(p.requires_grad for p in self.lm.parameters())

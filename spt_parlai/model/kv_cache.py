@@ -1,4 +1,4 @@
-"""Prefilling rows of different lengths without computing their padding, into a cache that grows without copies.
+"""Prefill rows of different lengths without computing their padding, into a cache that grows without copies.
 
 Rows of similar length run together. Their caches are then merged into one, with the padding on the left.
 """
@@ -82,7 +82,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def can_merge(cache: Any) -> bool:
-    """Does the cache hold one key and one value for every position and row? Caches with windows or states do not."""
+    """Whether the cache holds a key and a value for every position and row; caches with windows or states do not."""
     return type(cache) is DynamicCache and all(
         type(layer) is DynamicLayer and torch.is_tensor(layer.keys) for layer in cache.layers
     )

@@ -1,6 +1,6 @@
 """Two ways to run the LM's layers in training: recompute their activations for less memory, or compile them for speed.
 
-Both change how the layers run and not what they compute. A trial before and after checks that.
+Both change how the layers run and not what they compute, which a trial before and after checks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def recompute_activations(llm: CausalLM, drops: bool = False) -> None:
 
     This is the library's own activation checkpointing, in eval mode.
 
-    :param drops: will layers have dropout? When they run again, they must draw the same.
-    :raises ValueError: for an LM that cannot do it, or that computes something else then.
+    :param drops: whether the layers will have dropout, so that a layer that runs again must draw the same mask.
+    :raises ValueError: for an LM that cannot do it, or that then computes something else.
     """
     layers = _layers(llm)
     if not layers or not llm.lm.supports_gradient_checkpointing:
@@ -48,7 +48,7 @@ def recompute_activations(llm: CausalLM, drops: bool = False) -> None:
 
 
 def has_compiler() -> bool:
-    """Is there a C++ compiler? Without one nothing can be compiled for a CPU."""
+    """Whether there is a C++ compiler, without which nothing can be compiled for a CPU."""
     return any(map(shutil.which, filter(None, (os.environ.get('CXX'), *_COMPILERS))))
 
 
@@ -57,7 +57,7 @@ def compile_layers(llm: CausalLM) -> None:
 
     Decoding and evaluation run as before.
 
-    :raises ValueError: for an LM that cannot be compiled here, or that computes something else then.
+    :raises ValueError: for an LM that cannot be compiled here, or that then computes something else.
     """
     layers = _layers(llm)
     if not layers:
@@ -92,8 +92,10 @@ def _layers(llm: CausalLM) -> list[torch.nn.Module]:
 
 
 def _trial(llm: CausalLM) -> tuple[Tensor, Tensor]:
-    """Two rows of nine tokens: float32 logits [2, V] after them, and the gradient of the logits' squares at the
-    embeddings, [2, 9, D]."""
+    """Run two rows of nine tokens.
+
+    Returns (float32 logits [2, V] after them, the gradient of the sum of their squares at the embeddings [2, 9, D]).
+    """
     words = llm.embed(torch.arange(18).view(2, 9)).float().requires_grad_()
     with torch.enable_grad():
         logits = llm.logits_at(words, torch.tensor([8, 17], device=words.device)).float()

@@ -1,7 +1,8 @@
-"""Loading an LM onto its device, and checking that the method works with it.
+"""Load an LM onto its device, and check that the method works with it.
 
 Soft prompts, padding and cached decoding need an LM that runs from input embeddings, looks at no later token and keeps
-a plain key-value cache. Every LM is run once on two short rows to check that, so that no other one trains in silence.
+a plain key-value cache. Every LM is run once on two short rows to check this, so that an unsuitable one is refused
+before it trains.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def read_device_map(value: str) -> str | dict | None:
-    """What accelerate should place where: `none`, `auto`, `balanced`, or the path of a JSON file.
+    """Return where accelerate should place the LM's layers: `none`, `auto`, `balanced`, or the path of a JSON file.
 
     :raises ValueError: for anything else, and without accelerate.
     """
@@ -88,10 +89,10 @@ def read_device_map(value: str) -> str | dict | None:
 
 
 def quantization_config(bits: str, dtype: str, device: torch.device | str) -> Any:
-    """The configuration for weights of `8bit` or `4bit` through bitsandbytes; None for `none`.
+    """Return the configuration for weights of `8bit` or `4bit` through bitsandbytes; None for `none`.
 
     :param dtype, device: as for `load_llm`.
-    :raises ValueError: for what cannot be trained through here, and without bitsandbytes.
+    :raises ValueError: for weights that gradients cannot pass through on this device, and without bitsandbytes.
     """
     if bits == 'none':
         return None

@@ -17,8 +17,11 @@ LOGIT_COPIES = 3  # float32, of logits: a copy, their log-probabilities and thei
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. weights: the LM's; row: what the backward pass keeps of one row of `length` tokens; token: the logits of
-    one target token; chunk: the logits that are computed at once, None where all of them are."""
+    """The memory of the parts of a training step, in bytes.
+
+    weights: the LM's; row: what the backward pass keeps of one row of `length` tokens; token: the logits of one target
+    token; chunk: the logits that are computed at once, or None if all of them are.
+    """
 
     weights: int
     row: int
@@ -30,12 +33,12 @@ class MemoryEstimate:
         return targets * self.token if self.chunk is None else min(targets * self.token, self.chunk)
 
     def total(self, rows: int, targets: int) -> int:
-        """For `rows` rows of `length` tokens that predict `targets` tokens, all at once."""
+        """Bytes for `rows` rows of `length` tokens that predict `targets` tokens, all at once."""
         return self.weights + rows * self.row + self.logits(targets)
 
 
 def estimate_memory(llm: CausalLM, length: int) -> MemoryEstimate:
-    """Weights, activations and logits of training through the frozen LM.
+    """Estimate the weights, activations and logits of training through the frozen LM.
 
     What a row keeps for the backward pass is measured on rows of 8, 16 and 32 tokens and extrapolated to `length` by a
     polynomial of degree two, because attention that keeps its weights grows quadratically.
@@ -85,8 +88,11 @@ def training_memory(
     optimizer: str = 'adam',
     examples_at_once: int | None = None,
 ) -> str:
-    """One line for the log: what a batch of examples of `length` tokens, `targets` of them predicted, will need.
+    """Return one line for the log: the memory that training on a batch will need.
 
+    :param prompts_at_once: how many prompts run together.
+    :param length: tokens of an example, its soft prompt included.
+    :param targets: how many of these tokens are predicted.
     :param trained: how many float32 values train; each has a gradient and the optimizer's states.
     :param examples_at_once: how many examples of the batch go forward and backward together; None: all.
     """

@@ -25,7 +25,7 @@ TokenLoss = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class Selection(NamedTuple):
-    """What the retriever says of B contexts. scores: float32 [B, K] (eq. 1); selected: int64 [B], i* of eq. 7."""
+    """The result of the retriever for B contexts. scores: float32 [B, K] (eq. 1); selected: int64 [B], i* of eq. 7."""
 
     scores: Tensor
     selected: Tensor
@@ -50,7 +50,9 @@ class Prediction(NamedTuple):
 
 
 class PromptedLM(TorchGeneratorModel):
-    """`soft_prompts`, `retriever` and `tuned` train, always in float32. The LM is held, but is not a registered module.
+    """Soft prompts and a retriever around a causal LM, with the methods that ParlAI's generator agent calls.
+
+    `soft_prompts`, `retriever` and `tuned` train, always in float32. The LM is held, but is not a registered module.
 
     :param llm: the LM.
     :param soft_prompts: the group [K, L, D].
@@ -91,7 +93,7 @@ class PromptedLM(TorchGeneratorModel):
         self.tokens_at_once = tokens_at_once or _TOKENS_AT_ONCE.get(llm.device.type, _TOKENS_AT_ONCE_ELSEWHERE)
 
     def _apply(self, fn, recurse=True):
-        """What trains is moved but never cast, whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
+        """Move what trains, but never cast it, whatever the LM's dtype (ParlAI's --fp16 halves whole models)."""
 
         def moved_only(tensor: Tensor) -> Tensor:
             result = fn(tensor)
@@ -113,7 +115,7 @@ class PromptedLM(TorchGeneratorModel):
         token_loss: TokenLoss | None = None,
         gradient_scale: float = 1.0,
     ) -> Prediction:
-        """Run every target after every prompt.
+        """Predict every target after every prompt (eq. 2), and select a prompt for every context (eq. 1 and 7).
 
         :param contexts: int64 [R, T], right-padded with negative ids.
         :param targets: int64 [B, U], right-padded with negative ids.
@@ -192,9 +194,8 @@ class PromptedLM(TorchGeneratorModel):
         Returns (log_probs float32 [k, n], likeliest tokens int64 [n], 0 where none of these prompts is selected).
         """
         k, L, _ = prompts.shape
-        own = (
-            selected.to(rows.example.device)[rows.example] - first
-        )  # [n], the prompt that each token's example selected
+        # [n], the prompt that each token's example selected
+        own = selected.to(rows.example.device)[rows.example] - first
         here = own == torch.arange(k, device=own.device)[:, None]  # [k, n]
         log_probs, greedy = self.llm.log_probs_at(
             join_all(prompts, words), target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
@@ -216,12 +217,12 @@ class PromptedLM(TorchGeneratorModel):
         return select(scores)
 
     def _embed_contexts(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
-        """(embeddings [B, T, D], bool mask [B, T])."""
+        """Return (word embeddings [B, T, D], mask bool [B, T]) of contexts int64 [B, T]."""
         contexts = contexts.to(self.llm.device)
         return self.llm.embed(contexts.clamp(min=0)), contexts >= 0
 
     def _select_by_means(self, means: Tensor) -> Selection:
-        """means: the means of the contexts' word embeddings, float32 [B, D]."""
+        """Score and select prompts by the means of the contexts' word embeddings, float32 [B, D]."""
         prompts = self.soft_prompts.tokens
         if self.retriever is None:
             scores = prompts.new_zeros(len(means), len(prompts))
@@ -245,7 +246,11 @@ class PromptedLM(TorchGeneratorModel):
         return DecodingState(logits, cache, row_mask, selection.scores, selection.selected)
 
     def decoder(self, ids: Tensor, encoded: DecodingState, state: DecodingState | None = None):
-        """ids int64 [R, steps]; returns (logits [R, 1, V], state). The first step's logits come from the prefill."""
+        """Predict the next token of each reply; the first one is predicted by `encoder` already.
+
+        :param ids: int64 [R, steps], the replies so far, with the start token.
+        :return: (logits [R, 1, V] in the LM's dtype, the state for the next step).
+        """
         if state is None:
             return encoded.logits[:, None], encoded
         state = state.extended(state.mask.new_ones(len(ids), 1))
@@ -253,7 +258,11 @@ class PromptedLM(TorchGeneratorModel):
         return logits, state
 
     def decode_forced(self, encoded: DecodingState, ys: Tensor) -> tuple[Tensor, Tensor]:
-        """ys int64 [R, U], right-padded with negative ids → (logits [R, U, V], likeliest tokens [R, U])."""
+        """Predict every token of given replies.
+
+        :param ys: int64 [R, U], right-padded with negative ids.
+        :return: (logits [R, U, V] in the LM's dtype, likeliest tokens int64 [R, U]).
+        """
         logits = encoded.logits[:, None]
         if ys.shape[1] > 1:
             inputs = ys[:, :-1].to(self.llm.device)
@@ -263,7 +272,7 @@ class PromptedLM(TorchGeneratorModel):
         return logits, logits.argmax(-1)
 
     def output(self, logits: Tensor) -> Tensor:
-        """The decoder returns logits already; this is a float32 copy, because ParlAI's search works in place."""
+        """Return a float32 copy of the decoder's logits, because ParlAI's search changes them in place."""
         return logits.to(torch.float32, copy=True)
 
     def reorder_encoder_states(self, encoder_states: DecodingState, indices) -> DecodingState:

@@ -41,9 +41,8 @@ def token_rows(
     if row is None or context_length is None:
         row, context_length = torch.arange(len(contexts), device=contexts.device), longest
     order = torch.arange(len(targets), device=targets.device)
-    last = torch.zeros_like(longest).scatter_reduce(
-        0, row, order, 'amax', include_self=False
-    )  # [R], each row's last example
+    # [R], each row's last example
+    last = torch.zeros_like(longest).scatter_reduce(0, row, order, 'amax', include_self=False)
     length = longest + target_length[last] - 1
     columns = torch.arange(int(length.max()), device=contexts.device)[None]  # [1, M]
     mask = columns < length[:, None]

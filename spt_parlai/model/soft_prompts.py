@@ -24,7 +24,7 @@ Tokenize = Callable[[str], Sequence[int]]
 class SoftPromptGroup(nn.Module):
     """SP of the paper: K soft prompts of L tokens each, a float32 parameter [K, L, D].
 
-    L = 0 is the LM without a soft prompt: there is nothing to train, and `tokens` is not a parameter.
+    With L = 0 there is no soft prompt: nothing trains, and `tokens` is a buffer instead of a parameter.
     """
 
     tokens: Tensor
@@ -59,7 +59,7 @@ def initial_prompts(
     vocabulary: int,
     read_prompts: Callable[[str], Tensor],
 ) -> Tensor:
-    """A float32 tensor [K, L, D] on the CPU.
+    """Return the initial soft prompts, float32 [K, L, D] on the CPU.
 
     normal: N(0, 1), as in the paper. embedding-scale: normal with the mean and standard deviation of the LM's own word
     embeddings, dimension by dimension. vocab: the embeddings of K × L different words. `text:A|B|…`: the embeddings of
