@@ -1,1 +1,1 @@
-"""From ParlAI messages to persona and turns, and from these to token ids. Knows no model and no loss."""
+"""From ParlAI messages to persona and turns, and from these to token ids. No file here depends on a model or a loss."""

@@ -13,9 +13,7 @@ INSTRUCTION = (
     'persona, it is who you are.'
 )
 EXAMPLE = 'example:'
-BEGIN = (
-    'Begin the conversation.'  # stands in for the partner if the agent speaks first, since a chat begins with a user
-)
+BEGIN = 'Begin the conversation.'  # the partner's message if the agent speaks first, because a chat begins with a user
 END_OF_TURN = ('Q:', 'R:', '\n')  # where an LLM has gone on to another turn
 
 Message = dict[str, str]
@@ -108,13 +106,13 @@ def _persona(dialogue: Dialogue) -> list[str]:
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The same messages with the system's at the beginning of the first user's, for chat templates without a system."""
+    """The messages for a chat template without a system role: the first user message begins with the system's."""
     system, user, *rest = messages
     return [{'role': 'user', 'content': f'{system["content"]}\n\n{user["content"]}'}, *rest]
 
 
 def ever_shorter(dialogue: Dialogue, instruction: Instruction) -> Iterator[tuple[Dialogue, Instruction]]:
-    """The dialogue and its instruction, and then less and less of them, to find the longest that fits a window.
+    """Yield the dialogue and its instruction, and then less and less of them, to find the longest that fits a window.
 
     The examples go first and then the oldest turns. After that the newest turn loses its beginning and the persona its
     end, half by half.

@@ -52,7 +52,7 @@ def check_message(message) -> None:
 
     The text must be a string or None, the labels and candidates lists of strings, and the reward a number.
 
-    :raises UsageError: that names the field.
+    :raises UsageError: naming the field.
     """
     if not isinstance(message.get('text'), (str, type(None))):
         raise UsageError(

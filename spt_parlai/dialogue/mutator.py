@@ -11,10 +11,10 @@ FIELD = 'whole_dialogue'  # of that message: a list with a {'text': …, 'labels
 
 
 def packs(opt) -> bool:
-    """Whether the episodes of this data are packed: where the mutator is named, in a training fold only, and where a
-    turn's history does not depend on the model's replies.
+    """Whether the episodes of this data are packed.
 
-    The hook of ParlAI's training loop names the mutator; commands that show or evaluate data do not.
+    They are if the options name the mutator, the data is a training fold, and the history does not depend on the
+    model's replies. The hook of ParlAI's training loop names the mutator; commands that show or evaluate data do not.
     """
     return bool(
         opt.get('dialogue_packing')

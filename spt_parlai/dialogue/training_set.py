@@ -30,7 +30,10 @@ def settle_training_task(opt) -> None:
 
 
 def training_dialogues(opt) -> list[Dialogue]:
-    """All dialogues of the train fold of `--training-task`, in the order of the data; own turns are the labels."""
+    """All dialogues of the train fold of `--training-task`, in the order of the data; own turns are the labels.
+
+    :raises UsageError: if the fold holds none.
+    """
     data = {
         **opt,
         'task': opt['training_task'],

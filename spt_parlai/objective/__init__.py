@@ -1,4 +1,4 @@
-"""The four losses as pure functions of log-probabilities and scores. Knows no model and no ParlAI."""
+"""The four losses as pure functions of log-probabilities and scores. They depend neither on a model nor on ParlAI."""
 
 from spt_parlai.objective.losses import Losses, SptObjective
 

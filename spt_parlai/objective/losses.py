@@ -1,6 +1,6 @@
 """The four losses of equations 2–6, per example, in float32 or better.
 
-Symbols: K prompts, B examples, N target tokens of the batch. `example` int64 [N] says whose token each is.
+Symbols: K prompts, B examples, N target tokens of the batch. `example`, int64 [N], is the example of each token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def prompt_nll(log_probs: Tensor, example: Tensor, num_examples: int) -> Tensor:
 
 
 def gold_distribution(nll: Tensor, tau_gold: float) -> Tensor:
-    """Which prompt the LM liked (eq. 3, left): nll [K, B] → softmax over prompts [B, K], without gradient."""
+    """Which prompts the LM prefers (eq. 3, left): nll [K, B] → softmax over prompts [B, K], without gradient."""
     return torch.softmax(-nll.detach().T / tau_gold, dim=-1)
 
 
@@ -56,7 +56,7 @@ def contrastive_loss(scores: Tensor, similar: Tensor, pairs: Tensor) -> Tensor:
 
 
 def unordered_pairs(B: int, apart: Tensor | None = None) -> Tensor:
-    """bool [B, B], true above the diagonal; apart: int64 [B], and then only where two examples differ in it."""
+    """bool [B, B], true above the diagonal; with `apart`, int64 [B], only for two examples that differ in it."""
     device = None if apart is None else apart.device
     pairs = torch.ones(B, B, dtype=torch.bool, device=device).triu(1)
     return pairs if apart is None else pairs & (apart[:, None] != apart[None])
@@ -147,7 +147,7 @@ class SptObjective:
 
     lambda_selection: float = _weight(
         'selection KL',
-        'KL that teaches the retriever which prompt the LLM liked (eq. 3)',
+        'KL divergence that teaches the retriever which prompt the LLM prefers (eq. 3)',
         score_term=_selection,
     )
     lambda_contrastive: float = _weight(
@@ -202,11 +202,12 @@ class SptObjective:
 
         :param log_probs: float32 [K, N], every prompt's log-probability of each target token.
         :param scores: float32 [B, K], the retriever's.
-        :param example: int64 [N], whose each target token is.
+        :param example: int64 [N], the example that each target token belongs to.
         :param similar: bool [B, B], which contexts are similar; only the contrast needs it.
         :param noise: N(0, 1) [B, K]; `gold_noise` times it is added to the gold distribution.
         :param apart: int64 [B]; the contrast then takes only pairs that differ in it (in their dialogue).
         :param token_loss: scalar, what the method `token_loss` returned for this batch, if it has run already.
+        :raises ValueError: if the contrast is active and `similar` is None.
         """
         B = len(scores)
         nll = prompt_nll(log_probs, example, B)
