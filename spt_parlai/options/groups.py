@@ -156,9 +156,9 @@ def set_training_defaults(parser) -> None:
 
 
 def set_llm_of(parser, model_file: str | None) -> None:
-    """Make the LLM of a model file the default, since some of ParlAI's scripts ask the parser and not the file."""
+    """Make the LLM of a model file the default, because some of ParlAI's scripts read the parser and not the file."""
     try:
         stored = json.loads(Path(f'{model_file}.opt').read_text(encoding='utf-8'))
         parser.set_defaults(**{name: stored[name] for name in ('llm', 'llm_revision') if name in stored})
     except (OSError, ValueError, TypeError):
-        return  # there is no such file yet, or it is damaged, which whoever loads it reports
+        return  # there is no such file yet, or it is damaged, which is reported when it is loaded

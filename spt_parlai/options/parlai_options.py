@@ -1,8 +1,8 @@
 """Every option of ParlAI's own either works or is refused by name; none is accepted and then ignored.
 
 `PARLAI` declares which values work, and which options have an effect only beside others. Whether an option was given is
-asked of this command (`opt['override']`): a model file may well remember the `--topk` of the search that it was trained
-with when today's search has no use for one.
+decided by this command (`opt['override']`): a model file may well hold the `--topk` of the search that it was trained
+with when today's search does not use one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _check_ddp_backend(opt: Opt) -> str | None:
 def _check_init_model(opt: Opt) -> str | None:
     start, model_file = opt['init_model'], opt.get('model_file')
     if not start or os.path.isfile(start) or (model_file and os.path.isfile(model_file)):
-        return None  # a run that continues needs its first model no more
+        return None  # a run that continues no longer needs the model it started from
     return 'no such file; give the model file to start from, or leave the option out'
 
 
@@ -143,7 +143,7 @@ PARLAI = OptionGroup(
         Option(
             'gpu_beam_blocking',
             False,
-            needs=_no_effect('its CUDA kernel is of 2022; leave it out, n-grams are blocked without it'),
+            needs=_no_effect('its CUDA kernel dates from 2022; leave it out, because n-grams are blocked without it'),
         ),
         Option(
             'compute_tokenized_bleu',
@@ -262,7 +262,7 @@ def _check_devices(opt: Opt) -> None:
 # ---- training -------------------------------------------------------------------------------------------------
 
 _NO_OPTIMIZER = {
-    'muon': 'it is for matrices only, and soft prompts are none',
+    'muon': 'it is for matrices only, which soft prompts are not',
     'lbfgs': 'it evaluates the loss several times a step, which ParlAI does not',
     'sparseadam': 'it is for sparse gradients, and those of soft prompts are dense',
     'optimizer': "it is torch's base class",
@@ -303,7 +303,7 @@ def _check_optimizer(opt: Opt) -> None:
 def _check_schedule(opt: Opt) -> None:
     scheduler, steps, warmup = opt.get('lr_scheduler'), opt.get('max_train_steps', -1), opt.get('warmup_updates', -1)
     if scheduler in ('cosine', 'linear') and steps <= 0:
-        raise refused('lr_scheduler', scheduler, 'it ends at --max-train-steps, which must be given')
+        raise refused('lr_scheduler', scheduler, 'its schedule ends at --max-train-steps; give that, too')
     if scheduler in ('cosine', 'linear', 'invsqrt') and 0 < steps <= warmup:
         raise refused('warmup_updates', warmup, f'the run ends before, at --max-train-steps {steps}; make it smaller')
     if scheduler != 'none' and opt.get('lr_scheduler_decay') == 1.0:

@@ -20,7 +20,7 @@ def install() -> None:
     global _installed
     if _installed:
         return
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # ParlAI imports it, on purpose
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # ParlAI needs it
     requirements.check()
     import torch
 

@@ -1,4 +1,4 @@
-"""What a user is told when a task's data cannot be downloaded or read: one sentence with the way out."""
+"""Hooks that report data that cannot be downloaded or read in one sentence with the way out."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def silence_broadcast_buffers() -> None:
 
     Breaks: nothing; every distributed run prints ``broadcast_buffers is deprecated``.
     Where: ``parlai/core/torch_generator_agent.py:584``, with torch 2.13.
-    Safe: the argument still does what it did.
+    Safe: the argument keeps its effect.
     Goes: when ParlAI passes ``forward_sync_buffers``.
     """
     warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')
@@ -83,9 +83,9 @@ def patch_rouge_tokenizer() -> None:
 
 
 def _rouge_evaluator():
-    """ParlAI's ROUGE evaluator with a tokenizer that needs no data.
+    """Return ParlAI's ROUGE evaluator with a tokenizer that needs no data.
 
-    ``None`` where py-rouge is not installed: ParlAI then leaves ROUGE out.
+    Returns ``None`` if py-rouge is not installed; ParlAI then leaves ROUGE out.
     """
     try:
         import nltk

@@ -19,7 +19,7 @@ from typing import Any
 # How long the first worker may outlive another worker's failure, in seconds.
 _GRACE = 10
 
-# For gloo's threads to let go of their last tensors while Python still runs, in seconds.
+# How long gloo's threads get to release their last tensors while Python still runs, in seconds.
 _LET_GO = 0.1
 
 # A gloo process group that is destroyed while the interpreter shuts down can wait
@@ -69,8 +69,8 @@ def _work(kind, rank, opt, port=61337, rank_offset=0, **kwargs):
 def leave() -> None:
     """End this process, whose work is done, without shutting the interpreter down.
 
-    A thread of gloo's that lets go of its last tensor meanwhile would abort the
-    process, and a run that succeeded would end as a failure.
+    A thread of gloo's that releases its last tensor during the shutdown would abort
+    the process, and a run that succeeded would end as a failure.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -211,7 +211,7 @@ def distributed_context(rank, opt, rank_offset=0, gpu=None, init_method='tcp://l
     opt = copy.deepcopy(opt)
     opt['rank'] = rank
     opt['gpu'] = -1
-    # Against the GPU that the model's option file may name.
+    # The model's option file may name a GPU, which this overrides.
     opt.setdefault('override', {})['gpu'] = -1
     verbose = opt.get('verbose')
     prefix = f'rank:{rank:3d} |' if verbose or rank else None
@@ -226,7 +226,7 @@ def distributed_context(rank, opt, rank_offset=0, gpu=None, init_method='tcp://l
         _process_groups.append(get_dist_group())
         try:
             with _share_of_threads(opt['distributed_world_size']):
-                # The same start for all workers, at the same time.
+                # All workers start with the same seed, at the same time.
                 torch.manual_seed(42)
                 sync_object(None)
                 yield opt

@@ -1,4 +1,4 @@
-"""ParlAI's SLURM scripts, `parlai.scripts.distributed_train` and `distributed_eval`, without options to look up."""
+"""A hook of ParlAI's SLURM scripts, `parlai.scripts.distributed_train` and `distributed_eval`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ParlAI's training loop around agents that can be resumed: what it asks of `spt_parlai.training`, and when.
+"""Hooks of ParlAI's training loop: what it calls in `spt_parlai.training` for an agent that can be resumed, and when.
 
 A run whose agent is not a `ResumableAgent`, such as ParlAI's own, trains as ParlAI always did.
 """
@@ -111,9 +111,9 @@ def replay_before_training() -> None:
                 self.save_model('.checkpoint')
                 wait_for_save()
                 logging.info(
-                    f'interrupted: {self.opt["model_file"]}.checkpoint is saved, the same command continues from it.'
+                    f'interrupted: {self.opt["model_file"]}.checkpoint is saved; the same command continues from it.'
                 )
-            else:  # in a validation, which every process has come to a different batch of
+            else:  # in a validation, where every process is at a batch of its own
                 logging.info('interrupted in a validation: the same command continues from the last checkpoint.')
             raise SystemExit(128 + signal.SIGINT) from None
 
@@ -212,7 +212,7 @@ def save_train_stats_atomically() -> None:
 def skip_unneeded_replies() -> None:
     """Let the validation of a training run generate replies only if its metric, or the user, asks for them.
 
-    Breaks: nothing; every validation by perplexity would take many times as long, for replies that nobody looks at.
+    Breaks: nothing; every validation by perplexity would take many times as long, for replies that nothing uses.
     Where: ``load_eval_worlds``, ``parlai/scripts/train_model.py:294``.
     Safe: ``--skip-generation`` decides where it is given; the worlds are ParlAI's own.
     Goes: when ParlAI knows which metrics need replies.

@@ -1,1 +1,1 @@
-"""Training that stays finite, continues exactly and agrees over several processes; what a checkpoint holds."""
+"""Training runs that resume exactly and agree over several processes, and their random seeds."""

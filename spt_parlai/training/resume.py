@@ -36,7 +36,7 @@ _KEPT_WITH_OPTIMIZER = ('learningrate', 'momentum')  # options whose values are 
 
 @runtime_checkable
 class ResumableAgent(Protocol):
-    """What the training hooks ask of an agent. ParlAI's own agents offer none of it and train as ParlAI always did."""
+    """What the training hooks call on an agent. ParlAI's own agents have none of it and train as ParlAI always did."""
 
     @classmethod
     def trains_anything(cls) -> bool:
@@ -74,12 +74,11 @@ def is_resumable(loop) -> bool:
 
 
 def options_of_agent(opt) -> dict[str, Any]:
-    """The options that ParlAI will give the agent: those stored beside a model file, where the command gives none."""
+    """The options that ParlAI will give the agent: this command's, and otherwise those stored beside a model file."""
     stored: dict[str, Any] = {}
     if opt.get('model_file'):
-        with contextlib.suppress(
-            OSError, ValueError, TypeError
-        ):  # no such file yet, or a damaged one, which ParlAI reports
+        # There may be no such file yet, or a damaged one, which ParlAI reports.
+        with contextlib.suppress(OSError, ValueError, TypeError):
             stored = dict(json.loads(Path(f'{opt["model_file"]}.opt').read_text(encoding='utf-8')))
     return {**opt, **stored, **(opt.get('override') or {})}
 
@@ -113,7 +112,7 @@ def begin(opt) -> dict[str, Any]:
 
 
 def settle_model_file(opt) -> None:
-    """ParlAI needs a model file or a dictionary file: a run that was given neither is kept in a new folder."""
+    """Keep a run that has no `--model-file` in a new folder, because ParlAI needs a model file or a dictionary file."""
     if not opt.get('model_file') and not opt.get('dict_file'):
         opt['model_file'] = str(Path('runs', sync_object(time.strftime('%Y%m%d-%H%M%S')), 'model'))
         logging.warning(f'No --model-file was given: this run is kept in {opt["model_file"]}.')
@@ -131,7 +130,7 @@ def _checkpoint_to_resume(opt) -> Path | None:
 
 
 def check_best(opt, checkpoint: Path) -> None:
-    """A run that continues from its `.checkpoint` loads its best model at its end: refuse one that is damaged.
+    """Refuse a damaged best model, which a run that continues from its `.checkpoint` would load only at its end.
 
     :raises UsageError: before any training.
     """
@@ -142,8 +141,7 @@ def check_best(opt, checkpoint: Path) -> None:
         load_states(best)
     except UsageError as error:
         raise UsageError(
-            f'{error} {checkpoint} is whole: without {best} the run continues from there, and has lost its best model '
-            'so far.'
+            f'{error} {checkpoint} is whole: delete {best} to continue from there without the best model so far.'
         ) from error
 
 
@@ -236,7 +234,7 @@ def replay(loop) -> None:
 
 
 def validate_if_due(loop) -> bool:
-    """Validate first where the run was stopped when it was about to. Returns whether training should stop."""
+    """Validate first if the run was stopped just before a validation. Returns whether training should stop."""
     if not loop.parleys:
         return False
     loop._get_time(loop.world)  # sets the epochs
@@ -277,7 +275,7 @@ def give_progress(loop) -> None:
 
 
 def counters(loop) -> dict[str, Any]:
-    """What ParlAI keeps in `.trainstats`, as plain data, without the training log, on which nothing depends."""
+    """What ParlAI keeps in `.trainstats`, as plain data. The training log, on which nothing depends, is left out."""
     stats = {
         'parleys': loop.parleys,
         'train_time': loop.train_time.time(),

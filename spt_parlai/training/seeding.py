@@ -26,6 +26,7 @@ def noise_generator(seed: int, rank: int, batch: int) -> torch.Generator:
 
 
 def new_seed() -> int:
+    """A seed from the system's entropy, at least 0 and below 2³¹."""
     return random.SystemRandom().randrange(2**31)
 
 

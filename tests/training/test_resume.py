@@ -245,7 +245,7 @@ def test_a_damaged_best_model_is_told_before_training(tiny_llms, tmp_path):
     whole = (tmp_path / 'm').read_bytes()
     (tmp_path / 'm.checkpoint').write_bytes(whole)
     (tmp_path / 'm').write_bytes(whole[:500])
-    with pytest.raises(UsageError, match='m is damaged.*m.checkpoint is whole: without'):
+    with pytest.raises(UsageError, match='m is damaged.*m.checkpoint is whole: delete .*m to continue'):
         train(tmp_path / 'm', tiny_llms.opt, max_train_steps=4)
     (tmp_path / 'm').unlink()
     train(tmp_path / 'm', tiny_llms.opt, max_train_steps=4)
