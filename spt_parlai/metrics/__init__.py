@@ -1,1 +1,1 @@
-"""The metrics that this package adds to ParlAI's reports, and the registry of all metrics. Knows no model."""
+"""The metrics that this package adds to ParlAI's reports, and the registry of all metrics."""

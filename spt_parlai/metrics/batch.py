@@ -21,7 +21,7 @@ def prediction_metrics(log_probs: Tensor, greedy: Tensor, targets: Tensor, examp
     :param log_probs: float32 [K, N], every prompt's log-probability of each target token.
     :param greedy: int64 [N], the likeliest token at each place under the selected prompt.
     :param targets: int64 [N], the target tokens.
-    :param example: int64 [N], whose each target token is.
+    :param example: int64 [N], the example that each target token belongs to.
     :param selected: int64 [B], each example's selected prompt.
     """
     B, N = len(selected), len(example)

@@ -36,8 +36,8 @@ class BertModel(NamedTuple):
 class BertScore(Gathered):
     """Mean precision, recall or F1 over all replies, 0 to 100. Of several references the best counts, as in bert-score.
 
-    Nothing is computed until the value is asked for; then all new pairs are, in batches. Another process receives the
-    sum of the scores, not the pairs, so each of several processes scores its own share.
+    Nothing is computed until the value is needed; then all new pairs are computed in batches. Another process receives
+    the sum of the scores, not the pairs, so each of several processes scores its own share.
 
     :param pairs: replies and references that are still to be scored.
     :param field: which of `FIELDS` to report.
@@ -83,7 +83,10 @@ def scorer(model: BertModel) -> Scorer:
 
 
 class Scorer:
-    """Replies with their references → (precision, recall, F1), 0 to 1. Each pair is computed once."""
+    """Scores replies with their references: (precision, recall, F1), 0 to 1. Each pair is computed once.
+
+    :raises ValueError: if the encoder cannot be loaded.
+    """
 
     def __init__(self, model: BertModel):
         from bert_score import BERTScorer

@@ -1,6 +1,7 @@
-"""Metrics of all replies together, such as corpus BLEU, which are no mean over replies.
+"""Metrics of all replies together, such as corpus BLEU, which are not means over replies.
 
-They add up over batches, tasks and processes to what one batch of all replies would give.
+Over batches and processes they add up to what one batch of all replies would give. Over several tasks ParlAI reports
+the mean of the tasks, unless `--aggregate-micro true` makes one corpus of them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Gathered(Metric):
     """Base class of metrics that keep what each reply contributes, in order, and compute their value from all of it.
 
     ParlAI adds metrics up reply by reply and may keep any of the sums, so `+` must change neither operand. To keep
-    that cheap, sums share one list, of which each knows how much is its own; adding costs what is added.
+    that cheap, sums share one list, and each knows how much of it is its own; an addition copies only what is added.
     """
 
     __slots__ = ('_shared', '_length')
@@ -107,7 +108,7 @@ class Distinct(Gathered):
     """Distinct n-grams as a share of all n-grams of all replies, 0 to 100.
 
     :param replies: the texts of the replies. N-grams are of words and do not cross from one reply into the next.
-    :param orders: the values of n; of several, the mean of their shares is reported.
+    :param orders: the values of n; if there are several, the value is the mean of their shares.
     """
 
     __slots__ = ('_orders',)

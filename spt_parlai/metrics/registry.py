@@ -1,4 +1,4 @@
-"""Every metric, declared once: what it means, which way it improves, how high it can get and whether it needs replies.
+"""Every metric, declared once: its definition, its direction, its highest value and whether it needs replies.
 
 A new metric of replies is a function in `reply`, `corpus` or a file of its own, and an entry of `REPLY_METRICS` here.
 """
@@ -131,7 +131,7 @@ REPLY_METRICS = (
         )
         for field, title in (('p', 'precision'), ('r', 'recall'), ('f1', 'F1'))
     ),
-    # To copy more of the persona is neither better nor worse, so its overlap has no direction.
+    # Copying more of the persona is neither better nor worse, so the overlap with it has no direction.
     _percentage(
         'persona_bleu',
         "corpus BLEU of the replies against their speaker's persona, its sentences joined to one reference",
