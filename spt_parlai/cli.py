@@ -50,7 +50,7 @@ def convai2(
 
 
 @app.command()
-def info(model_file: Annotated[Path, typer.Argument(help='A model file of SptAgent.')]) -> None:
+def info(model_file: Annotated[Path, typer.Argument(help='A model file of this package.')]) -> None:
     """Show the contents of a model file: its LLM, the shapes of the trained tensors and the progress of training."""
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""The one exception that a user of this package should ever see, and what its messages are built from."""
+"""The one exception that a user of this package should ever see, and functions that build its messages."""
 
 from __future__ import annotations
 

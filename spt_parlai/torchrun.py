@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 4 -m spt_parlai.torchrun train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf F
 
-takes the options of `parlai multiprocessing_train` and does the same (`eval_model`: of `multiprocessing_eval`).
-torchrun counts the processes, on one machine or on several, and process LOCAL_RANK of a machine works on the GPU of
-that number.
+This takes the options of `parlai multiprocessing_train` and does the same; with `eval_model` it does the same as
+`parlai multiprocessing_eval`. torchrun counts the processes, on one machine or on several, and process LOCAL_RANK of a
+machine works on the GPU of that number.
 """
 
 from __future__ import annotations

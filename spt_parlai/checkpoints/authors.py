@@ -54,7 +54,7 @@ def read_authors(source: str | Path) -> AuthorsCheckpoint:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise UsageError(
-                f'{file}: {name} holds values that are no finite numbers; give a checkpoint saved before that.'
+                f'{file}: {name} holds values that are not finite numbers; give a checkpoint saved before that.'
             )
     prompts = _numbered(file, tensors)
     width = prompts[0].shape[-1]

@@ -141,7 +141,10 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def damage_explained(path: str | os.PathLike | None) -> Iterator[None]:
-    """Report whatever goes wrong while the content of a checkpoint is used as damage of that file."""
+    """Report any error in using the content of a checkpoint as damage of that file.
+
+    :raises UsageError: naming the file and the error.
+    """
     try:
         yield
     except UsageError:
@@ -167,10 +170,12 @@ def describe(
 ) -> dict[str, Any]:
     """Describe what trained tensors belong to: the entry `spt` of a checkpoint.
 
-    :param llm: the LLM, by its `name` and revision.
-    :param model: the soft prompts around it.
+    :param llm: the `CausalLM`.
+    :param model: the `PromptedLM` around it.
+    :param name, revision: how `--llm` and `--llm-revision` name the LLM.
+    :param seed: the seed that the run began with.
     :param agent: kind of the agent.
-    :param tuning: which weights of the LLM train, as option → value.
+    :param tuning: what trains in the LLM, as option → value.
     """
     return {
         'format': FORMAT,
@@ -189,7 +194,7 @@ def describe(
 def check_kind(path: str | os.PathLike, saved: dict[str, Any], agent: str) -> None:
     """Refuse the checkpoint of an agent that trains something else.
 
-    :raises UsageError: that names both agents.
+    :raises UsageError: naming both agents.
     """
     other = saved.get('agent', 'SptAgent')  # the only agent there was when checkpoints did not say which
     if other != agent:
@@ -201,7 +206,7 @@ def check_kind(path: str | os.PathLike, saved: dict[str, Any], agent: str) -> No
 def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse a checkpoint whose description does not match that of this run: another LLM, K, L or LoRA option.
 
-    :raises UsageError: that names both sides.
+    :raises UsageError: naming both sides.
     """
     if saved['fingerprint'] != here['fingerprint']:
         differing = [k for k, v in here['fingerprint'].items() if saved['fingerprint'].get(k) != v]

@@ -64,7 +64,10 @@ def export_peft(model_file: str | Path, out: str | Path, prompt: int | None = No
 
 
 def checkpoint_prompts(path: str | Path, states: dict[str, Any]) -> Tensor:
-    """The soft prompts float32 [K, L, D] of a checkpoint that was read from `path`."""
+    """The soft prompts float32 [K, L, D] of a checkpoint that was read from `path`.
+
+    :raises UsageError: if it holds none.
+    """
     prompts = states['model'].get('soft_prompts.tokens') if isinstance(states['model'], dict) else None
     agent = states['spt'].get('agent')
     if prompts is None and agent is not None and not states['spt']['prompt_length']:

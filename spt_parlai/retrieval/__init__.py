@@ -1,1 +1,1 @@
-"""Find the training dialogues that are most similar to a text: text encoders and an index. Knows no agent."""
+"""Find the training dialogues that are most similar to a text: text encoders and an index."""

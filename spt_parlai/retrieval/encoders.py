@@ -66,7 +66,7 @@ class WordEncoder:
     with its weights every third query finds another dialogue.
 
     :param tokenize: turns a text into token ids.
-    :param texts: the texts that are indexed.
+    :param texts: the N texts that are indexed.
     """
 
     def __init__(self, llm: CausalLM, tokenize: Callable[[str], Sequence[int]], texts: Sequence[str]):

@@ -1,6 +1,6 @@
 """An index of the training dialogues: a matrix of their vectors, which is kept on disk.
 
-A search is one matrix product, which is fast enough for the some ten thousand dialogues of a task.
+A search is one matrix product, which is fast enough for the ten thousand or so dialogues of a task.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def test_more_than_ten_prompts_keep_their_order(tmp_path):
             lambda t: t.update({'prompt_normalizer.bias': torch.ones(4)}),
             'prompt_normalizer.bias is of shape [4], not [16]',
         ),
-        (lambda t: t.update({PROMPT.format(1): torch.full((L, D), float('nan'))}), 'no finite numbers'),
+        (lambda t: t.update({PROMPT.format(1): torch.full((L, D), float('nan'))}), 'not finite numbers'),
         (lambda t: t.update({'ema.' + PROMPT.format(1): torch.ones(L, D)}), f'holds both {PROMPT.format(1)} and ema.'),
         (lambda t: t.update({name: torch.ones(0) for name in t}), 'zero_to_fp32.py'),
     ],
