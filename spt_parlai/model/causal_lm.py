@@ -134,11 +134,11 @@ class CausalLM:
     def log_probs_at(self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
         """Log-probabilities of target tokens at chosen positions (see `logits_at`).
 
-        Where the head allows it (see `projects_apart`), only some of the logits are held at a time. targets: int64
+        Where the head allows it (see `can_chunk_logits`), only some of the logits are held at a time. targets: int64
         [N]; wanted: bool [N], where the likeliest token is needed. Returns (log-probabilities float32 [N], likeliest
         tokens int64 [N], 0 where they are not wanted).
         """
-        if self.projects_apart:
+        if self.can_chunk_logits:
             hidden, _ = self._hidden_at(embeddings, positions)
             head, device = self.lm.get_output_embeddings(), hidden.device
             return token_log_probs(hidden, head.weight, head.bias, targets.to(device), wanted.to(device))
@@ -178,7 +178,7 @@ class CausalLM:
     # ---- body and head --------------------------------------------------------------------------------
 
     @property
-    def projects_apart(self) -> bool:
+    def can_chunk_logits(self) -> bool:
         """Whether log-probabilities can be computed in chunks, which needs a linear head that does not train."""
         return self.head_is_linear and not self.lm.get_output_embeddings().weight.requires_grad
 

@@ -51,7 +51,7 @@ def estimate_memory(llm: CausalLM, length: int) -> MemoryEstimate:
     if layers := len(llm.recomputed_layers):  # each layer's input, and all of one layer while it runs again
         row = row // layers + layers * length * llm.hidden_size * llm.dtype.itemsize
     vocabulary = llm.lm.get_output_embeddings().weight.shape[0]
-    chunk = LOGIT_COPIES * LOGIT_BYTES if llm.projects_apart else None
+    chunk = LOGIT_COPIES * LOGIT_BYTES if llm.can_chunk_logits else None
     return MemoryEstimate(weights, row, length, vocabulary * (llm.dtype.itemsize + 4 * LOGIT_COPIES), chunk)
 
 
