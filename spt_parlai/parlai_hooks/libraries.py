@@ -125,7 +125,7 @@ def patch_dynamic_batching() -> None:
     Breaks: ``ValueError: You must use --text-truncate`` with ``--dynamic-batching``
     in ``eval_model`` and in a resumed run, although the model has limits: they are
     in the agent's options, which then differ from the command's.
-    Where: ``parlai/core/worlds.py:1017``.
+    Where: ``parlai/core/worlds.py:1022``.
     Safe: limits given to the command stay; an agent without limits is still refused.
     Goes: when ParlAI asks the agent.
     """

@@ -13,7 +13,7 @@ def patch_slurm_context() -> None:
 
     Breaks: without ``--distributed-world-size`` the process group gets ``None`` as its size and fails; without ``srun``
     the script ends in a traceback.
-    Where: ``slurm_distributed_context``, ``parlai/utils/distributed.py:352``.
+    Where: ``slurm_distributed_context``, ``parlai/utils/distributed.py:313``.
     Safe: a number that is given is kept, and ParlAI's own function does everything else.
     Goes: when ParlAI reads ``SLURM_NTASKS``.
     """
