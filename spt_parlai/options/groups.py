@@ -12,7 +12,7 @@ from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs
 MAX_NEW_TOKENS = Option('max_new_tokens', 32, 'longest generated reply, in tokens', int, at_least=1)
 
 LLM = OptionGroup(
-    'Frozen LLM',
+    'LLM',
     (
         Option(
             'llm',
@@ -73,7 +73,7 @@ LLM = OptionGroup(
 )
 
 CHAT = OptionGroup(
-    'SPT chat',
+    'Chat',
     (
         Option(
             'persona',
