@@ -2,7 +2,7 @@
 
     python projects/benchmark/bench.py [--quick] [--shape opt-125m] [--dtype float32] [--data DATAPATH] [--out FOLDER]
 
-All contenders run in one session, one after the other, in rounds.
+All contenders run one after the other on the same machine, in rounds.
 """
 
 from __future__ import annotations
