@@ -16,9 +16,10 @@ SAMPLE = Path(__file__).parent.parent / 'tasks' / 'sample' / 'train.txt'
 
 
 def persona_of_chat(opt, name: str) -> list[str]:
-    """The persona that an agent has before the first message of a chat, which is also printed; none outside of chats.
+    """Return the persona that an agent has before the first message of a chat, and print it. Outside of chats: none.
 
     :param name: the agent's name.
+    :raises UsageError: if `--persona-file` cannot be used.
     """
     if not opt.get('interactive_mode'):
         return []
