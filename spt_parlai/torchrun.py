@@ -27,7 +27,10 @@ _VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT')
 
 
 def main(arguments: list[str]) -> None:
-    """Run `train_model …` or `eval_model …` as the process that torchrun's variables name."""
+    """Run `train_model …` or `eval_model …` as the process that torchrun's variables name.
+
+    :raises UsageError: without these variables, or for another command or number of processes.
+    """
     missing = [name for name in (*_VARIABLES, 'MASTER_ADDR') if not os.environ.get(name)]
     if missing:
         raise UsageError(

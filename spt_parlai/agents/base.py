@@ -172,6 +172,10 @@ class LLMAgent(TorchGeneratorAgent):
         }
 
     def build_model(self) -> PromptedLM:
+        """Load the LLM and put the soft prompts and the retriever around it.
+
+        :raises UsageError: for an LLM that cannot be loaded, or that the method does not work with.
+        """
         opt = self.opt
         llm = load(opt, self.use_cuda, self.llm_dtype)
         self.optimization.scale_losses_for(llm.dtype, llm.device)
@@ -206,6 +210,10 @@ class LLMAgent(TorchGeneratorAgent):
         return getattr(model, 'module', model)
 
     def build_dictionary(self):
+        """Return the LLM's tokenizer as a dictionary.
+
+        :raises UsageError: if the tokenizer cannot be used, or has fewer tokens than `--verbose-topk`.
+        """
         dictionary = super().build_dictionary()
         k = self.opt.get('verbose_topk', -1)
         if k > len(dictionary):
@@ -227,10 +235,12 @@ class LLMAgent(TorchGeneratorAgent):
         )
 
     def observe(self, observation):
+        """Check a message and add it to the dialogue. Without `episode_done` the episode goes on."""
         check_message(observation)
         return super().observe(observation if 'episode_done' in observation else {**observation, 'episode_done': False})
 
     def vectorize(self, obs, history, *args, label_truncate=None, **kwargs):
+        """Add token ids to a message; one that carries a whole dialogue gets an example for each turn."""
         if FIELD not in obs or obs.is_padding():
             return super().vectorize(obs, history, *args, label_truncate=label_truncate, **kwargs)
         self.batcher.add_turns(obs, obs[FIELD], label_truncate)
@@ -256,6 +266,7 @@ class LLMAgent(TorchGeneratorAgent):
     # ---- batch → loss → update ------------------------------------------------------------------------
 
     def train_step(self, batch):
+        """Train on a batch, unless a resumed run replays the data."""
         if self._replaying:
             return
         with memory_errors_explained('training', several_prompts='prompt_chunk' in self.opt):
@@ -297,6 +308,10 @@ class LLMAgent(TorchGeneratorAgent):
         super().backward(self.optimization.scaled(loss), **kwargs)
 
     def update_params(self):
+        """Make an optimizer step, or skip it if a gradient is not finite.
+
+        :raises UsageError: after too many skipped steps in a row.
+        """
         if self._number_grad_accum != 0:  # in the middle of an update (--update-freq)
             return
         scaler = self.optimization.scaler
@@ -329,6 +344,7 @@ class LLMAgent(TorchGeneratorAgent):
     searches_batches = True  # one search for all rows where it finds what ParlAI's search finds; tests compare them
 
     def eval_step(self, batch):
+        """Evaluate a batch, for which the retriever selects the prompts once."""
         if batch.text_vec is None:
             return None
         scored = batch.get('scored_vec')
@@ -395,6 +411,7 @@ class LLMAgent(TorchGeneratorAgent):
     # ---- the model file -------------------------------------------------------------------------------
 
     def state_dict(self):
+        """Return the content of a checkpoint; see `checkpoints.schema` for its entries."""
         states = {**super().state_dict(), 'spt': self.persistence.description, 'progress': self._progress}
         if self._number_grad_accum:  # in the middle of an update (--update-freq)
             states['accumulated'] = persistence.accumulated(self._number_grad_accum, [*self.bare_model.parameters()])
@@ -403,6 +420,10 @@ class LLMAgent(TorchGeneratorAgent):
         return states
 
     def save(self, path=None):
+        """Write the model file, its options and its dictionary.
+
+        :raises UsageError: for a tensor that is not finite, or a file that cannot be written.
+        """
         path = path or self.opt.get('model_file')
         if path:
             self.optimization.check_finite(path, self.bare_model, getattr(self, 'optimizer', None))
@@ -410,6 +431,10 @@ class LLMAgent(TorchGeneratorAgent):
             self.persistence.write(path, {**self.opt, **self._asked}, self.dict, self.state_dict())
 
     def load(self, path):
+        """Restore the trained tensors, the optimizer and the progress of the run from a model file.
+
+        :raises UsageError: for a file that is damaged or does not fit.
+        """
         states = self.persistence.read(path)
         self.persistence.restore_tensors(self.load_state_dict, states['model'])
         if 'optimizer' in states and hasattr(self, 'optimizer'):
@@ -424,6 +449,10 @@ class LLMAgent(TorchGeneratorAgent):
         return states
 
     def init_optim(self, params, optim_states=None, saved_optim_type=None, is_finetune=False):
+        """Build the optimizer. A saved state is tried on copies of the parameters first.
+
+        :raises UsageError: for a saved state that is damaged.
+        """
         build = super().init_optim
         if optim_states and not is_finetune:
 

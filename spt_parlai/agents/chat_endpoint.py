@@ -44,7 +44,7 @@ class ChatEndpoint:
     :param retries: how often a request is repeated when the server is busy, silent or unreachable. The first pause is
         half a second and each further one twice as long, unless the server says how long (`Retry-After`).
     :param concurrency: how many requests are under way at a time.
-    :raises UsageError: from every method, for what cannot work.
+    :raises UsageError: from every public method: for a bad key, a refused request, or no usable answer.
     """
 
     def __init__(

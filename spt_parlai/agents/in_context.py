@@ -54,6 +54,10 @@ class InContextAgent(LLMAgent):
         return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system)}
 
     def build_model(self):
+        """Fit the instruction and the examples into the window, then build the model.
+
+        :raises UsageError: if they leave no room for the dialogue.
+        """
         self.instruction = instruction_of(self.opt)
         self._chats = self.opt['chat_template'] == 'auto' and bool(self.dict.tokenizer.chat_template)
         self._knows_system = self._chats and self._takes_system()

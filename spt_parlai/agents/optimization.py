@@ -32,6 +32,7 @@ def memory_errors_explained(doing: str, several_prompts: bool = False):
 
     :param doing: 'training' or 'replying'.
     :param several_prompts: whether there are several prompts, which can run one by one.
+    :raises UsageError: within the context, in place of an out-of-memory error.
     """
     try:
         yield

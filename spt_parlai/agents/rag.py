@@ -132,6 +132,10 @@ class RagAgent(PromptTuningAgent):
         return {**super().share(), 'retrieved': self.retrieved}
 
     def build_model(self):
+        """Build the model, then read or make the index of the training dialogues.
+
+        :raises UsageError: if the text encoder or the training dialogues cannot be used.
+        """
         opt, room = self.opt, self._room()
         dialogues = training_dialogues(opt)
         model = super().build_model()
@@ -144,6 +148,7 @@ class RagAgent(PromptTuningAgent):
         return model
 
     def context_of(self, dialogue: Dialogue, limit: int | None, replies=()) -> Context:
+        """Return a context that begins with retrieved text. The retriever scores the context without that text."""
         before, cut = self.retrieved.before(dialogue, replies)
         self.global_metrics.add('rlen', GlobalAverageMetric(len(before)))
         self.global_metrics.add('rtrunc', GlobalAverageMetric(int(cut)))

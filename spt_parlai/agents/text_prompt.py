@@ -23,6 +23,10 @@ class TextPromptAgent(LLMAgent):
     options = (*LLMAgent.options, TEXT_PROMPT)
 
     def build_model(self):
+        """Check that the text leaves room for the dialogue, then build the model.
+
+        :raises UsageError: if it does not.
+        """
         room = self.text_truncate - SMALLEST_CONTEXT
         if len(self._prompt) > room:
             raise UsageError(

@@ -30,6 +30,7 @@ class MemoryEstimate:
     chunk: int | None
 
     def logits(self, targets: int) -> int:
+        """Bytes of the logits of this many target tokens."""
         return targets * self.token if self.chunk is None else min(targets * self.token, self.chunk)
 
     def total(self, rows: int, targets: int) -> int:

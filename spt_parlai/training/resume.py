@@ -254,7 +254,10 @@ def validate_if_due(loop) -> bool:
 
 @contextlib.contextmanager
 def interrupts_deferred():
-    """Let Ctrl-C wait for the end of the batch, so that a checkpoint never holds half a batch."""
+    """Let Ctrl-C wait for the end of the batch, so that a checkpoint never holds half a batch.
+
+    :raises KeyboardInterrupt: at the end of the batch, if Ctrl-C was pressed.
+    """
     received = []
     with sigint_handled_by(lambda *args: received.append(args)):
         yield
