@@ -101,7 +101,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize('chunk', [3, 1])
 @pytest.mark.parametrize('at_once', [1, 60])
 @pytest.mark.parametrize('family', FAMILIES)
-def test_in_turn_as_together(family, at_once, chunk):
+def test_micro_batches_as_together(family, at_once, chunk):
     model = build(tiny_lm(family))[0]
     model.tokens_at_once, objective = 10**6, SptObjective(lambda_contrastive=0.0, lambda_fusion=0.7)
     for inputs, more in (((pad(CONTEXTS), pad(TARGETS)), {}), (shared_rows(), SHARED)):

@@ -210,7 +210,7 @@ def test_scripts_that_cannot_work_say_so(model_file, tmp_path):
         TorchScript.main(model_file=str(model_file), scripted_model_file=str(tmp_path / 'x'), input=['hi'])
     with pytest.raises(UsageError, match='--external-dict'):
         EvalWordStat.main(model_file=str(model_file), task='integration_tests')
-    with pytest.raises(UsageError, match='--verbose-topk 9999: the LLM knows 340'):
+    with pytest.raises(UsageError, match='--verbose-topk 9999: the LLM has 340 tokens'):
         DisplayModel.main(model_file=str(model_file), task='integration_tests', verbose=True, verbose_topk=9999)
 
 
