@@ -93,7 +93,7 @@ class ChatEndpoint:
         answer = self._answer({**self.parameters, 'messages': list(messages)})
         try:
             choice = answer.json()['choices'][0]
-            text = choice['message']['content']
+            text = _text_of(choice['message']['content'])
         except (ValueError, LookupError, TypeError) as error:
             raise self._error(
                 f'its answer is not a chat completion ({shorten(answer.text)}): give an OpenAI-compatible endpoint'
@@ -147,6 +147,17 @@ class ChatEndpoint:
 
     def _error(self, problem: str) -> UsageError:
         return UsageError(f'--api-base {self.url.removesuffix("/chat/completions")}: {problem}.')
+
+
+def _text_of(content: Any) -> Any:
+    """The text of an answer's content, which some servers send as a list of parts; a thought or an image has none.
+
+    Content of another kind is returned as it is.
+    """
+    if not isinstance(content, list) or not all(isinstance(part, dict) and part.get('type') for part in content):
+        return content
+    texts = [part.get('text') for part in content if part['type'] in ('text', 'output_text')]
+    return ''.join(texts) if all(isinstance(text, str) for text in texts) else content
 
 
 def _retry_after(answer: requests.Response, otherwise: float) -> float:

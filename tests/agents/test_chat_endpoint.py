@@ -190,11 +190,28 @@ def test_a_refusal_is_a_sentence_and_not_tried_again(server, endpoint, status, b
         {'choices': [{'message': None}]},
         {'choices': [{'message': {'content': 3}}]},
         {'choices': [{'message': {'content': [{'text': 'a'}]}}]},
+        {'choices': [{'message': {'content': [{'type': 'text', 'text': 3}]}}]},
+        {'choices': [{'message': {'content': [3]}}]},
     ],
 )
 def test_an_answer_that_is_none_is_a_sentence(server, endpoint, body):
     server.script = [Answer(200, body)]
     assert 'OpenAI-compatible' in refused(lambda: endpoint().reply(HELLO)) and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    'parts, text',
+    [
+        ([{'type': 'text', 'text': 'hi there'}], 'hi there'),
+        ([{'type': 'text', 'text': 'hi '}, {'type': 'text', 'text': 'there'}], 'hi there'),
+        ([{'type': 'thinking', 'thinking': [{'type': 'text', 'text': 'hmm'}]}, {'type': 'text', 'text': 'hi'}], 'hi'),
+        ([{'type': 'reasoning', 'text': 'hmm'}], ''),
+        ([], ''),
+    ],
+)
+def test_text_in_parts_is_joined(server, endpoint, parts, text):
+    server.script = [says(parts)]
+    assert endpoint().reply(HELLO) == text
 
 
 def test_an_answer_without_words_is_silence(server, endpoint, caplog):
