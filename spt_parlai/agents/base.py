@@ -112,8 +112,7 @@ class LLMAgent(TorchGeneratorAgent):
         super().add_cmdline_args(parser, partial_opt)
         for group in cls.options:
             group.add_to(parser)
-        set_training_defaults(parser)
-        parser.set_defaults(**cls.defaults)
+        set_training_defaults(parser, cls.defaults)
         set_llm_of(parser, (partial_opt or {}).get('model_file'))
         return parser
 

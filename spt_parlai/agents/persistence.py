@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from parlai.core import opt as parlai_opt
 from torch import Tensor
 
 from spt_parlai.checkpoints import files
@@ -18,9 +19,9 @@ from spt_parlai.checkpoints.schema import check_fits
 from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
 
-# Options that belong to one run only. If they were saved, ParlAI would load the checkpoint that a run was resumed from
-# instead of its best model.
-_NOT_SAVED = ('init_model', 'load_from_checkpoint')
+# Options of one run alone: those that ParlAI removes, such as paths of this machine, and --init-model, with which
+# ParlAI would load the checkpoint that a run was resumed from instead of its best model.
+_NOT_SAVED = ('init_model', *parlai_opt.__AUTOCLEAN_KEYS__)
 
 
 class Persistence:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs
 
@@ -136,9 +137,14 @@ TRAINING_TASK = Option(
 # ---- our defaults for ParlAI's options ------------------------------------------------------------------------
 
 
-def set_training_defaults(parser) -> None:
-    """Make a bare `parlai train_model -m … -t …` train well; each of these can still be given."""
-    parser.set_defaults(
+def set_training_defaults(parser, of_agent: dict[str, Any]) -> None:
+    """Make a bare `parlai train_model -m … -t …` train well; each of these can still be given.
+
+    A script's own defaults stay, such as the single epoch of `parlai profile_train`.
+
+    :param of_agent: the agent's own defaults, by option.
+    """
+    defaults = dict(
         optimizer='adam',
         learningrate=0.01,
         validation_metric='ppl',
@@ -148,11 +154,14 @@ def set_training_defaults(parser) -> None:
         save_after_valid=True,  # so that a run that was killed can continue
     )
     if '--num-epochs' in parser._option_string_actions:  # training only: a chat has a batch of one
-        parser.set_defaults(
+        defaults.update(
             num_epochs=15.0,
             validation_every_n_epochs=1.0,  # table 6, OPT-125M; ParlAI's own default never ends
             batchsize=4,  # dialogues, of about six turns each in ConvAI2
         )
+    defaults.update(of_agent)
+    set_by_script = {name: value for name, value in parser._defaults.items() if name in defaults}
+    parser.set_defaults(**{**defaults, **set_by_script})
 
 
 def set_llm_of(parser, model_file: str | None) -> None:

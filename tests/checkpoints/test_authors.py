@@ -150,7 +150,7 @@ def test_imported_model_evaluates_talks_and_trains(tmp_path, source, tensors, ll
     assert isinstance(agent.act()['text'], str)
     assert torch.equal(agent.bare_model.soft_prompts.tokens, torch.stack([tensors[PROMPT.format(i)] for i in range(K)]))
     options = json.loads(Path(f'{model_file}.opt').read_text())
-    assert options['datatype'] == 'train' and 'datatype' not in options['override']
+    assert options['datatype'] == 'train' and 'override' not in options
     train(model_file, llm, max_train_steps=2)
     trained = load_states(model_file)['model']
     moved = (trained['soft_prompts.tokens'] - states['model']['soft_prompts.tokens']).abs().max()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from parlai.scripts.generate_model_card import GenerateModelCard
 from parlai.scripts.interactive import Interactive
 from parlai.scripts.profile_train import ProfileTrain
 from parlai.scripts.self_chat import SelfChat
+from parlai.scripts.train_model import TrainModel
 from parlai.scripts.vacuum import Vacuum
 
 
@@ -148,6 +150,18 @@ def test_a_training_run_is_profiled(tiny_llms, tmp_path, capsys, options, shown)
         **{**SMALL, 'llm': tiny_llms.opt, 'model_file': str(tmp_path / 'm'), 'max_train_steps': 2, **options}
     )
     assert shown in capsys.readouterr().out and (tmp_path / 'm').exists()
+
+
+def test_a_script_keeps_its_own_defaults(tiny_llms):
+    """Ours take the place of ParlAI's, and not of those that a script sets."""
+    assert ProfileTrain.setup_args().parse_kwargs(model=SMALL['model'])['num_epochs'] == 1
+    assert TrainModel.setup_args().parse_kwargs(model=SMALL['model'])['num_epochs'] == 15
+
+
+def test_the_options_of_a_model_file_name_nothing_of_one_command_or_machine(model_file):
+    stored = json.loads(Path(f'{model_file}.opt').read_text())
+    removed = {'override', 'batchindex', 'datapath', 'download_path', 'verbose', 'interactive_mode'}
+    assert stored['model'] == SMALL['model'] and not removed & set(stored)
 
 
 def test_words_are_counted_with_an_external_dictionary(model_file, tmp_path, capsys):
