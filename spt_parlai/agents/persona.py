@@ -16,12 +16,17 @@ SAMPLE = Path(__file__).parent.parent / 'tasks' / 'sample' / 'train.txt'
 
 
 def persona_of_chat(opt, name: str) -> list[str]:
-    """Return the persona that an agent has before the first message of a chat, and print it. Outside of chats: none.
+    """Return the persona that an agent has before the first message of a chat; in ParlAI's chats, print it too.
+
+    Outside of chats there is none, but code that builds an agent, without a script, may give one.
 
     :param name: the agent's name.
     :raises UsageError: if `--persona-file` cannot be used.
     """
-    if not opt.get('interactive_mode'):
+    if 'interactive_mode' not in opt:  # every script has this option
+        given = opt.get('override') or {}
+        return chosen_persona(opt) or [] if {'persona', 'persona_file'} & set(given) else []
+    if not opt['interactive_mode']:
         return []
     persona = chosen_persona(opt)
     task = (opt.get('override') or {}).get('task')  # opt['task'] may be the task that the model was trained on
@@ -32,7 +37,10 @@ def persona_of_chat(opt, name: str) -> list[str]:
 
 
 def chosen_persona(opt) -> list[str] | None:
-    """The sentences of --persona or --persona-file, or None if neither was given."""
+    """The sentences of --persona or --persona-file, or None if neither was given; this command's before the model's."""
+    given = opt.get('override') or {}
+    if given.get('persona') is not None and not given.get('persona_file'):
+        return _sentences(given['persona'].split('|'))
     if opt.get('persona_file'):
         return read_persona_file(opt['persona_file'])
     if opt.get('persona') is not None:

@@ -35,7 +35,16 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
 
     The modules are imported here because some of them import ParlAI, which `requirements.check` must allow first.
     """
-    from spt_parlai.parlai_hooks import data_files, downloads, libraries, multiprocess, slurm, teachers, train_loop
+    from spt_parlai.parlai_hooks import (
+        command_line,
+        data_files,
+        downloads,
+        libraries,
+        multiprocess,
+        slurm,
+        teachers,
+        train_loop,
+    )
 
     everywhere = [
         libraries.silence_broadcast_buffers,
@@ -45,6 +54,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         libraries.patch_txt2vec_array,
         libraries.patch_dynamic_batching,
         libraries.explain_options_of_another_agent,
+        command_line.explain_wrong_options,
         multiprocess.patch_workers,
         slurm.patch_slurm_context,
         downloads.explain_failed_downloads,

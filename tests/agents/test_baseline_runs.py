@@ -89,6 +89,8 @@ def test_evaluates_and_talks_from_the_model_file_alone(trained):
     loaded.observe({'text': 'hi', 'label_candidates': ['hello', 'bye'], 'episode_done': False})
     reply = loaded.act()
     assert isinstance(reply['text'], str) and 'prompt_scores' not in reply
+    given = create_agent_from_model_file(str(model_file), {'persona': 'i ski.'})  # no script's chat, but code
+    assert given.history.dialogue.persona == ['i ski.']
 
 
 def test_is_taken_for_what_it_is(trained, tiny_llms):

@@ -2,7 +2,14 @@
 
 import pytest
 
-from spt_parlai.agents.persona import announce, chosen_persona, draw_persona, read_persona_file, sample_personas
+from spt_parlai.agents.persona import (
+    announce,
+    chosen_persona,
+    draw_persona,
+    persona_of_chat,
+    read_persona_file,
+    sample_personas,
+)
 from spt_parlai.errors import UsageError
 
 
@@ -84,3 +91,13 @@ def test_says_whose_it_is(capsys):
         '[ Bot has the persona ]',
         '    (none)',
     ]
+
+
+def test_code_that_builds_an_agent_may_give_one(capsys):
+    """As with `create_agent_from_model_file(file, {'persona': …})`; a script outside of chats has none."""
+    stored = {'persona': 'i ski.', 'persona_file': None}
+    given = {**stored, 'persona': 'i run.', 'override': {'persona': 'i run.'}}
+    assert persona_of_chat(given, 'Bot') == ['i run.']
+    assert persona_of_chat({**given, 'persona_file': 'nowhere'}, 'Bot') == ['i run.']  # the model's file is overridden
+    assert persona_of_chat(stored, 'Bot') == persona_of_chat({**given, 'interactive_mode': False}, 'Bot') == []
+    assert not capsys.readouterr().out
