@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from spt_parlai.dialogue.messages import split_message
+from spt_parlai.dialogue.messages import split_message, well_formed
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.reply import trim
 from spt_parlai.text_files import read_lines
@@ -35,7 +35,7 @@ def read_turns(path: Path) -> list[Turn]:
     for d, line in enumerate(read_lines(path)):
         persona: tuple[str, ...] = ()
         try:
-            dialogue = json.loads(line)['dialog']
+            dialogue = well_formed(json.loads(line)['dialog'])
         except (ValueError, LookupError, TypeError) as error:
             raise UsageError(f'{path}, line {d + 1} is no dialogue of a world log; repeat the evaluation.') from error
         for number, (message, act) in enumerate(dialogue, 1):

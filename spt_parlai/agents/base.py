@@ -35,7 +35,7 @@ from spt_parlai.agents.persona import persona_of_chat
 from spt_parlai.checkpoints.files import damage_explained, describe
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
-from spt_parlai.dialogue.messages import check_message
+from spt_parlai.dialogue.messages import check_message, well_formed
 from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.errors import UsageError, naming
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
@@ -236,6 +236,7 @@ class LLMAgent(TorchGeneratorAgent):
     def observe(self, observation):
         """Check a message and add it to the dialogue. Without `episode_done` the episode goes on."""
         check_message(observation)
+        observation = well_formed(observation)
         return super().observe(observation if 'episode_done' in observation else {**observation, 'episode_done': False})
 
     def vectorize(self, obs, history, *args, label_truncate=None, **kwargs):

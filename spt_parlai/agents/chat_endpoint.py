@@ -20,6 +20,7 @@ from requests.exceptions import ChunkedEncodingError, ConnectionError, RequestEx
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
+from spt_parlai.dialogue.messages import well_formed
 from spt_parlai.errors import UsageError, shorten
 
 _BUSY = (408, 409, 429, 500, 502, 503, 504, 529)  # worth another try
@@ -92,7 +93,7 @@ class ChatEndpoint:
         """The reply to one list of messages."""
         answer = self._answer({**self.parameters, 'messages': list(messages)})
         try:
-            choice = answer.json()['choices'][0]
+            choice = well_formed(answer.json()['choices'][0])
             text = _text_of(choice['message']['content'])
         except (ValueError, LookupError, TypeError) as error:
             raise self._error(
@@ -142,7 +143,7 @@ class ChatEndpoint:
             text = error.get('message', error) if isinstance(error, dict) else error
         except (ValueError, AttributeError):
             text = answer.text or answer.headers.get('Location') or answer.reason
-        text = ' '.join(str(text).split())[:200].rstrip('.')
+        text = ' '.join(well_formed(str(text)).split())[:200].rstrip('.')
         return text.replace(self._key, '…') if self._key else text
 
     def _error(self, problem: str) -> UsageError:

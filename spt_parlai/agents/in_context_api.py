@@ -10,7 +10,7 @@ from parlai.core.message import Message
 from spt_parlai.agents.chat_endpoint import ChatEndpoint
 from spt_parlai.agents.persona import persona_of_chat
 from spt_parlai.dialogue.instruction import INSTRUCTION, chat_messages
-from spt_parlai.dialogue.messages import Dialogue, check_message
+from spt_parlai.dialogue.messages import Dialogue, check_message, well_formed
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.options.declare import Needs, Option, OptionGroup
@@ -147,7 +147,7 @@ class InContextApiAgent(Agent, ResumableAgent):
 
     def observe(self, observation):
         check_message(observation)
-        self.observation = Message(observation)
+        self.observation = Message(well_formed(observation))
         if not self.observation.is_padding():
             self.dialogue.observe(observation.get('text'))
             self.dialogue.keep_newest(self.opt['history_size'])

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from parlai.core.dict import DictionaryAgent
 
+from spt_parlai.dialogue.messages import well_formed
 from spt_parlai.errors import UsageError
 from spt_parlai.hub import load_config, load_tokenizer
 
@@ -67,10 +68,9 @@ class TokenizerDictionary(DictionaryAgent):
     def _piece(self, text: str, opens: bool) -> tuple[int, ...]:
         """Token ids of one piece of the template. A piece that does not open the context follows a space.
 
-        Special tokens in a user's text are read as plain text, and half a surrogate pair (from JSON) as an unknown
-        character.
+        Special tokens in a user's text are read as plain text.
         """
-        text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+        text = well_formed(text)
         if not opens and not self._adds_space:
             text = ' ' + text
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from spt_parlai.errors import UsageError, shorten
 
 SILENCE = '__SILENCE__'
 OWN_PERSONA = 'your persona:'
 PARTNER_PERSONA = "partner's persona:"
+_HALF_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,30 @@ def check_message(message) -> None:
             )
 
 
+def well_formed(value: Any) -> Any:
+    """A text, or all texts in a message, list or JSON value, with U+FFFD in place of each half of a surrogate pair.
+
+    JSON that was cut inside an emoji has such halves, and undecodable bytes on a command line become some. They can
+    neither be printed nor tokenized. What has none is returned as it is.
+    """
+    if isinstance(value, str):
+        halves = _HALF_SURROGATE.search(value)
+        return value.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') if halves else value
+    if isinstance(value, dict):
+        changed = {key: new for key, old in value.items() if (new := well_formed(old)) is not old}
+        return type(value)({**value, **changed}) if changed else value
+    if type(value) in (list, tuple, set):
+        items = [well_formed(item) for item in value]
+        return type(value)(items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
+
+
 def clean(text: str | None) -> str:
-    """Reduce white space to single spaces. `__SILENCE__`, None and blank text become '', which is no utterance."""
-    text = ' '.join((text or '').split())
+    """Make a text `well_formed`, and reduce white space to single spaces.
+
+    `__SILENCE__`, None and blank text become '', which is no utterance.
+    """
+    text = ' '.join(well_formed(text or '').split())
     return '' if text == SILENCE else text
 
 

@@ -43,6 +43,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         multiprocess,
         slurm,
         teachers,
+        terminal,
         train_loop,
     )
 
@@ -59,6 +60,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         slurm.patch_slurm_context,
         downloads.explain_failed_downloads,
         downloads.explain_unreadable_tasks,
+        terminal.replace_what_cannot_be_printed,
         data_files.ignore_byte_order_marks,
         data_files.name_unreadable_line,
         data_files.read_conversations_by_line,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from spt_parlai.dialogue.messages import well_formed
 from spt_parlai.errors import UsageError, shorten
 from spt_parlai.tasks.convai2_files import check_dialogues
 from spt_parlai.text_files import read_lines
@@ -52,15 +55,16 @@ def name_unreadable_line() -> None:
 
 
 def read_conversations_by_line() -> None:
-    """Read one conversation per line of a ``-t jsonfile``, and name the line that holds none.
+    """Read one well-formed conversation per line of a ``-t jsonfile``, and name the line that holds none.
 
     Breaks: a text with U+2028 or another separator that JSON allows in a string is cut in two, and a line that is no
-    conversation ends in a ``JSONDecodeError`` or ``KeyError``, which names neither the file nor the line.
+    conversation ends in a ``JSONDecodeError`` or ``KeyError``, which names neither the file nor the line. A text
+    that was cut inside an emoji cannot be printed.
     Where: ``Conversations._load_raw``, ``parlai/utils/conversations.py:205``.
     Safe: JSON writes a line break inside a string as ``\\n``, so a line that ParlAI could read stays the same.
     Goes: when ParlAI splits at line breaks alone and names the line.
     """
-    from parlai.utils.conversations import Conversations
+    from parlai.utils.conversations import Conversation, Conversations
 
     def load_raw(self, datapath):
         try:
@@ -83,5 +87,9 @@ def read_conversations_by_line() -> None:
                 ) from error
             yield conversation
 
+    def parse(self, line):
+        return Conversation(well_formed(json.loads(line)))
+
     Conversations._load_raw = load_raw
+    Conversations._parse = parse
     Conversations._load_conversations = load_conversations

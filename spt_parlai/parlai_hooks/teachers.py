@@ -13,7 +13,7 @@ from __future__ import annotations
 from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDisplayData, Metrics
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 
-from spt_parlai.dialogue.messages import split_message
+from spt_parlai.dialogue.messages import split_message, well_formed
 from spt_parlai.errors import naming
 from spt_parlai.metrics.bertscore import BertModel, scorer
 from spt_parlai.metrics.perplexity import nll_of, perplexities
@@ -93,10 +93,12 @@ def _report(teacher, trims: bool, bert: BertModel | None) -> None:
         labels = getattr(teacher, 'lastY', None)  # ParlAI forgets them
         observation = observe(observation)
         if labels:
-            reply = observation.get('text')
+            reply = well_formed(observation.get('text'))
             if trims and isinstance(reply, str):
                 reply = trim(reply)
-            _add_metrics(teacher.metrics, observation.get('metrics', {}), reply, list(labels), persona, bert)
+            _add_metrics(
+                teacher.metrics, observation.get('metrics', {}), reply, well_formed(list(labels)), persona, bert
+            )
         return observation
 
     teacher.process_action, teacher.observe = remember_persona, add_metrics

@@ -214,6 +214,12 @@ def test_text_in_parts_is_joined(server, endpoint, parts, text):
     assert endpoint().reply(HELLO) == text
 
 
+def test_an_answer_that_was_cut_inside_an_emoji_can_be_printed(server, endpoint):
+    server.script = [says('hi \ud83d'), Answer(400, {'error': 'no \ud83d'})]
+    assert endpoint().reply(HELLO) == 'hi \ufffd'
+    assert 'no \ufffd' in refused(lambda: endpoint().reply(HELLO))
+
+
 def test_an_answer_without_words_is_silence(server, endpoint, caplog):
     server.script = [says(None), says('')]
     assert endpoint().reply(HELLO) == endpoint().reply(HELLO) == ''

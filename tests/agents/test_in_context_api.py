@@ -56,6 +56,16 @@ def asked(server):
     return sorted((request['messages'] for request in server.requests), key=json.dumps)
 
 
+def test_half_a_surrogate_pair_reaches_neither_the_endpoint_nor_the_log(server, tmp_path):
+    turns = [{'id': 'a', 'text': 'hello \ud83d'}, {'id': 'b', 'text': 'hi \ud83d'}]
+    (tmp_path / 'chats.jsonl').write_text(json.dumps({'dialog': [2 * turns]}))
+    server.reply = lambda request: 'hi \ud83d'
+    report = evaluate(server, task='jsonfile', jsonfile_datapath=str(tmp_path / 'chats.jsonl'), display_examples=True)
+    assert report['exs'] == 2 and report['f1'] == 1
+    last = max(asked(server), key=len)
+    assert [message['content'] for message in last[1:]] == ['hello \ufffd', 'hi \ufffd', 'hello \ufffd']
+
+
 def test_an_evaluation_tells_the_dialogue_and_scores_what_is_answered(server):
     server.reply = lambda request: ' i sleep\nall summer .'
     report = evaluate(server, num_examples=8)

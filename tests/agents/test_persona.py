@@ -23,6 +23,7 @@ from spt_parlai.errors import UsageError
         ('your persona: i ski.|your persona:i run.', ['i ski.', 'i run.']),
         ('__SILENCE__', []),
         ('я люблю чай', ['я люблю чай']),
+        ('i \udcff ski.', ['i \ufffd ski.']),
     ],
 )
 def test_typed(typed, persona):

@@ -3,10 +3,51 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parlai.core.message import Message
 
-from spt_parlai.dialogue.messages import OWN_PERSONA, PARTNER_PERSONA, SILENCE, Dialogue, Turn, clean, split_message
+from spt_parlai.dialogue.messages import (
+    OWN_PERSONA,
+    PARTNER_PERSONA,
+    SILENCE,
+    Dialogue,
+    Turn,
+    clean,
+    split_message,
+    well_formed,
+)
 
 quick = settings(max_examples=60, deadline=None)
+
+
+@pytest.mark.parametrize(
+    'value, expected',
+    [
+        ('hi \ud83d', 'hi \ufffd'),
+        ('\ude00 \udcff.', '\ufffd \ufffd.'),
+        ('\ud83d\ude42', '🙂'),  # the two halves of one emoji
+        (['a', 'b \ud83d'], ['a', 'b \ufffd']),
+        (('\ud83d',), ('\ufffd',)),
+        ({'a\ud83d'}, {'a\ufffd'}),
+        (
+            {'text': None, 'turns': [{'labels': ['\ud83d']}], 'n': 1.5},
+            {'text': None, 'turns': [{'labels': ['\ufffd']}], 'n': 1.5},
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_becomes_a_replacement_character(value, expected):
+    assert well_formed(value) == expected
+
+
+@pytest.mark.parametrize(
+    'value', ['', 'café 🙂', None, 3, ['a', 'b'], {'text': 'a', 'labels': ('b',)}, Message(text='a')]
+)
+def test_what_is_well_formed_stays_the_same_object(value):
+    assert well_formed(value) is value
+
+
+def test_a_message_stays_a_message():
+    message = well_formed(Message(text='\ud83d', labels=['\ud83d'], reward=1))
+    assert type(message) is Message and message == {'text': '\ufffd', 'labels': ['\ufffd'], 'reward': 1}
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_separators_in_json_are_text(tmp_path):
     assert [*acts(**jsonfile(tmp_path, CONVERSATION + b'\r\n\n' + CONVERSATION))] == 2 * expected
 
 
+def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
+    turns = [{'id': 'a', 'text': 'hello \ud83d'}, {'id': 'b', 'text': 'hi \ud83d there'}]
+    options = jsonfile(tmp_path, json.dumps({'dialog': [turns]}).encode())
+    assert [*acts(**options)] == [('hello \ufffd', ['hi \ufffd there'])]
+
+
 @pytest.mark.parametrize('line', [b'{"dialog": [[{"id"', b'{"turns": []}', b'7', b'{"dialog": [["hello"]]}'])
 def test_a_line_that_is_no_conversation_is_named(tmp_path, line):
     with pytest.raises(UsageError, match='chats.jsonl, line 2: .* is no conversation; write .*"dialog"'):
