@@ -45,6 +45,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         teachers,
         terminal,
         train_loop,
+        workers,
     )
 
     everywhere = [
@@ -64,6 +65,8 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         data_files.ignore_byte_order_marks,
         data_files.name_unreadable_line,
         data_files.read_conversations_by_line,
+        workers.same_batches_from_workers,
+        workers.count_messages_of_workers,
         teachers.describe_metrics,
         teachers.add_metric_options,
         teachers.report_paper_metrics,

@@ -63,6 +63,7 @@ def test_the_hooks_are_in_place():
         FixedDialogTeacher.__init__,
         DownloadableFile.download_file,
         worlds._create_task_agents,
+        worlds.BackgroundDriverWorld.parley,
         multiprocessing_train.multiprocess_train,
         *(() if torch.cuda.is_available() else (distributed.all_gather_list,)),
     ):

@@ -353,7 +353,7 @@ def parlai_of_two(command, **options):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def multiprocessing_train(model_file, llm, steps):
+def multiprocessing_train(model_file, llm, steps, **more):
     parlai_of_two(
         'multiprocessing_train',
         **{
@@ -364,6 +364,7 @@ def multiprocessing_train(model_file, llm, steps):
             'log_every_n_steps': 1,
             'validation_every_n_steps': 3,
             'validation_max_exs': -1,
+            **more,
         },
     )
 
@@ -399,3 +400,17 @@ def test_a_stopped_run_of_two_continues_exactly(trained_by_two, tiny_llms, tmp_p
     multiprocessing_train(tmp_path / 'model', tiny_llms.opt, 6)
     whole, continued = helpers.logged(trained_by_two), helpers.logged(tmp_path / 'model')
     assert continued[5] == pytest.approx(whole[5], rel=1e-5)
+
+
+def test_a_worker_of_each_process_changes_nothing(tiny_llms, tmp_path):
+    """Half an epoch of 74 dialogues is five steps of two processes with four dialogues each."""
+    reports = {}
+    for workers in (0, 1):
+        model_file = tmp_path / str(workers)
+        more = {'num_epochs': 0.5, 'num_workers': workers, 'validation_every_n_steps': 100, 'validation_max_exs': 4}
+        multiprocessing_train(model_file, tiny_llms.opt, 20, **more)
+        stats = json.loads(Path(f'{model_file}.trainstats').read_text())
+        assert stats['train_steps'] == 5 and stats['total_epochs'] == pytest.approx(40 / 74)
+        reports[workers] = [(report['spt_loss'], report['exs']) for report in stats['train_reports']]
+    for with_worker, without in zip(reports[1], reports[0], strict=True):
+        assert with_worker == pytest.approx(without, rel=1e-5)
