@@ -163,7 +163,7 @@ def test_the_example_of_a_loss_works():
     names = dict(vars(losses))
     exec(re.search(r'```python\n(.*?)```', PAGES['CONTRIBUTING.md'], flags=re.DOTALL)[1], names)
     (declared,) = fields(names['SptObjective'])
-    assert declared.metadata['help'] == 'weight of the confidence of the retriever (0: off)'
+    assert declared.metadata['help'] == 'weight of the confidence of the retriever (0: off)' and declared.default == 0
     scores = torch.tensor([[0.25, 0.5], [0.75, 0.25]])
     term = declared.metadata['score_term'](None, losses.TermInputs(scores, None, None, None, None))
     assert term.values.tolist() == [0.5, 0.25]

@@ -54,7 +54,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Check before a long computation that a file can be written at `path`. Leaves nothing behind but its folder.
+    """Check before a long computation that a file can be written at `path`, and leave nothing behind.
 
     :raises ValueError: with the reason.
     """
@@ -63,10 +63,14 @@ def check_writable(path: str | os.PathLike) -> None:
         if folder.is_file():
             raise ValueError(f'{folder} is a file, so nothing can be written below it; give another path')
     probe = path.with_name(f'{path.name}.probe')
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+        with contextlib.suppress(OSError):  # another process may have written there meanwhile
+            for folder in made:  # a run that is refused afterwards leaves no empty folder
+                folder.rmdir()
     except OSError as error:
         raise ValueError(f'it cannot be written ({error.strerror or error}); give another path') from error
 

@@ -50,7 +50,7 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0, console: Consol
 
     console.rule('[bold]1. train')
     _show_command(console, 'train_model', '-o', _path_to_type(PRESET), *_flags(given))
-    _train(console, {**preset, **given, 'loglevel': 'warn'})
+    _train(console, {**preset, **given, 'loglevel': 'error'})
     console.rule('[bold]2. evaluate')
     test = {
         'model_file': model_file,
@@ -109,7 +109,7 @@ def _train(console: Console, options: dict) -> None:
     from parlai.scripts.train_model import TrainLoop, TrainModel
     from parlai.utils import logging
 
-    logging.set_log_level('WARN')
+    logging.set_log_level('ERROR')  # ParlAI warns that validation by perplexity writes no replies
     opt = TrainModel.setup_args().parse_kwargs(**options)
     loop = TrainLoop(opt)
     console.print(f'{_size(loop.agent)}; {loop.world.num_examples()} training examples')

@@ -124,17 +124,18 @@ def _setting(default: float, help: str, **limits: Any) -> Any:
     return field(default=default, metadata={'help': help, **limits})
 
 
-def _weight(help: str, logged: str, **term: Callable) -> Any:
+def _weight(help: str, logged: str, default: float = 1.0, **term: Callable) -> Any:
     """The λ of a loss, and with it all that is said of that loss: the field `lambda_X` declares the loss X.
 
-    help: for `--help`; logged: what the log entry X means. One of two functions computes it:
+    help: for `--help`; logged: what the log entry X means; default: 1 as in the paper, 0 for a loss that is not the
+    paper's. One of two functions computes it:
     score_term: (objective, TermInputs) → Term, for a loss that reads the scores;
     token_term: (log_probs [K, n], example [n], B) → [B], for a loss of the target tokens' log-probabilities, which is
     summed over any groups of whole examples (see `SptObjective.token_loss`).
     """
     limit = {'at_least': 0.0, 'note': '0 switches the loss off'}
     metadata = {'help': f'weight of the {help} (0: off)', **limit, 'logged': logged, **term}
-    return field(default=1.0, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)

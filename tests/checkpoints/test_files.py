@@ -194,8 +194,10 @@ def test_what_a_killed_save_left_is_removed(tmp_path, states):
 
 
 def test_checking_leaves_nothing_behind(tmp_path):
-    files.check_writable(tmp_path / 'new' / 'model')
-    assert not [*(tmp_path / 'new').iterdir()]
+    (tmp_path / 'old').mkdir()
+    for folder in ('new', 'old', 'old/new/newer'):
+        files.check_writable(tmp_path / folder / 'model')
+    assert [*tmp_path.iterdir()] == [tmp_path / 'old'] and not [*(tmp_path / 'old').iterdir()]
     (tmp_path / 'file').touch()
     with pytest.raises(ValueError, match='file is a file, so nothing can be written below it'):
         files.check_writable(tmp_path / 'file' / 'model')
