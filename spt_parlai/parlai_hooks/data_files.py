@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from spt_parlai.dialogue.messages import well_formed
-from spt_parlai.errors import UsageError, shorten
+from spt_parlai.errors import UsageError, explained, shorten
 from spt_parlai.tasks.convai2_files import check_dialogues
 from spt_parlai.text_files import read_lines
 
@@ -70,8 +70,8 @@ def read_conversations_by_line() -> None:
         try:
             yield from read_lines(datapath)
         except ValueError as error:
-            raise UsageError(
-                f'{datapath} cannot be read ({error}); give a file with one JSON object a line.'
+            raise explained(
+                RuntimeError, f'{datapath} cannot be read ({error}); give a file with one JSON object a line.'
             ) from error
 
     def load_conversations(self, datapath):

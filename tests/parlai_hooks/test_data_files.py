@@ -75,6 +75,12 @@ def test_a_line_that_is_no_conversation_is_named(tmp_path, line):
         next(acts(**jsonfile(tmp_path, CONVERSATION + b'\n' + line + b'\n')))
 
 
+def test_a_missing_file_of_conversations_is_named(tmp_path):
+    with pytest.raises(UsageError, match='none.jsonl cannot be read .No such file or directory.; give') as error:
+        next(acts(task='jsonfile', jsonfile_datapath=str(tmp_path / 'none.jsonl')))
+    assert isinstance(error.value, RuntimeError)  # as ParlAI raises it
+
+
 def test_other_encodings_are_named(tmp_path):
     with pytest.raises(UsageError, match='chats.jsonl cannot be read .line 2 is not UTF-8 text.; give a file'):
         next(acts(**jsonfile(tmp_path, CONVERSATION + b'\ncaf\xe9\n')))
