@@ -36,6 +36,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
     The modules are imported here because some of them import ParlAI, which `requirements.check` must allow first.
     """
     from spt_parlai.parlai_hooks import (
+        chat,
         command_line,
         data_files,
         downloads,
@@ -57,6 +58,10 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         libraries.patch_dynamic_batching,
         libraries.explain_options_of_another_agent,
         command_line.explain_wrong_options,
+        command_line.explain_unknown_names,
+        command_line.explain_missing_model_file,
+        chat.leave_at_the_prompt,
+        chat.begin_anew_in_every_world,
         multiprocess.patch_workers,
         slurm.patch_slurm_context,
         downloads.explain_failed_downloads,

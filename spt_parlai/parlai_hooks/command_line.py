@@ -1,9 +1,14 @@
-"""What a user is told when a command line cannot be read."""
+"""What a user is told when a command line cannot be read, or names something that does not exist."""
 
 from __future__ import annotations
 
 import difflib
 import sys
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+
+from spt_parlai.errors import UsageError, explained
 
 
 def explain_wrong_options() -> None:
@@ -30,3 +35,92 @@ def _suggestion(message: str, names) -> str:
     options = [word.partition('=')[0] for word in unknown.split() if word.startswith('--')]
     meant = [match for option in options for match in difflib.get_close_matches(option, names, n=1, cutoff=0.8)]
     return f'; did you mean {", ".join(meant)}?' if meant else ''
+
+
+def explain_unknown_names() -> None:
+    """Say in one sentence that there is no such agent, task or preset, with the nearest name that there is.
+
+    Breaks: ``ModuleNotFoundError``, ``AttributeError`` or ``FileNotFoundError`` with a traceback.
+    Where: ``ParlaiParser.add_extra_args``, ``parlai/core/params.py:917``.
+    Safe: only where the name itself is at fault; what a module fails with when it is imported is raised as it is.
+    Goes: when ParlAI looks names up before it uses them.
+    """
+    from parlai.core.params import ParlaiParser
+
+    parlai_add_extra_args = ParlaiParser.add_extra_args
+
+    def add_extra_args(self, args=None):
+        try:
+            parlai_add_extra_args(self, args)
+        except (ModuleNotFoundError, AttributeError, FileNotFoundError) as error:
+            sentence = _unknown(vars(self.parse_known_args(args, nohelp=True)[0]), error)
+            if sentence is None:
+                raise
+            raise UsageError(sentence) from error
+
+    ParlaiParser.add_extra_args = add_extra_args
+
+
+def explain_missing_model_file() -> None:
+    """Say in one sentence that there is no such model file, with the nearest one beside it.
+
+    Breaks: ``RuntimeError`` with a traceback.
+    Where: ``create_agent``, ``parlai/core/agents.py:462``; every script is run by ``ParlaiScript``.
+    Safe: it stays a ``RuntimeError``.
+    Goes: when ParlAI ends with a message there.
+    """
+    from parlai.core.script import ParlaiScript
+
+    parlai_run = ParlaiScript.__dict__['_run_from_parser_and_opt'].__func__
+
+    def run(cls, opt, parser):
+        try:
+            return parlai_run(cls, opt, parser)
+        except RuntimeError as error:
+            if not str(error).startswith('WARNING: Model file does not exist'):
+                raise
+            path = str(opt['model_file'])
+            others = [str(file.with_suffix('')) for file in Path(path).parent.glob('*.opt')]
+            raise explained(RuntimeError, _sentence('-mf', path, 'model file', others)) from error
+
+    ParlaiScript._run_from_parser_and_opt = classmethod(run)
+
+
+def _unknown(parsed: dict, error: Exception) -> str | None:
+    """The sentence about the name that `error` is about; None if no name of the command line is at fault."""
+    import parlai.agents
+    import parlai.tasks
+    from parlai.core.loader import load_agent_module, load_teacher_module
+
+    if isinstance(error, FileNotFoundError):
+        if not str(error).startswith('Could not find filename'):
+            return None
+        path = str(parsed['init_opt'])
+        return _sentence('-o', path, 'file or preset', [str(file) for file in Path(path).parent.glob('*.opt')])
+    agents, tasks = ([module.name for module in iter_modules(p.__path__)] for p in (parlai.agents, parlai.tasks))
+    names: list[tuple] = [('-m', 'agent', parsed.get('model'), load_agent_module, 'Agent', agents)]
+    for task in (str(parsed.get('task') or '')).split(','):
+        names.append(('-t', 'task', task, load_teacher_module, 'Teacher', [*tasks, 'spt_parlai.tasks.sample']))
+    for option, what, name, load, suffix, known in names:
+        try:
+            if name:
+                load(name)
+        except (ModuleNotFoundError, AttributeError) as again:
+            if str(again) != str(error):
+                continue
+            module, _, inside = name.partition(':')
+            if isinstance(again, ModuleNotFoundError):
+                missing = again.name or ''
+                if not missing.startswith('parlai.') and not f'{module}.'.startswith(f'{missing}.'):
+                    return None  # of what the module imports
+                return _sentence(option, name, what, [*known, f'spt_parlai.agents:{inside}'])
+            if not isinstance(again.obj, ModuleType):
+                return None
+            inner = [n if '.' in module else n.removesuffix(suffix) for n in dir(again.obj) if n.endswith(suffix)]
+            return _sentence(option, name, what, [f'{module}:{n}' for n in inner])
+    return None
+
+
+def _sentence(option: str, name: str, what: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f'{option} {name}: there is no such {what}' + (f'; did you mean {nearest[0]}?' if nearest else '.')
