@@ -60,6 +60,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         command_line.explain_wrong_options,
         command_line.explain_unknown_names,
         command_line.explain_missing_model_file,
+        command_line.say_that_no_dictionary_is_built,
         chat.leave_at_the_prompt,
         chat.begin_anew_in_every_world,
         multiprocess.patch_workers,

@@ -86,6 +86,33 @@ def explain_missing_model_file() -> None:
     ParlaiScript._run_from_parser_and_opt = classmethod(run)
 
 
+def say_that_no_dictionary_is_built() -> None:
+    """Say in one sentence that the LLM's tokenizer is the dictionary, and that ``build_dict`` therefore writes nothing.
+
+    Breaks: ``parlai build_dict --dict-file FILE`` ends without the file and without a word.
+    Where: ``build_dict``, ``parlai/scripts/build_dict.py:93``.
+    Safe: the result is ParlAI's; other dictionaries are built as before.
+    Goes: when ParlAI says that a dictionary is prebuilt.
+    """
+    from parlai.scripts.build_dict import BuildDict
+    from parlai.utils import logging
+
+    from spt_parlai.dialogue.dictionary import TokenizerDictionary
+
+    parlai_run = BuildDict.run
+
+    def run(self):
+        dictionary = parlai_run(self)
+        if isinstance(dictionary, TokenizerDictionary):
+            logging.warning(
+                f'--dict-file {self.opt["dict_file"]}: nothing is written; {dictionary} is the dictionary, and '
+                'training needs no other.'
+            )
+        return dictionary
+
+    BuildDict.run = run
+
+
 def _unknown(parsed: dict, error: Exception) -> str | None:
     """The sentence about the name that `error` is about; None if no name of the command line is at fault."""
     import parlai.agents

@@ -22,6 +22,7 @@ from parlai.scripts.profile_train import ProfileTrain
 from parlai.scripts.self_chat import SelfChat
 from parlai.scripts.train_model import TrainModel
 from parlai.scripts.vacuum import Vacuum
+from parlai.utils import logging
 
 
 @pytest.fixture(scope='module')
@@ -176,10 +177,15 @@ def test_words_are_counted_with_an_external_dictionary(model_file, tmp_path, cap
     assert 'Total unique tokens' in capsys.readouterr().out
 
 
-def test_the_dictionary_of_the_llm_needs_no_building(tiny_llms, tmp_path):
+def test_the_dictionary_of_the_llm_needs_no_building(tiny_llms, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, 'warning', said.append)
     assert str(
         BuildDict.main(model=AGENT, llm=tiny_llms.opt, task=SAMPLE, dict_file=str(tmp_path / 'm.dict'))
     ).startswith('the tokenizer of')
+    assert said[-1].startswith(f'--dict-file {tmp_path}/m.dict: nothing is written; the tokenizer of --llm ')
+    BuildDict.main(task=SAMPLE, dict_file=str(tmp_path / 'words.dict'))
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize('datatype', ['train:evalmode', 'valid:stream'])
