@@ -185,6 +185,7 @@ class LLMAgent(TorchGeneratorAgent):
             self.NULL_IDX,
             self.START_IDX,
             self.END_IDX,
+            other_ends=self.dict.other_ends(llm.end_ids),
             tuned=self.tune(llm),
             tokens_at_once=opt['tokens_at_once'],
             **self.model_options(),

@@ -49,6 +49,8 @@ class InContextAgent(LLMAgent):
         if shared is not None:
             self.instruction, self._chats, self._knows_system = shared['in_context']
         super().__init__(opt, shared)
+        if self._chats:
+            self.batcher.end = self._end_of_turn()
 
     def share(self):
         return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system)}
@@ -129,6 +131,15 @@ class InContextAgent(LLMAgent):
             return bool(self._apply([{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'x'}]))
         except TemplateError:
             return False
+
+    def _end_of_turn(self) -> int:
+        """The LLM's end token with which its chat template closes a reply, or else EOS."""
+        exchange = Dialogue(turns=[Turn('x', own=False), Turn('x', own=True)])
+        messages = chat_messages(exchange, self.instruction._replace(examples=()))
+        messages = messages if self._knows_system else without_system(messages)
+        closed = self.dict.tokenizer.apply_chat_template(messages, return_dict=False)
+        ends = (self.END_IDX, *self.bare_model.other_ends)
+        return next((i for i in reversed(closed) if i in ends), self.END_IDX)
 
     def _check_chat_ids(self) -> None:
         """Refuse a chat template with tokens that the LLM has no embedding for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from parlai.core.dict import DictionaryAgent
@@ -74,6 +75,11 @@ class TokenizerDictionary(DictionaryAgent):
         if not opens and not self._adds_space:
             text = ' ' + text
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def other_ends(self, ids: Sequence[int]) -> list[int]:
+        """Those of an LLM's end tokens that are special tokens, and not EOS, such as the end of a turn in a chat."""
+        added = self.tokenizer.added_tokens_decoder
+        return [i for i in ids if i != self.eos and i < self.embedded and i in added and added[i].special]
 
     # ---- the interface of a dictionary ----------------------------------------------------------------
 

@@ -92,6 +92,12 @@ class CausalLM:
         return sum(math.prod(original_shape(p)) for p in self.lm.parameters())
 
     @property
+    def end_ids(self) -> list[int]:
+        """The tokens at which the LM's own generation ends: none, one, or several, as for LMs that chat."""
+        ends = getattr(getattr(self.lm, 'generation_config', None), 'eos_token_id', None)
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+    @property
     def _embedding(self) -> Any:
         return self.lm.get_input_embeddings()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from parlai.core.torch_generator_agent import TorchGeneratorModel
+from parlai.utils.torch import neginf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -58,6 +59,7 @@ class PromptedLM(TorchGeneratorModel):
     :param soft_prompts: the group [K, L, D].
     :param retriever: scores prompts for contexts; None: all scores are zero, for a model with one prompt.
     :param padding_idx, start_idx, end_idx: the ids that ParlAI's search uses.
+    :param other_ends: further tokens at which a reply ends.
     :param tuned: the weights of the LM that train, if any do.
     :param score_noise: strength of the N(0, 1) noise on the scores before a prompt is selected, in evaluation (A.7).
     :param force_prompt: the prompt to select whatever the scores are; negative: none.
@@ -75,6 +77,7 @@ class PromptedLM(TorchGeneratorModel):
         start_idx: int,
         end_idx: int,
         *,
+        other_ends: Sequence[int] = (),
         tuned: nn.Module | None = None,
         score_noise: float = 0.0,
         force_prompt: int = -1,
@@ -86,6 +89,7 @@ class PromptedLM(TorchGeneratorModel):
         self.llm = llm
         self.soft_prompts = soft_prompts
         self.retriever = retriever
+        self.other_ends = list(other_ends)
         self.tuned = tuned
         self.score_noise = score_noise
         self.force_prompt = force_prompt
@@ -272,8 +276,16 @@ class PromptedLM(TorchGeneratorModel):
         return logits, logits.argmax(-1)
 
     def output(self, logits: Tensor) -> Tensor:
-        """Return a float32 copy of the decoder's logits, because ParlAI's search changes them in place."""
-        return logits.to(torch.float32, copy=True)
+        """Return a float32 copy of the decoder's logits, because ParlAI's search changes them in place.
+
+        A reply may end at any of several tokens, and a search knows one: it gets the highest logit of them all, and
+        the others cannot be chosen.
+        """
+        logits = logits.to(torch.float32, copy=True)
+        if self.other_ends:
+            logits[..., self.END_IDX] = logits[..., [self.END_IDX, *self.other_ends]].amax(-1)
+            logits[..., self.other_ends] = neginf(logits.dtype)
+        return logits
 
     def reorder_encoder_states(self, encoder_states: DecodingState, indices) -> DecodingState:
         return encoder_states.reordered(torch.as_tensor(indices, device=encoder_states.logits.device))

@@ -1,5 +1,6 @@
 """In-context learning with a local LLM: its contexts and replies, and that nothing is trained."""
 
+import itertools
 import json
 import shutil
 
@@ -223,3 +224,53 @@ def test_a_template_with_a_token_that_the_llm_does_not_know(tiny_llms, tmp_path,
         agent = agent_of(folder, **more)
         agent.observe(Message(text='hello <more> you', episode_done=True))
         assert agent.act()['text'] is not None
+
+
+# ---- a turn that does not end in EOS ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def turn_llm(tiny_llms, tmp_path_factory):
+    """A chat LLM like Gemma: only its generation config says that `<turn>` ends a reply. It says `a<turn>bcbcbc…`."""
+    folder = shutil.copytree(tiny_llms.llama, tmp_path_factory.mktemp('turn') / 'llm')
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<turn>', '<model>']})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}<turn>{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    V = len(tokenizer)
+    config = AutoConfig.from_pretrained(folder, vocab_size=V, hidden_size=V, num_hidden_layers=1, num_attention_heads=1)
+    config.num_key_value_heads, config.head_dim = 1, V + V % 2
+    lm = AutoModelForCausalLM.from_config(config)
+    turn, begin, b, c = tokenizer.convert_tokens_to_ids(['<turn>', '<model>', 'b', 'c'])
+    said = [begin, *tokenizer.encode('a', add_special_tokens=False), turn, b, c, b]
+    with torch.no_grad():  # a bigram LM: the next token depends on the last one alone
+        for parameter in lm.parameters():
+            parameter.zero_() if parameter.ndim > 1 else parameter.fill_(1)
+        lm.model.embed_tokens.weight.copy_(torch.eye(V))
+        for last, following in itertools.pairwise(said):
+            lm.lm_head.weight[following, last] = 10
+    lm.generation_config.eos_token_id = [tokenizer.eos_token_id, turn]
+    lm.save_pretrained(folder)
+    return folder, turn
+
+
+@pytest.mark.parametrize('loop', ['ours', "ParlAI's", 'beam', 'nucleus'])
+def test_a_reply_ends_at_every_end_token(turn_llm, loop):
+    folder, _ = turn_llm
+    more = {'inference': loop, 'beam_size': 2 if loop == 'beam' else 1} if loop in ('beam', 'nucleus') else {}
+    agent = agent_of(folder, max_new_tokens=12, **more)
+    agent.searches_batches = loop != "ParlAI's"
+    agent.observe(Message(text='hello', episode_done=True))
+    assert agent.act()['text'] == 'a'
+
+
+def test_perplexity_counts_the_end_of_the_turn(turn_llm):
+    """The reply that the LLM gives is likely to its end; that of the tokenizer's EOS would not be."""
+    folder, turn = turn_llm
+    agent = agent_of(folder)
+    heard = agent.observe(Message({'text': 'hello', 'eval_labels': ('a',), 'episode_done': True}))
+    assert heard['eval_labels_vec'].tolist()[-1] == turn
+    assert agent.act()['metrics']['ppl'].value() < 1.5
+    assert agent_of(folder, chat_template='false').batcher.end == agent.dict.eos
