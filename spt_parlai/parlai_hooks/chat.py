@@ -33,23 +33,29 @@ def begin_anew_in_every_world() -> None:
     """Begin a new chat after ``[DONE]``, and end it after ``[EXIT]``, in tasks without an interactive world.
 
     Breaks: ``StopIteration`` with a traceback, as in ``parlai interactive -t convai2:self``.
-    Where: ``DialogPartnerWorld.parley``, ``parlai/core/worlds.py:364``.
-    Safe: only where a person at the prompt is the first agent, who alone raises it; ParlAI's interactive worlds do the
-    same.
+    Where: ``DialogPartnerWorld.parley``, ``parlai/core/worlds.py:364``, where a person at the prompt is first.
+    Safe: all other worlds, such as those of training, keep ParlAI's method; ParlAI's interactive worlds do the same.
     Goes: when the world handles ``StopIteration``.
     """
     from parlai.agents.local_human.local_human import LocalHumanAgent
     from parlai.core.worlds import DialogPartnerWorld
 
-    parlai_parley = DialogPartnerWorld.parley
+    parlai_init = DialogPartnerWorld.__init__
 
-    def parley(self):
+    def init(self, opt, agents=None, shared=None):
+        parlai_init(self, opt, agents, shared)
+        if isinstance(self.agents[0], LocalHumanAgent) and type(self).parley is DialogPartnerWorld.parley:
+            self.parley = _begin_anew_after(self, self.parley)
+
+    DialogPartnerWorld.__init__ = init
+
+
+def _begin_anew_after(world, parley):
+    def parley_or_begin_anew():
         try:
-            parlai_parley(self)
+            parley()
         except StopIteration:
-            if not isinstance(self.agents[0], LocalHumanAgent):
-                raise
-            self.reset()
+            world.reset()
             print('CHAT DONE')
 
-    DialogPartnerWorld.parley = parley
+    return parley_or_begin_anew
