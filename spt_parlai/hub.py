@@ -1,7 +1,8 @@
 """Load tokenizer, configuration and weights of an LLM or a text encoder; each failure is reported in one sentence.
 
-An LLM is a Hugging Face id, a local folder, or `demo` (the small LM inside this package). A folder is read without the
-network. If the hub does not answer, an id is read from the local cache at once, without the library's long retries.
+An LLM is a Hugging Face id, a local folder, a GGUF file or the name of one that can be installed, or `demo` (the small
+LM inside this package). A folder is read without the network. If the hub does not answer, an id is read from the local
+cache at once, without the library's long retries.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from spt_parlai.errors import UsageError
+from spt_parlai.gguf_files import sources
+from spt_parlai.gguf_files.dequantize import dequantized
 
 DEMO = 'demo'
 DEMO_FOLDER = Path(__file__).parent / 'demo' / 'lm'
@@ -23,6 +26,8 @@ def resolve(llm: str, option: str = '--llm') -> str:
         return str(DEMO_FOLDER)
     if not llm or not str(llm).strip():
         raise UsageError(f'{option} is empty: give a Hugging Face id, a local folder, or "demo".')
+    if source := sources.find(llm, option):
+        return str(dequantized(source, llm, option))
     path = os.path.expanduser(llm)
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, 'config.json')):
@@ -38,8 +43,18 @@ def resolve(llm: str, option: str = '--llm') -> str:
 
 
 def portable(llm: str) -> str:
-    """`--llm` as a model file stores it: the absolute path of a local folder, anything else as given."""
-    return llm if llm == DEMO else resolve(llm)
+    """`--llm` as a model file stores it: an id or name, or an absolute path, that of a GGUF file with its checksum."""
+    if llm == DEMO:
+        return llm
+    source = sources.find(llm)
+    return source.reference if source else resolve(llm)
+
+
+def hub_id(llm: str) -> str:
+    """How software that knows only folders and hub ids names the LLM of a model file."""
+    if llm == DEMO:
+        return str(DEMO_FOLDER)
+    return sources.PACKAGED[llm].hub_id if llm in sources.PACKAGED else llm
 
 
 def load_config(llm: str, revision: str | None = None):

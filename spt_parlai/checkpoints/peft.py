@@ -102,7 +102,7 @@ def _write(folder: Path, tokens: Tensor, spt: dict[str, Any]) -> None:
         num_transformer_submodules=1,
         num_attention_heads=spt['fingerprint'].get('num_attention_heads'),
         num_layers=spt['fingerprint'].get('num_hidden_layers'),
-        base_model_name_or_path=hub.resolve(hub.DEMO) if spt['llm'] == hub.DEMO else spt['llm'],
+        base_model_name_or_path=hub.hub_id(spt['llm']),
         revision=spt.get('llm_revision'),
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ LLM = OptionGroup(
         Option(
             'llm',
             'facebook/opt-125m',
-            'Hugging Face id or local folder of a decoder-only LM, or "demo" for the one inside this package',
+            'Hugging Face id, local folder or GGUF file of a decoder-only LM, or a name: "smollm2" and "gemma3-270m", '
+            'which can be installed, or "demo" for the small one inside this package',
         ),
         Option('llm_revision', None, 'revision of a Hugging Face id', 'nonestr'),
         Option(
