@@ -55,18 +55,16 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of this p
     from rich.console import Console
     from rich.table import Table
 
-    from spt_parlai.checkpoints.files import load_states
+    from spt_parlai.checkpoints.summary import read_summary
 
-    states = load_states(model_file)
+    description, tensors, progress = read_summary(model_file)
     table = Table(show_header=False, box=None)
-    for key, value in states['spt'].items():
+    for key, value in description.items():
         table.add_row(key, str(value))
-    for name, tensor in states['model'].items():
-        table.add_row(name, f'{list(tensor.shape)} {str(tensor.dtype).removeprefix("torch.")}')
-    stats = states.get('progress', {}).get('train_stats', {})
-    for key in ('train_steps', 'total_epochs', 'best_valid'):
-        if stats.get(key) is not None:
-            table.add_row(key, f'{stats[key]:.5g}')
+    for name, tensor in tensors.items():
+        table.add_row(name, f'{list(tensor.shape)} {tensor.dtype}')
+    for key, number in progress.items():
+        table.add_row(key, f'{number:.5g}')
     Console().print(table)
 
 

@@ -1,5 +1,7 @@
 """The agents that ParlAI runs, as `-m spt_parlai.agents:NAME`, in one file each; the two RAG agents share `rag.py`."""
 
+import parlai  # noqa: F401  this installs the hooks, before a file of this room imports more of ParlAI
+
 from spt_parlai.agents.full_fine_tuning import FullFineTuningAgent
 from spt_parlai.agents.in_context import InContextAgent
 from spt_parlai.agents.in_context_api import InContextApiAgent

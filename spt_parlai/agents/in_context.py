@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from jinja2 import TemplateError
 from parlai.utils import logging
 
 from spt_parlai.agents.base import LLMAgent
@@ -127,6 +126,8 @@ class InContextAgent(LLMAgent):
 
     def _takes_system(self) -> bool:
         """Whether the chat template accepts a system message; some do not."""
+        from jinja2 import TemplateError
+
         try:
             return bool(self._apply([{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'x'}]))
         except TemplateError:

@@ -2,6 +2,8 @@
 
 A checkpoint holds the trained tensors, the optimizer and the scheduler, the progress of the training run, and a
 description of the LLM (name, revision, shapes), but never the LLM itself.
+
+torch is imported where it is needed, because `summary` does without it.
 """
 
 from __future__ import annotations
@@ -14,9 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from spt_parlai.checkpoints.schema import Damage, check_container, check_states
 from spt_parlai.errors import UsageError, shorten
@@ -77,6 +76,8 @@ def check_writable(path: str | os.PathLike) -> None:
 
 def save_states(states: dict[str, Any], path: str | os.PathLike) -> None:
     """Write a checkpoint."""
+    import torch
+
     write_atomically(path, lambda part: torch.save(_plain(states), part))
 
 
@@ -85,6 +86,8 @@ def _plain(value: Any) -> Any:
 
     They come from ParlAI's invsqrt scheduler, which computes learning rates with NumPy.
     """
+    import numpy as np
+
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -107,13 +110,29 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
 
     :raises UsageError: if the file is missing, damaged, of another format or not a checkpoint of this package.
     """
+    import torch
+
+    def load(path: str | os.PathLike) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch warns of deprecated content in foreign files
+            return torch.load(path, map_location='cpu', weights_only=True)
+
+    states = read_checkpoint(path, load)
+    with damage_explained(path):
+        check_states(states)
+    return states
+
+
+def read_checkpoint(path: str | os.PathLike, load: Callable[[str | os.PathLike], Any]) -> dict[str, Any]:
+    """Read a checkpoint with `load`. Only its format and the names in its description have been checked then.
+
+    :raises UsageError: if the file is missing, cannot be read, has another format or is no checkpoint of this package.
+    """
     try:
         with open(path, 'rb'):
             pass
         check_container(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch warns of deprecated content in foreign files
-            states = torch.load(path, map_location='cpu', weights_only=True)
+        states = load(path)
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file; give the model file of an SptAgent.') from error
     except IsADirectoryError as error:
@@ -138,8 +157,6 @@ def load_states(path: str | os.PathLike) -> dict[str, Any]:
         raise UsageError(
             f'{path} is damaged: it does not say its {missing[0]}; restore it from a copy, or give another model file.'
         )
-    with damage_explained(path):
-        check_states(states)
     return states
 
 

@@ -1,6 +1,7 @@
 """What a checkpoint may contain.
 
-Anybody can write a file that `torch.load` reads, so the content is checked before it is used.
+Anybody can write a file that `torch.load` reads, so the content is checked before it is used. torch is imported where
+it is needed, because `summary` does without it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import random
 import zipfile
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-import torch
 
 MOST_VALUES, DEEPEST = 2_000_000, 32  # our checkpoints have some thousand values, at most six levels deep
 _LARGEST = 2**63
@@ -43,15 +41,14 @@ def check_container(path: str | os.PathLike) -> None:
         raise Damage(f'the checksum of {changed!r} is wrong')
 
 
-def check_states(states: dict[str, Any]) -> None:
-    """Check the type of every entry that is read from a checkpoint by name.
+def check_description(states: dict[str, Any]) -> None:
+    """Check that a checkpoint holds plain values and tensors, and that its description is one.
 
     :raises Damage: that names the first wrong entry.
     """
     _check_plain(states)
-    spt = states['spt']
     _expect(
-        spt,
+        states['spt'],
         'spt',
         {
             'agent': _line,
@@ -64,6 +61,14 @@ def check_states(states: dict[str, Any]) -> None:
             'seed': _or_none(_whole),
         },
     )
+
+
+def check_states(states: dict[str, Any]) -> None:
+    """Check the type of every entry that is read from a checkpoint by name.
+
+    :raises Damage: that names the first wrong entry.
+    """
+    check_description(states)
     _expect(
         states,
         'states',
@@ -121,6 +126,21 @@ def check_states(states: dict[str, Any]) -> None:
     )
 
 
+def check_summary(states: dict[str, Any], is_tensor: _Check) -> None:
+    """Check what `summary` reads from a checkpoint whose tensors have been left out.
+
+    :param is_tensor: whether a value stands for a tensor.
+    :raises Damage: that names the first wrong entry.
+    """
+    check_description(states)
+    tensors = {'model': lambda v: isinstance(v, dict) and all(_text(k) and is_tensor(t) for k, t in v.items())}
+    _expect(states, 'states', {**tensors, 'progress': lambda v: isinstance(v, dict)})
+    progress = states.get('progress', {})
+    _expect(progress, 'progress', {'train_stats': lambda v: isinstance(v, dict)})
+    numbers = {'train_steps': _count, 'total_epochs': _number, 'best_valid': _or_none(_number)}
+    _expect(progress.get('train_stats', {}), 'train_stats', numbers)
+
+
 def check_fits(saved: Any, fresh: Any, where: str) -> None:
     """Check that a saved optimizer or scheduler state is built like that of a new one, with other numbers.
 
@@ -155,16 +175,18 @@ def _check_plain(states: Any) -> None:
             waiting += [(part, depth + 1) for part in value.values()]
         elif isinstance(value, (list, tuple)):
             waiting += [(part, depth + 1) for part in value]
-        elif isinstance(value, torch.Tensor):
-            _check_tensor(value)
         elif isinstance(value, int):
             if abs(value) >= _LARGEST:
                 raise Damage('a number in it is far too large')
         elif not (value is None or isinstance(value, (str, float))):
-            raise Damage(f'it holds a {type(value).__name__}')
+            _check_tensor(value)
 
 
-def _check_tensor(tensor: torch.Tensor) -> None:
+def _check_tensor(tensor: Any) -> None:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise Damage(f'it holds a {type(tensor).__name__}')
     if (
         type(tensor) is not torch.Tensor
         or tensor.layout is not torch.strided
@@ -217,6 +239,8 @@ def _or_none(kind: _Check) -> _Check:
 
 
 def _weight(value: Any) -> bool:
+    import torch
+
     return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
@@ -252,6 +276,9 @@ def _writable(value: Any) -> bool:
 
 def _restorable(state: Any) -> bool:
     """Whether these are states of random generators. They are tried on new generators, which nothing else uses."""
+    import numpy as np
+    import torch
+
     try:
         version, words, gauss = state['python']
         random.Random().setstate((version, tuple(words), gauss))

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from parlai.utils import logging
 from tqdm import tqdm
 
 from spt_parlai.errors import UsageError
@@ -53,6 +52,8 @@ def dequantized(source: Source, llm: str, option: str = '--llm') -> Path:
     """
 
     def make(folder: Path) -> None:
+        from parlai.utils import logging
+
         if not source.is_there:
             raise UsageError(f'{option} {llm}: its file is not on this machine; {source.way_out}.')
         if importlib.util.find_spec('gguf') is None:

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_parlai.model.kv_cache import can_merge, merge, parts_to_prefill
 from spt_parlai.model.target_log_probs import token_log_probs
 
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
@@ -158,6 +157,8 @@ class CausalLM:
 
         Rows of similar length run together if their caches can be merged afterwards; otherwise all rows do.
         """
+        from spt_parlai.model.kv_cache import can_merge, merge, parts_to_prefill  # transformers takes seconds to import
+
         if not self._merges_caches:
             return self._prefill(embeddings, mask)
         parts, logits, caches = parts_to_prefill(mask), [], []

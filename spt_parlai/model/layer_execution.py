@@ -11,7 +11,6 @@ import warnings
 
 import torch
 from torch import Tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spt_parlai.model.causal_lm import CausalLM
 
@@ -88,6 +87,8 @@ def _compiled_with_gradients(forward):
 
 
 def _layers(llm: CausalLM) -> list[torch.nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     return [module for module in llm.lm.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 

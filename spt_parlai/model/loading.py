@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from spt_parlai.hub import load_causal_lm, load_config
 from spt_parlai.model.causal_lm import CausalLM, HuggingFaceLM, input_device
@@ -155,7 +154,7 @@ def freeze(lm: HuggingFaceLM) -> CausalLM:
         raise _refusal(lm, 'looks ahead at later tokens, so it is no causal LM')
     if _differ(last[:2], plain[:, -1]):
         raise _refusal(lm, 'computes something else from word embeddings than from words')
-    if type(cache) is not DynamicCache or not all(map(_is_key_value, cache.layers)):
+    if not _is_key_value(cache):
         raise _refusal(lm, 'keeps no plain key-value cache that a search could reorder')
     return frozen
 
@@ -164,8 +163,12 @@ def _differ(a: Tensor, b: Tensor) -> bool:
     return bool((a.float() - b.float().to(a.device)).abs().max() > _TOLERANCE * a.float().abs().max())
 
 
-def _is_key_value(layer) -> bool:
-    return isinstance(layer, DynamicLayer) and not hasattr(layer, 'recurrent_states')
+def _is_key_value(cache) -> bool:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return type(cache) is DynamicCache and all(
+        isinstance(layer, DynamicLayer) and not hasattr(layer, 'recurrent_states') for layer in cache.layers
+    )
 
 
 def _refusal(lm: HuggingFaceLM, why: str) -> ValueError:

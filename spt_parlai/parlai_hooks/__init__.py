@@ -1,8 +1,8 @@
 """Every assignment to an object of ParlAI's or torch's, installed from one ordered list.
 
 ParlAI is archived. Where current libraries break it, and where this package needs more of its training loop, teachers
-and tasks, it is changed from here when `spt_parlai` is imported. Each hook changes one thing; its docstring says what
-breaks without it, where in ParlAI 1.7.2, why the change is safe and when it can go.
+and tasks, it is changed from here as soon as both it and `spt_parlai` are imported. Each hook changes one thing; its
+docstring says what breaks without it, where in ParlAI 1.7.2, why the change is safe and when it can go.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-from spt_parlai.parlai_hooks import requirements
-
 _installed = False
 
 
 def install() -> None:
-    """Check that ParlAI can be imported here, then install every hook. A second call does nothing."""
+    """Install every hook. A second call does nothing."""
     global _installed
     if _installed:
         return
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # ParlAI needs it
-    requirements.check()
     import torch
 
     everywhere, without_cuda = hooks()
@@ -33,7 +30,7 @@ def install() -> None:
 def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
     """The hooks in the order in which they are installed: those for every machine, then those for one without CUDA.
 
-    The modules are imported here because some of them import ParlAI, which `requirements.check` must allow first.
+    The modules are imported here because all of them import more of ParlAI, which must have its hooks by then.
     """
     from spt_parlai.parlai_hooks import (
         chat,
@@ -44,7 +41,6 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         multiprocess,
         slurm,
         teachers,
-        terminal,
         train_loop,
         workers,
     )
@@ -67,7 +63,6 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         slurm.patch_slurm_context,
         downloads.explain_failed_downloads,
         downloads.explain_unreadable_tasks,
-        terminal.replace_what_cannot_be_printed,
         data_files.ignore_byte_order_marks,
         data_files.name_unreadable_line,
         data_files.read_conversations_by_line,
@@ -92,3 +87,6 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         multiprocess.patch_data_parallel,
     ]
     return everywhere, without_cuda
+
+
+import parlai  # noqa: E402, F401  the first import of ParlAI installs the hooks, before a file of this room imports more

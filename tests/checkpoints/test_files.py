@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spt_parlai.checkpoints import files
+from spt_parlai.checkpoints.summary import read_summary
 from spt_parlai.errors import UsageError
 
 DESCRIPTION = {
@@ -34,10 +35,15 @@ def path(states, tmp_path):
 
 
 def refusal(path):
-    with pytest.raises(UsageError) as error:
-        files.load_states(path)
-    assert str(path) in str(error.value) and str(error.value).endswith('.')
-    return str(error.value)
+    """What both readers say of a file. The reason in parentheses is each one's own."""
+    said = []
+    for read in (files.load_states, read_summary):
+        with pytest.raises(UsageError) as error:
+            read(path)
+        said.append(str(error.value))
+        assert str(path) in said[-1] and said[-1].endswith('.')
+    assert said[0].partition(' (')[0] == said[1].partition(' (')[0]
+    return said[0]
 
 
 def test_comes_back(path, states):
@@ -171,8 +177,7 @@ def test_a_learning_rate_that_is_no_number_is_damage(tmp_path, states, name):
 def test_a_fingerprint_that_cannot_be_compared_is_damage(tmp_path, states, value):
     states['spt'] = {**states['spt'], 'fingerprint': {'hidden_size': value}}
     files.save_states(states, tmp_path / 'model')
-    with pytest.raises(UsageError, match="no proper 'fingerprint'"):
-        files.load_states(tmp_path / 'model')
+    assert "no proper 'fingerprint'" in refusal(tmp_path / 'model')
 
 
 def test_where_nothing_can_be_written(tmp_path, states):

@@ -27,7 +27,7 @@ from spt_parlai import hub
 from spt_parlai.cli import app
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.errors import UsageError
-from spt_parlai.model import layer_execution, loading
+from spt_parlai.model import loading
 
 AGENT = 'spt_parlai.agents:SptAgent'
 EPISODE = (
@@ -362,7 +362,7 @@ def test_4_bits_on_a_cpu(train, weights_unread):
 
 @pytest.mark.parametrize('option', ['checkpoint_activations', 'llm_compile'])
 def test_layers_that_can_be_neither_recomputed_nor_compiled(train, tiny_llms, monkeypatch, option):
-    monkeypatch.setattr(layer_execution, 'GradientCheckpointingLayer', str)
+    monkeypatch.setattr('transformers.modeling_layers.GradientCheckpointingLayer', str)
     flag = '--' + option.replace('_', '-')
     refused(
         f'--llm {tiny_llms.opt} with {flag} true: OPTForCausalLM has no', 'train without', run=train, **{option: True}

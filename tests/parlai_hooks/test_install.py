@@ -30,13 +30,13 @@ def test_installing_twice_changes_nothing():
 
 
 def test_the_list_names_every_hook():
-    """A hook is a public function without arguments of one of the room's files; only `requirements` has none."""
+    """A hook is a public function without arguments of one of the room's files."""
     found = set()
     for path in (PACKAGE / 'parlai_hooks').glob('*.py'):
         module = importlib.import_module(f'spt_parlai.parlai_hooks.{path.stem}') if path.stem != '__init__' else None
         for name, function in vars(module).items() if module else ():
             if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith('_'):
-                if not inspect.signature(function).parameters and name not in ('check', 'leave'):
+                if not inspect.signature(function).parameters and name != 'leave':
                     found.add(function)
     assert found == set(HOOKS) and len(HOOKS) == len(found)
 

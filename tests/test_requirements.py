@@ -1,4 +1,4 @@
-"""What `import spt_parlai` says where ParlAI cannot run: one sentence with the command to run."""
+"""What the package says where ParlAI cannot run: one sentence with the command to run."""
 
 import subprocess
 import sys
@@ -6,8 +6,8 @@ from importlib import metadata, util
 
 import pytest
 
+from spt_parlai import requirements
 from spt_parlai.errors import UsageError
-from spt_parlai.parlai_hooks import requirements
 
 
 @pytest.fixture
