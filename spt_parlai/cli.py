@@ -68,6 +68,22 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of this p
     Console().print(table)
 
 
+@app.command()
+def llms() -> None:
+    """List the names that `--llm` takes, besides Hugging Face ids, folders and GGUF files."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from spt_parlai import hub
+
+    table = Table(box=None)
+    for column in ('--llm', 'the same LLM at the hub', 'file', 'licence', 'at hand'):
+        table.add_column(column, overflow='fold')
+    for row in hub.named_llms():
+        table.add_row(*row)
+    Console().print(table)
+
+
 @app.command('import-authors')
 def import_authors(
     source: Annotated[

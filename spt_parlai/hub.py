@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spt_parlai.errors import UsageError
 from spt_parlai.gguf_files import sources
-from spt_parlai.gguf_files.dequantize import dequantized
+from spt_parlai.gguf_files.dequantize import dequantized, is_dequantized
 
 DEMO = 'demo'
 DEMO_FOLDER = Path(__file__).parent / 'demo' / 'lm'
@@ -55,6 +55,21 @@ def hub_id(llm: str) -> str:
     if llm == DEMO:
         return str(DEMO_FOLDER)
     return sources.PACKAGED[llm].hub_id if llm in sources.PACKAGED else llm
+
+
+def named_llms() -> list[tuple[str, str, str, str, str]]:
+    """Of every LLM with a name: the name, the hub id of the same LLM, the size of its file, its licence, and whether
+    it is at hand."""
+    rows = [(DEMO, '', '15 MB', 'MIT', 'yes')]
+    for name, llm in sources.PACKAGED.items():
+        source = sources.find(name)
+        assert source is not None
+        if is_dequantized(source):
+            at_hand = 'yes'
+        else:
+            at_hand = 'yes, to be dequantized at its first use' if source.is_there else f'no: {llm.install}'
+        rows.append((name, llm.hub_id, f'{llm.size / 1e6:.0f} MB', llm.licence, at_hand))
+    return rows
 
 
 def load_config(llm: str, revision: str | None = None):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from parlai.core import opt as parlai_opt
+from parlai.utils import logging
 from torch import Tensor
 
 from spt_parlai.checkpoints import files
@@ -18,6 +19,7 @@ from spt_parlai.checkpoints.files import damage_explained
 from spt_parlai.checkpoints.schema import check_fits
 from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
+from spt_parlai.gguf_files.sources import is_same
 
 # Options of one run alone: those that ParlAI removes, such as paths of this machine, and --init-model, with which
 # ParlAI would load the checkpoint that a run was resumed from instead of its best model.
@@ -54,6 +56,12 @@ class Persistence:
         states = self._states if self._states is not None and path == self.path else files.load_states(path)
         self._states, self.path = None, path
         files.check_match(path, states['spt'], self.description)
+        trained, here = states['spt']['llm'], self.description['llm']
+        if not is_same(trained, here):
+            logging.warning(
+                f'{path} was trained around --llm {trained} and now runs around --llm {here}, which has the same '
+                'shape; it works as trained only if both are the same LLM.'
+            )
         return states
 
     def write(self, path: str, opt, dictionary, states: dict[str, Any]) -> None:

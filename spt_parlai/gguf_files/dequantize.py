@@ -1,20 +1,22 @@
 """Make a Hugging Face model folder of a GGUF file, once, in the user's cache.
 
-transformers reads the file, with the package `gguf`, in tens of seconds; the folder loads in one. What transformers
-would read wrongly without a word, such as a tokenizer that splits text in a way it does not know, is mended or refused.
+transformers reads the file, with the package `gguf`, in tens of seconds; the folder loads in one. What it would
+read wrongly without a word is mended or refused (`mending.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import ENOSPC
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,12 @@ from spt_parlai.gguf_files.cache import cache_root, cached_folder, is_whole
 from spt_parlai.gguf_files.sources import Source
 
 _VERSION = 1  # of what this file makes of a GGUF file
-_STEPS = ('header', 'configuration', 'tokenizer', 'weights', 'files')
-
-# Values of `tokenizer.ggml.pre`, which says how text is split before byte-pair encoding.
-_SPLIT_LIKE_GPT2 = (None, 'default', 'gpt-2', 'gpt2', 'olmo', 'jais', 'mpt', 'phi-2')
-_SPLIT_AT_EVERY_DIGIT_TOO = ('smollm', 'starcoder', 'refact', 'command-r', 'codeshell', 'exaone', 'minerva-7b')
+_STEPS = 5
 
 
 def folder_name(source: Source) -> str:
     """What the folder is called in the cache: it depends on the file and on all that reads it."""
-    import transformers
-
-    return f'gguf-{source.digest}-transformers-{transformers.__version__}-{_VERSION}'
+    return f'gguf-{source.digest}-transformers-{version("transformers")}-{_VERSION}'
 
 
 def is_dequantized(source: Source) -> bool:
@@ -96,18 +92,21 @@ def _whole_file(source: Source, scratch: Path) -> Path:
 def _convert(path: Path, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with tqdm(total=len(_STEPS), desc='dequantizing', unit='step') as bar:
-        header = _Header(path)
+    from spt_parlai.gguf_files.mending import Header, drop_added, mend_rotation, mend_split
+
+    with tqdm(total=_STEPS, desc='dequantizing', unit='step') as bar, _no_further_bars():
+        header = Header(path)
         needed = header.num_weights * header.dtype.itemsize
         if shutil.disk_usage(folder).free < needed:
             raise OSError(ENOSPC, f'{needed / 1e9:.1f} GB are needed')
         bar.update()
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        mend_rotation(config, header)
         bar.update()
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        _mend_tokenizer(tokenizer, header)
+        mend_split(tokenizer, header)
         tokenizer.save_pretrained(folder)
-        _change(folder / 'tokenizer.json', partial(_drop_added, size=header.vocabulary))
+        _change(folder / 'tokenizer.json', partial(drop_added, size=header.vocabulary))
         bar.update()
         read: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -120,68 +119,26 @@ def _convert(path: Path, folder: Path) -> None:
         lm, info = read
         if wrong := sorted([*info['missing_keys'], *(name for name, *_ in info['mismatched_keys'])]):
             raise ValueError(f'{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}')
+        if too_large := [name for name, weight in lm.state_dict().items() if not weight.isfinite().all()]:
+            raise ValueError(f'{too_large[0]} has values that {header.dtype} cannot hold')
         bar.update()
         lm.save_pretrained(folder)
         _change(folder / 'config.json', _compute_in_bfloat16)
         bar.update()
 
 
-class _Header:
-    """What a GGUF file says of itself.
+@contextlib.contextmanager
+def _no_further_bars() -> Iterator[None]:
+    """Switch transformers' bars of seconds off; that of the tensors, which takes longest, stays."""
+    from transformers.utils import logging
 
-    :raises ValueError: for what transformers would not read.
-    """
-
-    def __init__(self, path: Path):
-        from gguf import GGMLQuantizationType, GGUFReader
-
-        reader = GGUFReader(path)
-        self.fields = reader.fields
-        self.architecture = self.get('general.architecture')
-        self.vocabulary = len(self.fields['tokenizer.ggml.tokens'].data)
-        self.tensors = [tensor.name for tensor in reader.tensors]
-        self.num_weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
-        self.is_full = all(tensor.tensor_type == GGMLQuantizationType.F32 for tensor in reader.tensors)
-        scaled = [
-            name for name in (*self.tensors, *self.fields) if name.startswith('rope_') or '.rope.scaling.' in name
-        ]
-        if scaled and self.architecture != 'gpt-oss':
-            raise ValueError(f'its rotary embedding is scaled ({scaled[0]}), which transformers does not read')
-
-    def get(self, name: str) -> Any:
-        """A value of the file; None if it has none of this name."""
-        return self.fields[name].contents() if name in self.fields else None
-
-    @property
-    def dtype(self):
-        """The dtype that weights are stored in. A quantized weight is a short number times a float16 scale, which
-        float16 rounds eight times more finely than bfloat16 does."""
-        import torch
-
-        return torch.float32 if self.is_full else torch.float16
-
-
-def _mend_tokenizer(tokenizer, header: _Header) -> None:
-    """Split text as the LLM's own tokenizer does.
-
-    :raises ValueError: for a tokenizer that splits text in a way not known here.
-    """
-    from tokenizers import pre_tokenizers
-
-    backend, pre = tokenizer.backend_tokenizer, header.get('tokenizer.ggml.pre')
-    if header.get('tokenizer.ggml.model') == 'gpt2' and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        if pre in _SPLIT_AT_EVERY_DIGIT_TOO:
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        elif pre not in _SPLIT_LIKE_GPT2:
-            raise ValueError(f'its tokenizer splits text in a way that transformers does not know ({pre})')
-    if header.get('tokenizer.ggml.add_space_prefix') is False and tokenizer.tokenize('Q')[0].startswith('▁'):
-        raise ValueError('its tokenizer puts no space before a text, which transformers does')
-
-
-def _drop_added(state: dict[str, Any], size: int) -> None:
-    """Drop tokens that are not the file's: transformers adds GPT-2's end of text to a vocabulary without it."""
-    state['added_tokens'] = [token for token in state['added_tokens'] if token['id'] < size]
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _compute_in_bfloat16(config: dict[str, Any]) -> None:
@@ -209,10 +166,8 @@ def _disk_error(error: Exception) -> OSError | None:
 
 
 def _explain(error: Exception) -> str:
-    import transformers
-
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     return (
-        f'transformers {transformers.__version__} cannot read this GGUF file ({reason}); if it is damaged, get it '
+        f'transformers {version("transformers")} cannot read this GGUF file ({reason}); if it is damaged, get it '
         'again, otherwise give the LLM as a Hugging Face id or folder.'
     )

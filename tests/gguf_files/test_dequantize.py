@@ -1,8 +1,10 @@
 """A GGUF file becomes a model folder with the same weights and the same tokenizer."""
 
 import json
+import math
 import os
 import shutil
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -60,12 +62,31 @@ def test_digits_are_split_for_families_that_do_so(tmp_path, llama, tokenizer):
     assert pieces == ['in', 'ĠĠ', '1', '9', '9', '0']
 
 
+def test_rotary_embedding_of_llama_3(tmp_path, tokenizer):
+    """Its divisors are written as llama.cpp computes them, with this formula."""
+    scaling = {'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
+    rotation = {'rope_theta': 5e5, 'rope_type': 'llama3', 'factor': 32.0, **scaling}
+    llama, divisors = tiny_llama(tokenizer, rope_parameters=rotation), []
+    for i in range(0, 8, 2):
+        wavelength = 2 * math.pi * 5e5 ** (i / 8)
+        smooth = (8192 / wavelength - 1) / (4 - 1)
+        divisors.append(1 / ((1 - smooth) / 32 + smooth) if 2048 < wavelength < 8192 else 1 + 31 * (wavelength >= 8192))
+    assert 1 < divisors[2] < 32
+    path = write_gguf(tmp_path / 'tiny.gguf', llama, tokenizer, extra={'rope_freqs.weight': divisors})
+    ids = torch.arange(3, 303)[None]
+    with torch.no_grad():
+        read, given, plain = (lm(ids).logits for lm in (loaded(path), llama, tiny_llama(tokenizer)))
+    torch.testing.assert_close(read, given, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain, given, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     'wrong, named',
     [
         (dict(pre='chatglm-bpe'), 'splits text in a way that transformers does not know .chatglm-bpe.'),
         (dict(architecture='grok'), 'architecture grok is not supported'),
-        (dict(extra=['rope_freqs.weight']), 'rotary embedding is scaled .rope_freqs.weight.'),
+        (dict(extra={'rope_factors_long.weight': [1.0]}), 'rotary embedding is scaled .rope_factors_long.weight.'),
+        (dict(extra={'rope_freqs.weight': [1.0, 2.0, 8.0, 8.0]}), 'scaled in a way other than that of Llama 3'),
     ],
 )
 def test_what_would_be_read_wrongly_is_refused(tmp_path, llama, tokenizer, cache, wrong, named):
@@ -96,6 +117,19 @@ def test_a_full_disk(tmp_path, llama, tokenizer, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UsageError, match=f'^--llm {path}: .*GB are needed.*make room, or set XDG_CACHE_HOME'):
         hub.resolve(str(path))
+
+
+def test_a_disk_that_fills_up(tmp_path, llama, tokenizer, monkeypatch):
+    """Rust writes the file, and its error is none of Python's; /dev/full is a disk without room."""
+    path = write_gguf(tmp_path / 'tiny.gguf', llama, tokenizer)
+    monkeypatch.setattr('tempfile.mkdtemp', lambda *a, made=tempfile.mkdtemp, **k: full(made(*a, **k)))
+    with pytest.raises(UsageError, match=f'^--llm {path}: .*No space left on device.*set XDG_CACHE_HOME'):
+        hub.resolve(str(path))
+
+
+def full(folder):
+    os.symlink('/dev/full', f'{folder}/tokenizer.json')
+    return folder
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, llama, tokenizer, monkeypatch):

@@ -22,12 +22,12 @@ NAMES = {
 }
 
 
-def tiny_llama(tokenizer, seed=0):
+def tiny_llama(tokenizer, **more):
     """A Llama of two layers whose matrices can be quantized: blocks have 32 values."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
@@ -39,14 +39,15 @@ def tiny_llama(tokenizer, seed=0):
                 max_position_embeddings=320,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
+                **more,
             )
         ).eval()
 
 
-def write_gguf(path, lm, tokenizer, quantization='F32', pre='gpt-2', architecture='llama', extra=()) -> Path:
+def write_gguf(path, lm, tokenizer, quantization='F32', pre='gpt-2', architecture='llama', extra=None) -> Path:
     """Write a model and its byte-level tokenizer. Vectors stay float32, as llama.cpp leaves them.
 
-    :param extra: names of further tensors.
+    :param extra: further tensors, by name.
     """
     import gguf
 
@@ -81,8 +82,8 @@ def write_gguf(path, lm, tokenizer, quantization='F32', pre='gpt-2', architectur
             halves = values.reshape(heads, 2, -1, values.shape[1])
             values = halves.swapaxes(1, 2).reshape(values.shape)
         writer.add_tensor(_name(name), *_stored(values, kind))
-    for name in extra:
-        writer.add_tensor(name, np.ones(4, dtype=np.float32))
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, np.asarray(values, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
