@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
 from helpers.runs import AGENT, SAMPLE, SMALL, evaluate, train, turns
 from parlai.core.agents import create_agent_from_model_file
 from parlai.scripts.build_dict import BuildDict
@@ -18,6 +18,7 @@ from parlai.scripts.display_model import DisplayModel
 from parlai.scripts.eval_wordstat import EvalWordStat
 from parlai.scripts.generate_model_card import GenerateModelCard
 from parlai.scripts.interactive import Interactive
+from parlai.scripts.multiprocessing_eval import MultiProcessEval
 from parlai.scripts.profile_train import ProfileTrain
 from parlai.scripts.self_chat import SelfChat
 from parlai.scripts.train_model import TrainModel
@@ -231,31 +232,19 @@ def test_scripts_that_serve_can_be_imported(script):
     assert import_module(f'parlai.scripts.{script}')
 
 
-def test_two_processes_evaluate_what_one_does(model_file, tiny_llms, tmp_path):
+def test_two_processes_evaluate_what_one_does(model_file, tiny_llms, tmp_path, monkeypatch):
     pytest.importorskip('bert_score')
     bert = {'bertscore': tiny_llms.bart, 'bertscore_layer': 1}
-    words = [
-        '--distributed-world-size',
-        '2',
-        '-t',
-        SAMPLE,
-        '-mf',
-        str(model_file),
-        '-dt',
-        'valid',
-        '-bs',
-        '4',
-        '--report-filename',
-        str(tmp_path / 'two.json'),
-        '--bertscore',
-        tiny_llms.bart,
-        '--bertscore-layer',
-        '1',
-    ]
-    done = subprocess.run(
-        [sys.executable, '-m', 'parlai', 'multiprocessing_eval', *words], capture_output=True, text=True, timeout=240
+    warm.patch_workers(monkeypatch)
+    MultiProcessEval.main(
+        distributed_world_size=2,
+        task=SAMPLE,
+        model_file=str(model_file),
+        datatype='valid',
+        batchsize=4,
+        report_filename=str(tmp_path / 'two.json'),
+        **bert,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
     two, one = json.loads((tmp_path / 'two.json').read_text())['report'], evaluate(model_file, **bert)
     for name in (
         'exs',

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import runs as helpers
+from helpers import warm
 from parlai.scripts.multiprocessing_train import MultiProcessTrain
 from parlai.scripts.train_model import TrainModel
 from parlai.utils.distributed import find_free_port
@@ -74,6 +75,7 @@ def train(folder, processes, environment=(), **options):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {'SEEN': str(folder), **dict(environment)}.items():
             patch.setenv(name, value)
+        warm.patch_workers(patch)
         options['model_file'] = str(folder / 'model')
         options = {name: value for name, value in options.items() if value is not None}
         if processes == 1:
@@ -312,9 +314,10 @@ def test_slurm(two_with_sgd, llm, tmp_path):
     port = str(find_free_port())
     options = command_line({**SGD, 'llm': llm, 'model_file': tmp_path / 'model', 'port': port})
     tasks = [
-        subprocess.Popen(
-            [sys.executable, '-m', 'parlai.scripts.distributed_train', *options],
-            env=environment(
+        warm.Script(
+            'parlai.scripts.distributed_train',
+            options,
+            environment(
                 tmp_path,
                 PATH=f'{scontrol.parent}:{os.environ["PATH"]}',
                 SLURM_JOB_NODELIST='local[1]',
@@ -322,51 +325,33 @@ def test_slurm(two_with_sgd, llm, tmp_path):
                 SLURM_PROCID=str(rank),
                 SLURM_LOCALID=str(rank),
             ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            tmp_path / f'output_{rank}',
         )
         for rank in range(2)
     ]
     try:
-        outputs = [task.communicate(timeout=120)[0] for task in tasks]
+        ended = [task.wait(120) for task in tasks]
     finally:
         for task in tasks:
             task.kill()
-    assert [task.returncode for task in tasks] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
+    assert ended == [0, 0], ''.join(task.output.read_text()[-3000:] for task in tasks)
     torch.testing.assert_close(Run(tmp_path).states['model'], two_with_sgd.states['model'], rtol=0, atol=0)
 
 
 # ---- parlai multiprocessing_train ----------------------------------------------------------------------------------
 
 
-def parlai_of_two(command, **options):
-    """A `parlai` command in a process of its own, for spawned workers need one."""
-    arguments = [word for key, value in options.items() for word in (f'--{key.replace("_", "-")}', str(value))]
-    done = subprocess.run(
-        [sys.executable, '-m', 'parlai', command, '--distributed-world-size', '2', *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 def multiprocessing_train(model_file, llm, steps, **more):
-    parlai_of_two(
-        'multiprocessing_train',
-        **{
-            **helpers.SMALL,
-            'llm': llm,
-            'model_file': model_file,
-            'max_train_steps': steps,
-            'log_every_n_steps': 1,
-            'validation_every_n_steps': 3,
-            'validation_max_exs': -1,
-            **more,
-        },
-    )
+    options = {
+        **helpers.SMALL,
+        'llm': llm,
+        'max_train_steps': steps,
+        'log_every_n_steps': 1,
+        'validation_every_n_steps': 3,
+        'validation_max_exs': -1,
+        **more,
+    }
+    train(model_file.parent, 2, **options)
 
 
 @pytest.fixture(scope='module')
@@ -406,7 +391,7 @@ def test_a_worker_of_each_process_changes_nothing(tiny_llms, tmp_path):
     """Half an epoch of 74 dialogues is five steps of two processes with four dialogues each."""
     reports = {}
     for workers in (0, 1):
-        model_file = tmp_path / str(workers)
+        model_file = tmp_path / str(workers) / 'model'
         more = {'num_epochs': 0.5, 'num_workers': workers, 'validation_every_n_steps': 100, 'validation_max_exs': 4}
         multiprocessing_train(model_file, tiny_llms.opt, 20, **more)
         stats = json.loads(Path(f'{model_file}.trainstats').read_text())
