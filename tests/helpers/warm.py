@@ -10,8 +10,9 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.multiprocessing
@@ -27,7 +28,7 @@ IMPORTED = (
 )
 
 
-def context():
+def context() -> Any:
     """Python's own fork server, as a context of `multiprocessing`."""
     multiprocessing.set_forkserver_preload(list(IMPORTED))
     return multiprocessing.get_context('forkserver')
@@ -46,16 +47,48 @@ def patch_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.multiprocessing, 'start_processes', start_warm)
 
 
-class Script:
-    """One of ParlAI's scripts in a process of its own: `python -m MODULE WORDS`, with an environment and an output."""
+def _with_environment(number, environment, worker, *args):
+    os.environ.clear()
+    os.environ.update(environment)
+    worker(number, *args)
 
-    def __init__(self, module: str, words: Sequence[str], environment: dict[str, str], output: Path):
+
+class Process:
+    """A function in a new process, which leads a process group and prints into a file.
+
+    :param output: that file.
+    :param function: an importable one.
+    :param environment, folder: the process's environment variables and working directory; default: those of this one.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        function: Callable,
+        *args: Any,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
+        **kwargs: Any,
+    ):
         self.output = output
-        self._process = context().Process(target=_run, args=(module, words, environment, output))
+        output.touch()
+        setting = (output, dict(os.environ if environment is None else environment), folder)
+        self._process = context().Process(target=_run, args=(setting, function, args, kwargs))
         self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text(errors='replace')
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, the negative number of the signal that ended it, or None while it runs."""
+        return self._process.exitcode
 
     def wait(self, seconds: float) -> int:
-        """Wait for its end; returns its exit status. A process that takes longer is killed."""
+        """Wait for its end; returns its status. A process that takes longer is killed."""
         self._process.join(seconds)
         self.kill()
         return self._process.exitcode
@@ -66,17 +99,29 @@ class Script:
         self._process.join()
 
 
-def _run(module, words, environment, output):
+def _run(setting, function, args, kwargs):
+    output, environment, folder = setting
+    os.setsid()
     os.environ.clear()
     os.environ.update(environment)
+    if folder is not None:
+        os.chdir(folder)
     with open(output, 'wb') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = [module, *words]
-    runpy.run_module(module, run_name='__main__')
+    function(*args, **kwargs)
 
 
-def _with_environment(number, environment, worker, *args):
-    os.environ.clear()
-    os.environ.update(environment)
-    worker(number, *args)
+def script(name: str | Path, *words: object) -> None:
+    """Run `python -m NAME WORDS`, or `python NAME WORDS` if NAME is a path. Processes that it would spawn are forks."""
+    start = torch.multiprocessing.start_processes
+    torch.multiprocessing.start_processes = lambda *args, start_method, **more: start(
+        *args, start_method='fork', **more
+    )
+    sys.argv = [str(name), *map(str, words)]
+    if isinstance(name, Path):
+        sys.path.insert(0, str(name.parent))
+        runpy.run_path(str(name), run_name='__main__')
+    else:
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(name, run_name='__main__')

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from helpers import warm
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='with CUDA, ParlAI starts the workers itself')
 
@@ -65,29 +66,40 @@ def workspace(tmp_path_factory):
     return folder
 
 
-def start(workspace, *arguments, fail=''):
-    package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    path = os.pathsep.join([str(workspace), package])
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=workspace,
-        env={**os.environ, 'PYTHONPATH': path, 'FAIL': fail},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+class Spawned:
+    """A command as a user starts it; the workers that it spawns import everything, too."""
+
+    def __init__(self, workspace, *arguments):
+        path = os.pathsep.join([str(workspace), os.path.dirname(os.path.dirname(os.path.dirname(__file__)))])
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=workspace,
+            env={**os.environ, 'PYTHONPATH': path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    def wait(self, seconds):
+        try:
+            self.printed, _ = self._process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise
+        return self._process.returncode
 
 
-def parlai(workspace, script, *arguments, **options):
+def parlai(workspace, script, *arguments, fail='', spawned=False):
     task = '-t fromfile:parlaiformat --fromfile-datatype-extension false'.split()
     folders = ['--fromfile-datapath', 'chat.txt', '--datapath', str(workspace)]
-    return start(
-        workspace,
-        *['-m', 'parlai', script, *task, *folders, '--model-file', 'model'],
-        *['--distributed-world-size', '2', *arguments],
-        **options,
-    )
+    words = [script, *task, *folders, '--model-file', 'model', '--distributed-world-size', '2', *arguments]
+    if spawned:
+        return Spawned(workspace, '-m', 'parlai', *words)
+    environment = {**os.environ, 'FAIL': fail}
+    output = workspace / 'output'
+    return warm.Process(output, warm.script, 'parlai', *words, environment=environment, folder=workspace)
 
 
 def train(workspace, steps, **options):
@@ -98,23 +110,19 @@ def train(workspace, steps, **options):
 
 def finish(process):
     """The output and the exit status; fails where a process is left behind."""
-    try:
-        output, _ = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    status = process.wait(60)
     for _ in range(50):  # multiprocessing's own helper process ends a moment later
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
-            return output, process.returncode
+            return process.printed, status
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     raise AssertionError('processes were left behind')
 
 
 def test_train_then_evaluate(workspace):
-    output, status = finish(train(workspace, 2))
+    output, status = finish(train(workspace, 2, spawned=True))
     assert status == 0, output
     assert (workspace / 'model').exists()
 
@@ -134,7 +142,7 @@ def test_a_failure_in_one_worker_ends_the_run(workspace):
 
 
 def test_a_failure_before_joining_ends_the_run(workspace):
-    output, status = finish(start(workspace, 'failing.py'))
+    output, status = finish(Spawned(workspace, 'failing.py'))
     assert status == 1
     assert 'cannot start' in output
     assert 'not noticed' not in output
@@ -142,8 +150,9 @@ def test_a_failure_before_joining_ends_the_run(workspace):
 
 def test_interrupt_ends_the_run(workspace):
     process = train(workspace, 1000, fail='slow')
-    while 'working' not in process.stdout.readline():
-        assert process.poll() is None
+    while 'working' not in process.printed:
+        assert process.status is None
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, status = finish(process)
     assert status != 0

@@ -314,10 +314,12 @@ def test_slurm(two_with_sgd, llm, tmp_path):
     port = str(find_free_port())
     options = command_line({**SGD, 'llm': llm, 'model_file': tmp_path / 'model', 'port': port})
     tasks = [
-        warm.Script(
+        warm.Process(
+            tmp_path / f'output_{rank}',
+            warm.script,
             'parlai.scripts.distributed_train',
-            options,
-            environment(
+            *options,
+            environment=environment(
                 tmp_path,
                 PATH=f'{scontrol.parent}:{os.environ["PATH"]}',
                 SLURM_JOB_NODELIST='local[1]',
@@ -325,7 +327,6 @@ def test_slurm(two_with_sgd, llm, tmp_path):
                 SLURM_PROCID=str(rank),
                 SLURM_LOCALID=str(rank),
             ),
-            tmp_path / f'output_{rank}',
         )
         for rank in range(2)
     ]
@@ -334,7 +335,7 @@ def test_slurm(two_with_sgd, llm, tmp_path):
     finally:
         for task in tasks:
             task.kill()
-    assert ended == [0, 0], ''.join(task.output.read_text()[-3000:] for task in tasks)
+    assert ended == [0, 0], ''.join(task.printed[-3000:] for task in tasks)
     torch.testing.assert_close(Run(tmp_path).states['model'], two_with_sgd.states['model'], rtol=0, atol=0)
 
 

@@ -3,68 +3,46 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
 from helpers.runs import SMALL, evaluate, logged, train
 from parlai.scripts import train_model
 from parlai.utils import logging
 
 from spt_parlai.errors import UsageError
 
-RUN = """
-import sys
-sys.path.insert(0, {here!r})
-from helpers import runs as helpers
-helpers.train(
-    {model_file!r},
-    {llm!r},
-    max_train_steps=30,
-    log_every_n_steps=1,
-    validation_every_n_steps=10,
-    save_every_n_secs=0.2,
-    batchsize=2,
-)
-"""
-
-
-def command(model_file, llm):
-    return [
-        sys.executable,
-        '-c',
-        RUN.format(here=os.path.dirname(os.path.dirname(__file__)), model_file=str(model_file), llm=llm),
-    ]
+RUN = {'max_train_steps': 30, 'log_every_n_steps': 1, 'validation_every_n_steps': 10, 'batchsize': 2}
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tiny_llms, tmp_path_factory):
     model_file = tmp_path_factory.mktemp('whole') / 'model'
-    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10, batchsize=2)
+    train(model_file, tiny_llms.opt, **RUN)
     return logged(model_file)
 
 
 def wait_for(path, process, seconds=60):
     deadline = time.time() + seconds
     while not path.exists():
-        assert time.time() < deadline and process.poll() is None, process.communicate()
+        assert time.time() < deadline and process.status is None, process.printed
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize('kill', [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_continues_to_the_same_losses(uninterrupted, tiny_llms, tmp_path, kill):
     model_file = tmp_path / 'model'
-    process = subprocess.Popen(command(model_file, tiny_llms.opt), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = tmp_path / 'output'
+    process = warm.Process(output, train, str(model_file), tiny_llms.opt, **RUN, save_every_n_secs=0.2)
     wait_for(tmp_path / 'model.checkpoint.trainstats', process)
-    process.send_signal(kill)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode in (-kill, 128 + kill), out.decode()[-2000:]
+    os.kill(process.pid, kill)
+    assert process.wait(60) in (-kill, 128 + kill), process.printed[-2000:]
     assert max(logged(tmp_path / 'model.checkpoint'), default=0) < 30  # it was stopped in the middle
-    train(model_file, tiny_llms.opt, max_train_steps=30, log_every_n_steps=1, validation_every_n_steps=10, batchsize=2)
+    train(model_file, tiny_llms.opt, **RUN)
     curve = logged(model_file)
     assert max(curve) == max(uninterrupted)
     assert {step: pytest.approx(loss, rel=1e-6) for step, loss in curve.items()} == {s: uninterrupted[s] for s in curve}
@@ -99,14 +77,7 @@ def interrupt(monkeypatch):
 
 def test_interrupt_waits_for_the_batch_and_saves(uninterrupted, tiny_llms, tmp_path, interrupt):
     def run():
-        train(
-            tmp_path / 'm',
-            tiny_llms.opt,
-            max_train_steps=30,
-            log_every_n_steps=1,
-            validation_every_n_steps=10,
-            batchsize=2,
-        )
+        train(tmp_path / 'm', tiny_llms.opt, **RUN)
 
     interrupt(5, run)
     run()
@@ -274,13 +245,9 @@ def test_killed_runs_end_as_one_left_alone(tiny_llms, tmp_path):
     """A SIGKILL at any moment leaves a state from which the same command goes on to the same numbers."""
     script = Path(__file__).with_name('stopped_runs.py')
     deliberate = 'all' if KILLS >= 20 else str(KILLS)
-    options = ['--llm', tiny_llms.opt, '--work', tmp_path, '--random', str(KILLS), '--deliberate', deliberate]
-    done = subprocess.run(
-        [sys.executable, script, *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
-    print(done.stdout)  # with the seed of what was drawn
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert f'{KILLS} random and ' in done.stdout
+    options = ['--llm', tiny_llms.opt, '--work', tmp_path, '--random', KILLS, '--deliberate', deliberate]
+    process = warm.Process(tmp_path / 'printed', warm.script, script, *options)
+    status = process.wait(3600)
+    print(process.printed)  # with the seed of what was drawn
+    assert status == 0
+    assert f'{KILLS} random and ' in process.printed
