@@ -1,16 +1,22 @@
-"""Folders of tiny LLMs with random weights, made here: nothing is downloaded."""
+"""Folders of tiny LLMs with random weights, made here: nothing is downloaded. And the order of the rooms."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 
+LONG = ('training', 'projects', 'integration', 'parlai_hooks', 'agents', 'model', 'demo')
 CORPUS = [
     'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R: i am fine , thanks . '
     'Q: what do you do ? R:',
     'Q: do you have any pets ? R: yes , a dog and two cats .',
     'my name is anna and i work as a nurse in the city .',
 ]
+
+
+def pytest_collection_modifyitems(items):
+    """Rooms whose files take long come first, so that processes that share the files end at about the same time."""
+    items.sort(key=lambda item: [*LONG, item.path.parent.name].index(item.path.parent.name))
 
 
 def byte_level_tokenizer():

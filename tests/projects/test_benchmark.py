@@ -8,27 +8,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / 'projects' / 'benchmark'
 
 
-def run(script, *arguments):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}
+@pytest.fixture
+def run(tmp_path):
+    """run(script, arguments) → what it prints. `bench.py` has a fork server of its own and is no such script."""
+
+    def run(script, *arguments):
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}
+        process = warm.Process(tmp_path / 'out', warm.script, FOLDER / script, *arguments, environment=environment)
+        assert process.wait(300) == 0, process.printed[-3000:]
+        return process.printed
+
+    return run
+
+
+def test_quick_run_compares_all_contenders(tmp_path):
     done = subprocess.run(
-        [sys.executable, FOLDER / script, *map(str, arguments)],
-        env=environment,
+        [sys.executable, FOLDER / 'bench.py', *'--quick --no-curves --threads 1 --out'.split(), tmp_path],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def test_quick_run_compares_all_contenders(tmp_path):
-    shown = run('bench.py', '--quick', '--no-curves', '--threads', 1, '--out', tmp_path)
+    shown = done.stdout
     result = json.loads((tmp_path / 'benchmark.json').read_text())
     names = {(r['contender'], r['K']) for r in result['comparison']}
     assert names == {
@@ -53,7 +62,7 @@ def test_quick_run_compares_all_contenders(tmp_path):
         assert claim in shown
 
 
-def test_gpu_script_runs_without_a_gpu(tmp_path):
+def test_gpu_script_runs_without_a_gpu(run, tmp_path):
     options = '--device cpu --shape tiny-llama --K 2 --batch 2 --tokens-at-once 256 1024 --steps 1 --threads 1'
     shown = run('gpu.py', *options.split(), '--out', tmp_path)
     result = json.loads((tmp_path / 'tiny-llama.json').read_text())
@@ -74,7 +83,7 @@ def test_gpu_script_runs_without_a_gpu(tmp_path):
         ),
     ],
 )
-def test_single_parts_are_compared(script, options, shown):
+def test_single_parts_are_compared(run, script, options, shown):
     lines = run(script, *options.split()).splitlines()
     for name in shown:
         assert [line for line in lines if line.startswith(name)], name
