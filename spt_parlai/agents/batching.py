@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.packing import pack
 from spt_parlai.errors import UsageError
+from spt_parlai.model.independent_rows import longest_independent_row
 
 DEFAULT_TARGET = 128  # tokens kept free for the target; the longest in ConvAI2 has about 40
 SMALLEST_CONTEXT = 8  # tokens
@@ -37,12 +38,10 @@ _COUNTED_BY_MESSAGE = (  # fields in which ParlAI keeps lengths of contexts and 
 
 
 def window_size(config) -> int:
-    """Return the longest sequence that the LLM was built for, in tokens."""
-    for key in _WINDOW_KEYS:
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return UNBOUNDED
+    """Return the longest sequence, in tokens, that the LLM was built for and computes as it does without other rows."""
+    sizes = (getattr(config, key, None) for key in _WINDOW_KEYS)
+    window = next((size for size in sizes if isinstance(size, int) and size > 0), UNBOUNDED)
+    return min(window, longest_independent_row(config) or window)
 
 
 def share_window(

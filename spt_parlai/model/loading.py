@@ -1,8 +1,8 @@
 """Load an LM onto its device, and check that the method works with it.
 
 Soft prompts, padding and cached decoding need an LM that runs from input embeddings, looks at no later token and keeps
-a plain key-value cache. Every LM is run once on two short rows to check this, so that an unsuitable one is refused
-before it trains.
+a plain key-value cache, and they share batches with rows of other lengths. Every LM is run once on a few short rows to
+check this, so that an unsuitable one is refused before it trains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLACEMENTS = ('auto', 'balanced')
 
 _NEEDED = ('inputs_embeds', 'attention_mask', 'past_key_values')
 _WITHOUT_POSITIONS = ('bloom', 'mpt')  # ALiBi depends on distances alone, which padding does not change
-_TRIAL = ((0, 1, 2), (0, 1, 3))  # token ids; the rows differ in their last token alone
+_TRIAL_LENGTH, _SHORT = 8, 3  # tokens of the trial's rows
 _TOLERANCE = 0.05  # of the largest logit: far above rounding in any dtype, far below the effect of another input
 
 
@@ -131,43 +131,65 @@ def check_class(lm: HuggingFaceLM) -> None:
 
 
 def freeze(lm: HuggingFaceLM) -> CausalLM:
-    """Freeze an LM, if two rows of three tokens show that it is suitable.
+    """Freeze an LM, if a few short rows show that it is suitable.
 
     :raises ValueError: for an LM that does not run from embeddings, or that computes something else from them than from
-        ids.
+        ids, for padded rows or with its cache.
     """
     check_class(lm)
     lm.eval()
-    ids = torch.tensor(_TRIAL, device=input_device(lm))
+    ids = _trial_ids(lm)  # [2, 8]
     try:
         with torch.no_grad():
-            plain = lm(input_ids=ids).logits  # [2, 3, V]
+            plain = lm(input_ids=ids).logits  # [2, 8, V]
             frozen = CausalLM(lm)
             words = frozen.embed(ids)
-            rows = torch.cat([words, words.mean(0, keepdim=True)])  # like a soft prompt, the third row is of no words
+            mixed = (words[:1] + words[:1].flip(1)) / 2  # like a soft prompt, of no words
+            padded = torch.cat([mixed[:, _SHORT:], words[:1, :_SHORT]], dim=1)
+            rows = torch.cat([words, mixed, padded])
             mask = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-            last, cache = frozen.prefill(rows, mask)  # [3, V]
+            mask[3, : _TRIAL_LENGTH - _SHORT] = False
+            first, cache = frozen.prefill(rows[:, :-1], mask[:, :-1])  # [4, V]
+            ends = torch.cat([ids[:, -1], ids[:1, -1], ids[:1, _SHORT - 1]])
+            searchable = _is_key_value(cache)
+            second = frozen.decode(ends[:, None], mask, cache)[0][:, 0] if searchable else first
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise _refusal(lm, f'does not run from input embeddings ({reason})') from error
-    if _differ(plain[0, :2], plain[1, :2]):
+    if _differ(plain[0, :_SHORT], plain[1, :_SHORT]):
         raise _refusal(lm, 'looks ahead at later tokens, so it is no causal LM')
-    if _differ(last[:2], plain[:, -1]):
+    if _differ(plain[:, -2], first[:2]):
         raise _refusal(lm, 'computes something else from word embeddings than from words')
-    if not _is_key_value(cache):
+    if not searchable:
         raise _refusal(lm, 'keeps no plain key-value cache that a search could reorder')
+    if _differ(plain[:, -1], second[:2]):
+        raise _refusal(lm, 'computes something else with its key-value cache than without')
+    if _differ(plain[0, _SHORT - 2 : _SHORT], torch.stack([first[3], second[3]])):
+        raise _refusal(lm, 'computes something else for a row beside a longer one than for the row alone')
     return frozen
 
 
+def _trial_ids(lm: HuggingFaceLM) -> Tensor:
+    """Token ids int64 [2, 8]: two rows that share their first three tokens, without the LM's padding token."""
+    padding = getattr(lm.config.get_text_config(decoder=True), 'pad_token_id', None)
+    ids = [i for i in range(2 * _TRIAL_LENGTH) if i != padding]
+    rows = [ids[:_TRIAL_LENGTH], [*ids[:_SHORT], *ids[_SHORT - _TRIAL_LENGTH :]]]
+    return torch.tensor(rows, device=input_device(lm))
+
+
 def _differ(a: Tensor, b: Tensor) -> bool:
-    return bool((a.float() - b.float().to(a.device)).abs().max() > _TOLERANCE * a.float().abs().max())
+    within = (a.float() - b.float().to(a.device)).abs().max() <= _TOLERANCE * a.float().abs().max()
+    return not within  # so that NaN differs, too
 
 
 def _is_key_value(cache) -> bool:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     return type(cache) is DynamicCache and all(
-        isinstance(layer, DynamicLayer) and not hasattr(layer, 'recurrent_states') for layer in cache.layers
+        isinstance(layer, DynamicLayer)
+        and not hasattr(layer, 'recurrent_states')
+        and not type(layer).__module__.startswith('transformers.models.')  # MiniMax M3's own takes padding for tokens
+        for layer in cache.layers
     )
 
 

@@ -14,7 +14,7 @@ from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 
 VOCAB = 60
-_LLAMA_LIKE = dict(
+LLAMA_LIKE = dict(
     vocab_size=VOCAB,
     hidden_size=32,
     intermediate_size=48,
@@ -45,7 +45,7 @@ _SMALL = dict(
 FAMILIES = {
     'opt': ('OPT', {**_OPT, 'word_embed_proj_dim': 32}),
     'opt-350m': ('OPT', {**_OPT, 'word_embed_proj_dim': 16, 'do_layer_norm_before': False}),
-    'llama': ('Llama', _LLAMA_LIKE),
+    'llama': ('Llama', LLAMA_LIKE),
     'gpt2': ('GPT2', _GPT),
     'gpt-neo': (
         'GPTNeo',
@@ -63,14 +63,14 @@ FAMILIES = {
     ),
     'gpt-neox': ('GPTNeoX', {**_SMALL, 'intermediate_size': 48, 'max_position_embeddings': 64}),
     'gpt-j': ('GPTJ', {**_GPT, 'rotary_dim': 4}),
-    'mistral': ('Mistral', {**_LLAMA_LIKE, 'sliding_window': 4}),
-    'mixtral': ('Mixtral', {**_LLAMA_LIKE, 'num_local_experts': 3, 'num_experts_per_tok': 2}),
-    'qwen2': ('Qwen2', _LLAMA_LIKE),
-    'qwen3': ('Qwen3', {**_LLAMA_LIKE, 'head_dim': 8}),
+    'mistral': ('Mistral', {**LLAMA_LIKE, 'sliding_window': 4}),
+    'mixtral': ('Mixtral', {**LLAMA_LIKE, 'num_local_experts': 3, 'num_experts_per_tok': 2}),
+    'qwen2': ('Qwen2', LLAMA_LIKE),
+    'qwen3': ('Qwen3', {**LLAMA_LIKE, 'head_dim': 8}),
     'gemma2': (
         'Gemma2',
         {
-            **_LLAMA_LIKE,
+            **LLAMA_LIKE,
             'head_dim': 8,
             'pad_token_id': 0,
             'query_pre_attn_scalar': 8,
@@ -82,7 +82,7 @@ FAMILIES = {
     'gemma3': (
         'Gemma3Text',
         {
-            **_LLAMA_LIKE,
+            **LLAMA_LIKE,
             'head_dim': 8,
             'pad_token_id': 0,
             'query_pre_attn_scalar': 8,
@@ -92,8 +92,8 @@ FAMILIES = {
     ),
     'bloom': ('Bloom', dict(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)),
     'mpt': ('Mpt', dict(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=64, expansion_ratio=2)),
-    'phi': ('Phi', {**_LLAMA_LIKE, 'num_key_value_heads': 4}),
-    'phi3': ('Phi3', {**_LLAMA_LIKE, 'pad_token_id': 0}),
+    'phi': ('Phi', {**LLAMA_LIKE, 'num_key_value_heads': 4}),
+    'phi3': ('Phi3', {**LLAMA_LIKE, 'pad_token_id': 0}),
     'falcon': ('Falcon', {**_SMALL, 'new_decoder_architecture': True, 'num_kv_heads': 2}),
     'falcon-alibi': ('Falcon', {**_SMALL, 'alibi': True}),
 }
@@ -101,7 +101,11 @@ FAMILIES = {
 
 def tiny_lm(family: str, seed: int = 0) -> torch.nn.Module:
     """A random LM in training mode, its weights large enough for attention, positions and caps to matter."""
-    name, settings = FAMILIES[family]
+    return random_lm(*FAMILIES[family], seed)
+
+
+def random_lm(name: str, settings: dict, seed: int = 0) -> torch.nn.Module:
+    """A random LM of the given configuration class (without its `Config`) and settings, as in `tiny_lm`."""
     config = getattr(transformers, f'{name}Config')(**settings)
     lm = transformers.AutoModelForCausalLM.from_config(config).train()
     generator = torch.Generator().manual_seed(seed)

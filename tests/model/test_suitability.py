@@ -30,6 +30,21 @@ UNSUITABLE = {
         dict(HEADS, num_key_value_heads=2, layer_types=['linear_attention', 'full_attention'], **MOE),
         'key-value cache',
     ),
+    'MiniMaxM3VLText': (
+        dict(
+            HEADS,
+            **MOE,
+            num_key_value_heads=2,
+            head_dim=8,
+            rotary_dim=4,
+            dense_intermediate_size=48,
+            shared_intermediate_size=16,
+            index_n_heads=2,
+            index_head_dim=16,
+            layer_types=['minimax_m3_sparse'] * 2,
+        ),
+        'key-value cache',
+    ),
     'XLNet': (
         dict(vocab_size=60, d_model=32, n_layer=2, n_head=4, d_inner=48),
         'takes no past_key_values, position_ids',
@@ -63,7 +78,10 @@ def test_refused_at_load_time(name, tmp_path):
     lm = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f'{name}Config')(**settings))
     with torch.no_grad():
         for parameter in lm.parameters():
-            parameter.normal_(std=0.3)
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+            else:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
     lm.save_pretrained(tmp_path)
     with pytest.raises(UsageError) as refusal, naming('--llm', tmp_path):
         load_llm(str(tmp_path))
