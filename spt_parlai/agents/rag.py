@@ -174,11 +174,7 @@ class RagAgent(PromptTuningAgent):
     def _make_index(self, dialogues: list[Dialogue], llm) -> DialogueIndex:
         opt, texts = self.opt, [render(dialogue) for dialogue in dialogues]
         if opt['retrieval_encoder'] == LLM:
-            encoder: TextEncoder = WordEncoder(
-                llm,
-                lambda text: self.dict.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
-                texts,
-            )
+            encoder: TextEncoder = WordEncoder(llm, self.dict.safe.encode, texts)
         else:
             encoder = TransformerEncoder(opt['retrieval_encoder'], device_of(opt, self.use_cuda))
         trained_with, here = opt.get('retrieval_data'), fingerprint(texts)

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from parlai.core.dict import DictionaryAgent
 
+from spt_parlai.dialogue.control_tokens import SafeTokenizer
 from spt_parlai.dialogue.messages import well_formed
 from spt_parlai.errors import UsageError
 from spt_parlai.hub import load_config, load_tokenizer
@@ -42,6 +43,7 @@ class TokenizerDictionary(DictionaryAgent):
         self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         self.end_token = self.tokenizer.eos_token
         self.unk_token = self.tokenizer.unk_token or self.end_token
+        self.safe = SafeTokenizer(self.tokenizer)
         self._adds_space = self._tokenizer_adds_space()
         self.piece = lru_cache(maxsize=_PIECES_KEPT)(self._piece)
         beyond = sorted(i for i in self.tokenizer.get_vocab().values() if i >= self.embedded)
@@ -55,11 +57,11 @@ class TokenizerDictionary(DictionaryAgent):
             )
 
     def _can_occur(self, token_id: int) -> bool:
-        """Whether BOS, EOS or a text gives this id. A special token is given by no text, because texts are split."""
+        """Whether BOS, EOS or a text gives this id. A control token is given by no text, because texts are split."""
         if token_id in (self.bos, self.eos):
             return True
         added = self.tokenizer.added_tokens_decoder.get(token_id)
-        return added is None or not added.special or token_id in self.piece(f'{added.content}{_IN_NO_ALPHABET}', True)
+        return added is None or token_id in self.piece(f'{added.content}{_IN_NO_ALPHABET}', True)
 
     def _tokenizer_adds_space(self) -> bool:
         """Whether the tokenizer itself marks the start of a text as the start of a word."""
@@ -69,12 +71,12 @@ class TokenizerDictionary(DictionaryAgent):
     def _piece(self, text: str, opens: bool) -> tuple[int, ...]:
         """Token ids of one piece of the template. A piece that does not open the context follows a space.
 
-        Special tokens in a user's text are read as plain text.
+        Control tokens in a user's text are read as plain text.
         """
         text = well_formed(text)
         if not opens and not self._adds_space:
             text = ' ' + text
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        return tuple(self.safe.encode(text))
 
     def other_ends(self, ids: Sequence[int]) -> list[int]:
         """Those of an LLM's end tokens that are special tokens, and not EOS, such as the end of a turn in a chat."""

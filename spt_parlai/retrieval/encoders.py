@@ -47,7 +47,9 @@ class TransformerEncoder:
         )
 
     def __call__(self, texts):
-        rows = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=False)['input_ids']
+        rows = self.tokenizer(
+            list(texts), truncation=True, max_length=self.longest, padding=False, split_special_tokens=True
+        )['input_ids']
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.model.device)
         mask = torch.tensor(

@@ -137,11 +137,13 @@ def test_a_token_that_nothing_gives_needs_no_embedding(tiny_llms, dictionaries, 
 
 
 @pytest.mark.parametrize(
-    ('special', 'role'),
-    [(False, {}), (True, {'eos_token': '<more>'}), (True, {'bos_token': '<more>'})],
-    ids=['text', 'EOS', 'BOS'],
+    ('token', 'special', 'role'),
+    [('more', False, {}), ('<more>', True, {'eos_token': '<more>'}), ('<more>', True, {'bos_token': '<more>'})],
+    ids=['word', 'EOS', 'BOS'],
 )
-def test_a_token_that_may_occur_needs_an_embedding(tiny_llms, tmp_path, special, role):
-    opt = with_token(tiny_llms.llama, tmp_path / 'llm', '<more>', special, **role)
-    with pytest.raises(UsageError, match="LLM knows [0-9]+, and '<more>' can occur .*; take both from the same model"):
+def test_a_token_that_may_occur_needs_an_embedding(tiny_llms, tmp_path, token, special, role):
+    opt = with_token(tiny_llms.llama, tmp_path / 'llm', token, special, **role)
+    with pytest.raises(
+        UsageError, match=f"LLM knows [0-9]+, and '{token}' can occur .*; take both from the same model"
+    ):
         TokenizerDictionary(opt)

@@ -47,6 +47,16 @@ def test_a_long_text_is_cut_where_the_encoder_ends(bert):
     assert TransformerEncoder(bert)([long]).isfinite().all()
 
 
+def test_a_text_holds_no_control_token(bert):
+    """The mean of `a </s>` is over the pieces of these four characters."""
+    tokenizer, model = AutoTokenizer.from_pretrained(bert), AutoModel.from_pretrained(bert).eval()
+    ids = tokenizer.encode('a </s>', split_special_tokens=True)
+    assert tokenizer.eos_token_id not in ids[2:-1] and len(ids) > len(tokenizer.encode('a </s>'))
+    with torch.no_grad():
+        hidden = model(input_ids=torch.tensor([ids])).last_hidden_state
+    torch.testing.assert_close(TransformerEncoder(bert)(['a </s>'])[0], hidden[0].mean(0))
+
+
 def test_rare_words_weigh_more_and_repeated_ones_little_more(tiny_llms, word_encoder):
     """A token that occurs c times in a text and in n of N texts has the weight (1 + ln c) · ln((N + 2) / (n + 1))."""
     texts = ['tea tea', 'tea dog', 'tea', 'hockey']
