@@ -29,6 +29,7 @@ _REFUSALS = {
     403: 'the key in {key_env} has no permission for this: check its rights, and --api-model',
     404: 'there is nothing at {url}: check the URL, which often ends in /v1, and --api-model',
 }
+_THOUGHTS = ('reasoning_content', 'reasoning')  # beside an answer's content, where some servers put them
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 120  # seconds
 _jitter = random.Random()  # its own generator, so that --seed draws the same whatever the server does
 
@@ -94,8 +95,10 @@ class ChatEndpoint:
         answer = self._answer({**self.parameters, 'messages': list(messages)})
         try:
             choice = well_formed(answer.json()['choices'][0])
-            text = _text_of(choice['message']['content'])
-        except (ValueError, LookupError, TypeError) as error:
+            message = choice['message']
+            thought = any(message.get(name) for name in _THOUGHTS)  # then there may be no content beside it
+            text = _text_of(message.get('content') if thought else message['content'])
+        except (AttributeError, ValueError, LookupError, TypeError) as error:
             raise self._error(
                 f'its answer is not a chat completion ({shorten(answer.text)}): give an OpenAI-compatible endpoint'
             ) from error
@@ -103,7 +106,8 @@ class ChatEndpoint:
             raise self._error(f'its answer contains no text ({shorten(text)}): give an OpenAI-compatible endpoint')
         if not (text or '').strip():
             model, reason = self.parameters['model'], choice.get('finish_reason')
-            warn_once(f'an answer of --api-model {model} is empty (finish_reason {reason!r}).')
+            way_out = ': it holds thoughts alone; raise --max-new-tokens' if thought else ''
+            warn_once(f'an answer of --api-model {model} is empty (finish_reason {reason!r}){way_out}.')
         return text or ''
 
     def _answer(self, request: dict[str, Any]) -> requests.Response:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from parlai.utils import logging
+from parlai.utils.misc import warn_once
 
 from spt_parlai.agents.base import LLMAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
-from spt_parlai.agents.in_context_api import API, IN_CONTEXT
+from spt_parlai.agents.in_context_api import API, IN_CONTEXT, template_variables
 from spt_parlai.dialogue.instruction import (
     Instruction,
+    Message,
     chat_messages,
     cut_to_fit,
     ever_shorter,
@@ -18,6 +22,7 @@ from spt_parlai.dialogue.instruction import (
 )
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import Context, render
+from spt_parlai.dialogue.thoughts import CLOSE, OPEN, is_thinking, without_thoughts
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
 from spt_parlai.options.declare import Option, OptionGroup
@@ -46,13 +51,15 @@ class InContextAgent(LLMAgent):
 
     def __init__(self, opt, shared=None):
         if shared is not None:
-            self.instruction, self._chats, self._knows_system = shared['in_context']
+            self.instruction, self._chats, self._knows_system, self._thinks = shared['in_context']
         super().__init__(opt, shared)
         if self._chats:
             self.batcher.end = self._end_of_turn()
+        added = self.dict.tokenizer.added_tokens_encoder
+        self._open, self._close = added.get(OPEN), added.get(CLOSE)
 
     def share(self):
-        return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system)}
+        return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system, self._thinks)}
 
     def build_model(self):
         """Fit the instruction and the examples into the window, then build the model.
@@ -61,9 +68,13 @@ class InContextAgent(LLMAgent):
         """
         self.instruction = instruction_of(self.opt)
         self._chats = self.opt['chat_template'] == 'auto' and bool(self.dict.tokenizer.chat_template)
-        self._knows_system = self._chats and self._takes_system()
+        self._thinks = False
         if self._chats:
+            self._knows_system = self._takes_system()
             self._check_chat_ids()
+            self._thinks = self._begins_thinking()
+        else:
+            self._knows_system = False
         shortest = self._context(Dialogue(), self.instruction._replace(examples=()), None)
         if len(shortest.ids) > self.text_truncate - SMALLEST_CONTEXT:
             raise UsageError(
@@ -116,29 +127,41 @@ class InContextAgent(LLMAgent):
 
     def _chat_ids(self, dialogue: Dialogue, instruction: Instruction) -> list[int]:
         messages = chat_messages(dialogue, instruction)
-        for message in messages:  # in a speaker's text the template would read them as special tokens
-            for token in self.dict.tokenizer.all_special_tokens:
-                message['content'] = message['content'].replace(token, '')
         return self._apply(messages if self._knows_system else without_system(messages))
 
-    def _apply(self, messages) -> list[int]:
-        return self.dict.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    def _apply(self, messages: Sequence[Message], reply_follows: bool = True) -> list[int]:
+        variables = {'enable_thinking': False, **template_variables(self.opt)}
+        return self.dict.safe.encode_chat(messages, variables, add_generation_prompt=reply_follows)
 
     def _takes_system(self) -> bool:
         """Whether the chat template accepts a system message; some do not."""
         from jinja2 import TemplateError
 
+        messages = [{'role': role, 'content': 'x'} for role in ('system', 'user', 'assistant', 'user')]
         try:
-            return bool(self._apply([{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'x'}]))
+            return bool(self._apply(messages))
         except TemplateError:
-            return False
+            pass
+        try:
+            self._apply(messages[1:])
+        except TemplateError as error:
+            raise UsageError(
+                f'--llm {self.opt["llm"]}: its chat template cannot write a dialogue ({error}); give the variables '
+                'that it needs with --chat-template-variables, or --chat-template false.'
+            ) from error
+        return False
+
+    def _begins_thinking(self) -> bool:
+        """Whether the chat template opens a think block for the LLM."""
+        ids = self._chat_ids(Dialogue(turns=[Turn('x', own=False)]), self.instruction._replace(examples=()))
+        return is_thinking(self.dict.tokenizer.decode(ids))
 
     def _end_of_turn(self) -> int:
         """The LLM's end token with which its chat template closes a reply, or else EOS."""
         exchange = Dialogue(turns=[Turn('x', own=False), Turn('x', own=True)])
         messages = chat_messages(exchange, self.instruction._replace(examples=()))
         messages = messages if self._knows_system else without_system(messages)
-        closed = self.dict.tokenizer.apply_chat_template(messages, return_dict=False)
+        closed = self._apply(messages, reply_follows=False)
         ends = (self.END_IDX, *self.bare_model.other_ends)
         return next((i for i in reversed(closed) if i in ends), self.END_IDX)
 
@@ -163,5 +186,21 @@ class InContextAgent(LLMAgent):
 
     def _v2t(self, vector) -> str:
         """A reply ends where the LLM goes on to another turn, since it was not trained to end there."""
-        text = super()._v2t(vector)
+        text = self._answer(vector)
         return ' '.join(text.split()) if self._chats else first_turn_of(text)
+
+    def _answer(self, vector) -> str:
+        """The text of a reply without what the LLM thought before it."""
+        ids, thinks = [int(i) for i in vector], self._thinks
+        if self._close in ids:  # these may be special tokens, which no text shows
+            ids, thinks = ids[ids.index(self._close) + 1 :], False
+        elif self._open in ids:
+            thinks = thinks or not super()._v2t(ids[: ids.index(self._open)])
+        text = super()._v2t(ids)
+        answer = without_thoughts(text, thinks)
+        if text and not answer:
+            warn_once(
+                f'--llm {self.opt["llm"]}: a reply is empty, because the LLM was still thinking at its end; raise '
+                '--max-new-tokens, or let it not think.'
+            )
+        return answer

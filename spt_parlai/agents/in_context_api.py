@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from typing import Any
 
 from parlai.core.agents import Agent
 from parlai.core.message import Message
 
 from spt_parlai.agents.chat_endpoint import ChatEndpoint
 from spt_parlai.agents.persona import persona_of_chat
+from spt_parlai.dialogue.control_tokens import DATE, FROZEN_DATE
 from spt_parlai.dialogue.instruction import INSTRUCTION, chat_messages
 from spt_parlai.dialogue.messages import Dialogue, check_message, well_formed
+from spt_parlai.dialogue.thoughts import without_thoughts
 from spt_parlai.dialogue.training_set import instruction_of
-from spt_parlai.errors import UsageError, shorten
-from spt_parlai.options.declare import Needs, Option, OptionGroup
+from spt_parlai.errors import UsageError, flag, refused, shorten
+from spt_parlai.options.declare import Needs, Opt, Option, OptionGroup
 from spt_parlai.options.groups import CHAT, MAX_NEW_TOKENS, TRAINING_TASK
 from spt_parlai.options.parlai_options import check_parlai_options
 from spt_parlai.options.validate import check_options
 from spt_parlai.training.resume import ResumableAgent
 from spt_parlai.training.seeding import seed_everything
+
+_NO_VARIABLES = {  # arguments of transformers' method, and what it gives the template itself
+    'add_generation_prompt',
+    'chat_template',
+    'continue_final_message',
+    'conversation',
+    'frozen_date',
+    'max_length',
+    'messages',
+    'padding',
+    'return_assistant_tokens_mask',
+    'return_dict',
+    'return_tensors',
+    'sanitize_control_tokens',
+    'tokenize',
+    'tokenizer_kwargs',
+    'truncation',
+}
+
+
+def _wrong_variables(opt: Opt) -> None:
+    template_variables(opt)
+
 
 IN_CONTEXT = OptionGroup(
     'In-context learning',
@@ -37,6 +64,13 @@ IN_CONTEXT = OptionGroup(
             at_least=0,
         ),
         TRAINING_TASK,
+        Option(
+            'chat_template_variables',
+            '{}',
+            'JSON object with variables of the chat template, such as {"enable_thinking": true}',
+            needs=Needs(lambda opt: opt.get('chat_template') != 'false', 'leave it out, or leave out --chat-template'),
+            check=_wrong_variables,
+        ),
     ),
 )
 
@@ -164,7 +198,7 @@ class InContextApiAgent(Agent, ResumableAgent):
         asked = [i for i, observation in enumerate(observations) if 'chat' in observation]
         texts = self.endpoint.replies([observations[i]['chat'] for i in asked])
         for i, text in zip(asked, texts, strict=True):
-            replies[i]['text'] = ' '.join(text.split())
+            replies[i]['text'] = ' '.join(without_thoughts(text).split())
         return replies
 
     def self_observe(self, reply) -> None:
@@ -181,6 +215,36 @@ class InContextApiAgent(Agent, ResumableAgent):
         self.dialogue.keep_newest(self.opt['history_size'])
 
 
+def json_object(opt: Opt, name: str, example: str) -> dict[str, Any]:
+    """The JSON object of an option. Raises UsageError for anything else."""
+    try:
+        value = json.loads(opt[name])
+    except ValueError as error:
+        raise UsageError(f'{flag(name)} {shorten(opt[name])} is not JSON ({error}).') from error
+    if not isinstance(value, dict):
+        raise refused(name, opt[name], f'give a JSON object, such as {example}')
+    return value
+
+
+def template_variables(opt: Opt) -> dict[str, Any]:
+    """The variables of `--chat-template-variables`.
+
+    :raises UsageError: for a name that is no variable, or a date that is none.
+    """
+    given = json_object(opt, 'chat_template_variables', '{"enable_thinking": true}')
+    if taken := sorted(given.keys() & _NO_VARIABLES):
+        raise refused(
+            'chat_template_variables', opt['chat_template_variables'], f'{taken[0]} is no variable; leave it out'
+        )
+    try:
+        datetime.fromisoformat(given.get(DATE, FROZEN_DATE))
+    except (TypeError, ValueError) as error:
+        raise refused(
+            'chat_template_variables', opt['chat_template_variables'], f'give {DATE} a date, such as {FROZEN_DATE}'
+        ) from error
+    return given
+
+
 def _endpoint_of(opt) -> ChatEndpoint:
     """The endpoint of the `--api-…` options. Raises UsageError for an option that cannot work."""
     for name, meaning in (
@@ -194,15 +258,13 @@ def _endpoint_of(opt) -> ChatEndpoint:
             f'--api-base {opt["api_base"]}: give a URL that begins with http:// or https://, such as '
             'https://api.openai.com/v1.'
         )
-    try:
-        more = json.loads(opt['api_parameters'])
-    except ValueError as error:
-        raise UsageError(f'--api-parameters {shorten(opt["api_parameters"])} is not JSON ({error}).') from error
-    if not isinstance(more, dict):
-        raise UsageError(
-            f'--api-parameters {shorten(opt["api_parameters"])}: give a JSON object, such as {{"top_p": 0.9}}.'
-        )
-    parameters = {'max_tokens': opt['max_new_tokens'], 'temperature': opt['api_temperature'], **more}
+    variables = template_variables(opt)
+    parameters = {
+        'max_tokens': opt['max_new_tokens'],
+        'temperature': opt['api_temperature'],
+        'chat_template_kwargs': variables or None,  # of vLLM, SGLang and llama.cpp; other servers may refuse it
+        **json_object(opt, 'api_parameters', '{"top_p": 0.9}'),
+    }
     return ChatEndpoint(
         opt['api_base'],
         opt['api_model'],

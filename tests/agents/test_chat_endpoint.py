@@ -220,6 +220,13 @@ def test_an_answer_that_was_cut_inside_an_emoji_can_be_printed(server, endpoint)
     assert 'no \ufffd' in refused(lambda: endpoint().reply(HELLO))
 
 
+@pytest.mark.parametrize('name', ['reasoning_content', 'reasoning'])
+@pytest.mark.parametrize('content', [{}, {'content': None}, {'content': ''}, {'content': 'hi'}])
+def test_a_thought_beside_an_answer_is_no_reply(server, endpoint, name, content):
+    server.script = [Answer(200, {'choices': [{'message': {name: 'hmm', **content}, 'finish_reason': 'length'}]})]
+    assert endpoint().reply(HELLO) == (content.get('content') or '')
+
+
 def test_an_answer_without_words_is_silence(server, endpoint, caplog):
     server.script = [says(None), says('')]
     assert endpoint().reply(HELLO) == endpoint().reply(HELLO) == ''

@@ -103,12 +103,6 @@ def test_speaks_as_the_llms_chats_do(chat_llms, name, begins):
     assert read(plain, hear(plain, 'hello')) == '</s>reply . context: Q: hello R:'
 
 
-def test_nobody_writes_a_special_token_into_a_chat(chat_llms):
-    agent = agent_of(chat_llms['system'])
-    honest, forged = (hear(agent.clone(), text)['text_vec'] for text in ('hello', 'hel</s>lo'))
-    assert torch.equal(honest, forged)
-
-
 @pytest.mark.parametrize('which', ['opt', 'llama', 'system', 'no system'])
 def test_scores_and_replies_are_the_llms_own(tiny_llms, chat_llms, which):
     """Loss and greedy reply of a batch equal those of the transformers LLM on each row alone."""

@@ -233,3 +233,26 @@ def test_agents_of_a_process_keep_their_dialogues_apart(server):
     assert [m['content'] for m in server.requests[-1]['messages'][1:]] == ['first', 'you said : first', 'third']
     one.observe({'text': 'fourth', 'episode_done': True})
     assert len(one.observation['chat']) == 2 and 'i ski' not in one.observation['chat'][0]['content']
+
+
+def test_what_a_user_writes_reaches_the_endpoint_as_it_is(server):
+    text, persona = 'hi <|eot_id|><|im_<|im_end|>end|> <think>x</think> </s>', 'i </s> ski <think>.'
+    agent = create_agent(EvalModel.setup_args().parse_kwargs(**options(server)))
+    agent.observe({'text': f'your persona: {persona}\n{text}', 'episode_done': True})
+    agent.act()
+    system, user = server.requests[-1]['messages']
+    assert user['content'] == text and persona in system['content']
+    assert 'chat_template_kwargs' not in server.requests[-1]
+
+
+def test_thoughts_are_no_part_of_a_reply_and_variables_reach_the_endpoint(server):
+    variables = '{"enable_thinking": true}'
+    given = options(server, chat_template_variables=variables, use_reply='model')
+    agent = create_agent(EvalModel.setup_args().parse_kwargs(**given))
+    server.reply = lambda request: '<think>\nhm\n</think>\n\nhi' if len(request['messages']) == 2 else '<think>hm'
+    replies = []
+    for text in ('a', 'b'):
+        agent.observe({'text': text, 'episode_done': False})
+        replies.append(agent.act()['text'])
+    assert replies == ['hi', ''] and [m['content'] for m in server.requests[-1]['messages'][1:]] == ['a', 'hi', 'b']
+    assert server.requests[-1]['chat_template_kwargs'] == json.loads(variables)
