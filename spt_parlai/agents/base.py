@@ -52,6 +52,8 @@ from spt_parlai.options.validate import check_options, chosen_bert
 from spt_parlai.training.distributed import average_gradients
 from spt_parlai.training.seeding import seed_everything
 
+_SAMPLING = ('topk', 'nucleus', 'factual_nucleus')  # values of --inference with which a reply is drawn, not searched
+
 
 class LLMAgent(TorchGeneratorAgent):
     """A ParlAI generator around a Hugging Face LLM, which is frozen unless `tune` lets some of its weights train."""
@@ -186,6 +188,7 @@ class LLMAgent(TorchGeneratorAgent):
             self.START_IDX,
             self.END_IDX,
             other_ends=self.dict.other_ends(llm.end_ids),
+            end_temperature=self.temperature if opt.get('inference') in _SAMPLING else 0.0,
             tuned=self.tune(llm),
             tokens_at_once=opt['tokens_at_once'],
             **self.model_options(),

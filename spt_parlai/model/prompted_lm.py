@@ -60,6 +60,8 @@ class PromptedLM(TorchGeneratorModel):
     :param retriever: scores prompts for contexts; None: all scores are zero, for a model with one prompt.
     :param padding_idx, start_idx, end_idx: the ids that ParlAI's search uses.
     :param other_ends: further tokens at which a reply ends.
+    :param end_temperature: the temperature of sampled replies, which end with the probability of all end tokens
+        together; 0: replies are searched, and only the likeliest end token counts.
     :param tuned: the weights of the LM that train, if any do.
     :param score_noise: strength of the N(0, 1) noise on the scores before a prompt is selected, in evaluation (A.7).
     :param force_prompt: the prompt to select whatever the scores are; negative: none.
@@ -78,6 +80,7 @@ class PromptedLM(TorchGeneratorModel):
         end_idx: int,
         *,
         other_ends: Sequence[int] = (),
+        end_temperature: float = 0.0,
         tuned: nn.Module | None = None,
         score_noise: float = 0.0,
         force_prompt: int = -1,
@@ -90,6 +93,7 @@ class PromptedLM(TorchGeneratorModel):
         self.soft_prompts = soft_prompts
         self.retriever = retriever
         self.other_ends = list(other_ends)
+        self.end_temperature = end_temperature
         self.tuned = tuned
         self.score_noise = score_noise
         self.force_prompt = force_prompt
@@ -278,12 +282,13 @@ class PromptedLM(TorchGeneratorModel):
     def output(self, logits: Tensor) -> Tensor:
         """Return a float32 copy of the decoder's logits, because ParlAI's search changes them in place.
 
-        A reply may end at any of several tokens, and a search knows one: it gets the highest logit of them all, and
-        the others cannot be chosen.
+        A reply may end at any of several tokens, and a search knows one: it gets the logit of them all (see
+        `end_temperature`), and the others cannot be chosen.
         """
         logits = logits.to(torch.float32, copy=True)
         if self.other_ends:
-            logits[..., self.END_IDX] = logits[..., [self.END_IDX, *self.other_ends]].amax(-1)
+            ends, t = logits[..., [self.END_IDX, *self.other_ends]], self.end_temperature
+            logits[..., self.END_IDX] = t * (ends / t).logsumexp(-1) if t else ends.amax(-1)
             logits[..., self.other_ends] = neginf(logits.dtype)
         return logits
 

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from spt_parlai import hub
+from spt_parlai.errors import UsageError
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import context_mean
 
 LLM = 'llm'  # the value of --retrieval-encoder for the frozen LLM's own word embeddings
 _OPTION = '--retrieval-encoder'
 _LONGEST = 512  # tokens, the length that most encoders were trained with
+_TRIAL = ('i like tea.', 'context: Q: hello ! how are you ? R: i have a dog, and you ?')  # a shorter and a longer text
+_TOLERANCE = 0.01  # of the largest value: far above rounding, far below the effect of another input
 
 
 class TextEncoder(Protocol):
@@ -34,7 +37,7 @@ class TransformerEncoder:
     """The mean of a Hugging Face encoder's last hidden states over the tokens of a text, as in Contriever.
 
     :param name: Hugging Face id or local folder.
-    :raises UsageError: if the encoder cannot be loaded.
+    :raises UsageError: if the encoder cannot be loaded, or gives a text another vector beside a longer one.
     """
 
     def __init__(self, name: str, device: torch.device | str = 'cpu'):
@@ -45,6 +48,12 @@ class TransformerEncoder:
         self.fingerprint = _digest(
             weight for name, weight in self.model.named_parameters() if not name.startswith('pooler.')
         )
+        alone, beside = self(_TRIAL[:1])[0], self(_TRIAL)[0]
+        if not (alone - beside).abs().max() <= _TOLERANCE * alone.abs().max():
+            raise UsageError(
+                f'{_OPTION} {name}: {type(self.model).__name__} gives a text another vector beside a longer text; '
+                f'give another encoder, such as facebook/contriever, or {_OPTION} {LLM}.'
+            )
 
     def __call__(self, texts):
         rows = self.tokenizer(

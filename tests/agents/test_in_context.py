@@ -258,6 +258,7 @@ def test_a_reply_ends_at_every_end_token(turn_llm, loop):
     agent.searches_batches = loop != "ParlAI's"
     agent.observe(Message(text='hello', episode_done=True))
     assert agent.act()['text'] == 'a'
+    assert agent.bare_model.end_temperature == (1 if loop == 'nucleus' else 0)
 
 
 def test_perplexity_counts_the_end_of_the_turn(turn_llm):

@@ -145,3 +145,21 @@ def test_output_is_a_copy():
     before = encoded.logits.clone()
     model.output(model.decoder(torch.full((5, 1), -2), encoded)[0]).fill_(0)
     assert torch.equal(encoded.logits, before)
+
+
+@pytest.mark.parametrize('temperature', [0.0, 0.5, 1.0])
+def test_a_reply_ends_with_the_probability_of_all_its_end_tokens(model, temperature):
+    """Searched replies (temperature 0) end where one end token is the likeliest of all tokens."""
+    logits = torch.randn(2, 1, 60, generator=torch.Generator().manual_seed(0))
+    model.other_ends, model.end_temperature = [5, 9], temperature
+    try:
+        found = model.output(logits)
+    finally:
+        model.other_ends, model.end_temperature = [], 0.0
+    ends = [model.END_IDX, 5, 9]
+    if temperature:
+        expected = (logits / temperature).softmax(-1)[..., ends].sum(-1)
+        torch.testing.assert_close((found / temperature).softmax(-1)[..., model.END_IDX], expected)
+    else:
+        torch.testing.assert_close(found[..., model.END_IDX], logits[..., ends].amax(-1))
+    assert (found[..., [5, 9]] < -1e4).all()

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers.retrieval_data import made_dialogues
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, FNetConfig, FNetModel
 
 from spt_parlai.dialogue.template import render
 from spt_parlai.errors import UsageError
@@ -102,3 +102,18 @@ def test_an_encoder_decoder_and_an_unknown_id_are_refused(tiny_llms, monkeypatch
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     with pytest.raises(UsageError, match='--retrieval-encoder no/such .*--retrieval-encoder llm'):
         TransformerEncoder('no/such')
+
+
+def test_an_encoder_that_mixes_padding_into_a_text_is_refused(bert, tmp_path):
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
+    config = FNetConfig(
+        vocab_size=AutoConfig.from_pretrained(bert).vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        intermediate_size=32,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    FNetModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=f'--retrieval-encoder {tmp_path}: FNetModel gives a text another vector'):
+        TransformerEncoder(str(tmp_path))
