@@ -24,10 +24,10 @@ def imported_by(code):
     return printed, set(names.split())
 
 
-def test_help_and_info_import_neither_torch_nor_transformers_nor_parlai():
+def test_help_info_and_llms_import_neither_torch_nor_transformers_nor_parlai():
     printed, imported = imported_by(
         'from spt_parlai.cli import app\n'
-        f'for words in (["--help"], ["data", "--help"], ["--version"], ["info", {str(MODEL_FILE)!r}]):\n'
+        f'for words in (["--help"], ["data", "--help"], ["--version"], ["llms"], ["info", {str(MODEL_FILE)!r}]):\n'
         '    app(words, standalone_mode=False)'
     )
     assert 'import-authors' in printed and 'convai2' in printed and 'num_prompts' in printed
