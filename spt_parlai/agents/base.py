@@ -17,6 +17,7 @@ import torch
 from parlai.core.metrics import GlobalAverageMetric, Metric, SumMetric
 from parlai.core.torch_generator_agent import TorchGeneratorAgent
 from parlai.utils.distributed import get_rank, is_distributed
+from parlai.utils.misc import warn_once
 from torch import Tensor, nn
 
 from spt_parlai import hub
@@ -37,6 +38,7 @@ from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
 from spt_parlai.dialogue.messages import check_message, well_formed
 from spt_parlai.dialogue.mutator import FIELD
+from spt_parlai.dialogue.thoughts import CLOSE, OPEN, without_thoughts
 from spt_parlai.errors import UsageError, naming
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
 from spt_parlai.model.causal_lm import CausalLM
@@ -345,6 +347,7 @@ class LLMAgent(TorchGeneratorAgent):
 
     # ---- context → reply ------------------------------------------------------------------------------
 
+    _thinks = False  # whether the context ends inside a think block
     searches_batches = True  # one search for all rows where it finds what ParlAI's search finds; tests compare them
 
     def eval_step(self, batch):
@@ -386,6 +389,24 @@ class LLMAgent(TorchGeneratorAgent):
 
     def _get_batch_context(self, batch):
         return blocked_context(super()._get_batch_context(batch))
+
+    def _v2t(self, vector) -> str:
+        """Return the text of a reply, without what the LLM thought before it."""
+        ids, thinks = [int(i) for i in vector], self._thinks
+        added = self.dict.tokenizer.added_tokens_encoder
+        opening, closing = added.get(OPEN), added.get(CLOSE)  # these may be special tokens, which no text shows
+        if closing in ids:
+            ids, thinks = ids[ids.index(closing) + 1 :], False
+        elif opening in ids:
+            thinks = thinks or not super()._v2t(ids[: ids.index(opening)])
+        text = super()._v2t(ids)
+        reply = without_thoughts(text, thinks)
+        if text and not reply:
+            warn_once(
+                f'--llm {self.opt["llm"]}: a reply is empty, because the LLM was still thinking at its end; raise '
+                '--max-new-tokens, or let it not think.'
+            )
+        return reply
 
     def rank_eval_label_candidates(self, batch, batchsize):
         """Rank candidates by their NLL per token under the selected prompt, best first."""

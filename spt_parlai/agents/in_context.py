@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parlai.utils import logging
-from parlai.utils.misc import warn_once
 
 from spt_parlai.agents.base import LLMAgent
 from spt_parlai.agents.batching import SMALLEST_CONTEXT
@@ -22,7 +21,7 @@ from spt_parlai.dialogue.instruction import (
 )
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import Context, render
-from spt_parlai.dialogue.thoughts import CLOSE, OPEN, is_thinking, without_thoughts
+from spt_parlai.dialogue.thoughts import is_thinking
 from spt_parlai.dialogue.training_set import instruction_of
 from spt_parlai.errors import UsageError
 from spt_parlai.options.declare import Option, OptionGroup
@@ -55,8 +54,6 @@ class InContextAgent(LLMAgent):
         super().__init__(opt, shared)
         if self._chats:
             self.batcher.end = self._end_of_turn()
-        added = self.dict.tokenizer.added_tokens_encoder
-        self._open, self._close = added.get(OPEN), added.get(CLOSE)
 
     def share(self):
         return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system, self._thinks)}
@@ -68,7 +65,6 @@ class InContextAgent(LLMAgent):
         """
         self.instruction = instruction_of(self.opt)
         self._chats = self.opt['chat_template'] == 'auto' and bool(self.dict.tokenizer.chat_template)
-        self._thinks = False
         if self._chats:
             self._knows_system = self._takes_system()
             self._check_chat_ids()
@@ -186,21 +182,5 @@ class InContextAgent(LLMAgent):
 
     def _v2t(self, vector) -> str:
         """A reply ends where the LLM goes on to another turn, since it was not trained to end there."""
-        text = self._answer(vector)
+        text = super()._v2t(vector)
         return ' '.join(text.split()) if self._chats else first_turn_of(text)
-
-    def _answer(self, vector) -> str:
-        """The text of a reply without what the LLM thought before it."""
-        ids, thinks = [int(i) for i in vector], self._thinks
-        if self._close in ids:  # these may be special tokens, which no text shows
-            ids, thinks = ids[ids.index(self._close) + 1 :], False
-        elif self._open in ids:
-            thinks = thinks or not super()._v2t(ids[: ids.index(self._open)])
-        text = super()._v2t(ids)
-        answer = without_thoughts(text, thinks)
-        if text and not answer:
-            warn_once(
-                f'--llm {self.opt["llm"]}: a reply is empty, because the LLM was still thinking at its end; raise '
-                '--max-new-tokens, or let it not think.'
-            )
-        return answer

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spt_parlai import hub
+from spt_parlai.dialogue.control_tokens import SafeTokenizer
 from spt_parlai.errors import UsageError
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import context_mean
@@ -43,6 +44,7 @@ class TransformerEncoder:
     def __init__(self, name: str, device: torch.device | str = 'cpu'):
         self.tokenizer = hub.load_tokenizer(name, option=_OPTION)
         self.model = hub.load_encoder(name, option=_OPTION).to(device).eval().requires_grad_(False)
+        self._safe = SafeTokenizer(self.tokenizer)
         known = getattr(self.model.config, 'max_position_embeddings', None) or _LONGEST
         self.longest = min(_LONGEST, self.tokenizer.model_max_length, known)
         self.fingerprint = _digest(
@@ -56,9 +58,10 @@ class TransformerEncoder:
             )
 
     def __call__(self, texts):
-        rows = self.tokenizer(
-            list(texts), truncation=True, max_length=self.longest, padding=False, split_special_tokens=True
-        )['input_ids']
+        rows = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=False)['input_ids']
+        for i, text in enumerate(texts):
+            if self._safe.holds_control_token(text):
+                rows[i] = self._around(self._safe.encode(text))
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.model.device)
         mask = torch.tensor(
@@ -67,6 +70,14 @@ class TransformerEncoder:
         with torch.no_grad():
             hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return context_mean(hidden, mask).cpu()
+
+    def _around(self, ids: list[int]) -> list[int]:
+        """The ids of a text, cut to fit, between those that the tokenizer puts around every text."""
+        some = self._safe.encode('a')
+        whole = self.tokenizer('a')['input_ids']
+        start = next((i for i in range(len(whole)) if whole[i : i + len(some)] == some), 0)
+        before, after = whole[:start], whole[start + len(some) :]
+        return [*before, *ids[: self.longest - len(before) - len(after)], *after]
 
 
 class WordEncoder:

@@ -23,7 +23,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope='module', params=[False, True], ids=['added', 'special'])
 def thinker(request, tiny_llms, tmp_path_factory):
-    """An LLM that thinks unless it is told not to: after `<|go|>` it says `<think>b</think>a`."""
+    """An LLM that thinks unless it is told not to: after `<|go|>` it says `<think>e</think>a`."""
     folder = shutil.copytree(tiny_llms.llama, tmp_path_factory.mktemp('thinker') / 'llm')
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({'additional_special_tokens': ['<|start|>', '<|go|>', '<|went|>']})
@@ -35,10 +35,11 @@ def thinker(request, tiny_llms, tmp_path_factory):
     config = AutoConfig.from_pretrained(folder, vocab_size=V, hidden_size=V, num_hidden_layers=1, num_attention_heads=1)
     config.num_key_value_heads, config.head_dim = 1, V + V % 2
     lm = AutoModelForCausalLM.from_config(config)
-    go, think, done, went, b, a = tokenizer.convert_tokens_to_ids(
-        ['<|go|>', '<think>', '</think>', '<|went|>', 'b', 'a']
+    go, think, done, went, e, a = tokenizer.convert_tokens_to_ids(
+        ['<|go|>', '<think>', '</think>', '<|went|>', 'e', 'a']
     )
-    follows = {go: think, think: b, b: done, done: a, went: a, a: tokenizer.eos_token_id}
+    assert tokenizer.unk_token_id not in (e, a)
+    follows = {go: think, think: e, e: done, done: a, went: a, a: tokenizer.eos_token_id}
     with torch.no_grad():  # a bigram LM: the next token depends on the last one alone
         for parameter in lm.parameters():
             parameter.zero_() if parameter.ndim > 1 else parameter.fill_(1)
@@ -72,6 +73,16 @@ def test_thoughts_are_no_part_of_a_reply(thinker, variables, ends, tokens, reply
     assert ''.join(read.split()).endswith(ends) and '2024-07-26' in read
     assert agent.act()['text'] == reply
     assert [turn.text for turn in agent.history.dialogue.turns] == ['hello', *([reply] if reply else [])]
+
+
+@pytest.mark.parametrize('kind', ['TextPromptAgent', 'InContextAgent'])
+def test_thoughts_are_cut_without_a_chat_template(thinker, kind):
+    more = {'chat_template': 'false'} if kind == 'InContextAgent' else {}
+    opt = {'task': SAMPLE, 'model': AGENTS + kind, 'llm': thinker, **more}
+    agent = create_agent(EvalModel.setup_args().parse_kwargs(**opt))
+    think, done, e, a = agent.dict.tokenizer.convert_tokens_to_ids(['<think>', '</think>', 'e', 'a'])
+    assert agent._v2t(torch.tensor([think, e, done, a, agent.END_IDX])) == 'a'
+    assert agent._v2t(torch.tensor([think, e, e])) == '' and agent._v2t(torch.tensor([e, a])) == 'ea'
 
 
 def test_users_write_no_control_token(thinker):

@@ -54,7 +54,10 @@ def test_a_text_holds_no_control_token(bert):
     assert tokenizer.eos_token_id not in ids[2:-1] and len(ids) > len(tokenizer.encode('a </s>'))
     with torch.no_grad():
         hidden = model(input_ids=torch.tensor([ids])).last_hidden_state
-    torch.testing.assert_close(TransformerEncoder(bert)(['a </s>'])[0], hidden[0].mean(0))
+    encode = TransformerEncoder(bert)
+    torch.testing.assert_close(encode(['a </s>'])[0], hidden[0].mean(0))
+    long = 'how are you ? ' * 300
+    torch.testing.assert_close(encode([f'{long}</s>']), encode([long]))  # cut where others are
 
 
 def test_rare_words_weigh_more_and_repeated_ones_little_more(tiny_llms, word_encoder):
