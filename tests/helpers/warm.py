@@ -28,21 +28,23 @@ IMPORTED = (
 )
 
 
-def context() -> Any:
-    """Python's own fork server, as a context of `multiprocessing`."""
+CAN_FORK = not torch.cuda.is_available()  # a fork of a process that has counted the GPUs cannot use them
+
+
+def start_method() -> str:
+    """That of `multiprocessing`: Python's own fork server, where possible."""
     multiprocessing.set_forkserver_preload(list(IMPORTED))
-    return multiprocessing.get_context('forkserver')
+    return 'forkserver' if CAN_FORK else 'spawn'
 
 
 def patch_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the other workers of `multiprocessing_train` and `multiprocessing_eval`, where users' are spawned."""
     start = torch.multiprocessing.start_processes
 
-    def start_warm(fn, args, start_method, **more):
-        if start_method == 'spawn':
-            context()
-            fn, args, start_method = _with_environment, (dict(os.environ), fn, *args), 'forkserver'
-        return start(fn, args, start_method=start_method, **more)
+    def start_warm(fn, args, **more):
+        if more['start_method'] == 'spawn':
+            fn, args, more['start_method'] = _with_environment, (dict(os.environ), fn, *args), start_method()
+        return start(fn, args, **more)
 
     monkeypatch.setattr(torch.multiprocessing, 'start_processes', start_warm)
 
@@ -73,7 +75,9 @@ class Process:
         self.output = output
         output.touch()
         setting = (output, dict(os.environ if environment is None else environment), folder)
-        self._process = context().Process(target=_run, args=(setting, function, args, kwargs))
+        self._process = multiprocessing.get_context(start_method()).Process(
+            target=_run, args=(setting, function, args, kwargs)
+        )
         self._process.start()
         self.pid = self._process.pid
 
@@ -115,9 +119,10 @@ def _run(setting, function, args, kwargs):
 def script(name: str | Path, *words: object) -> None:
     """Run `python -m NAME WORDS`, or `python NAME WORDS` if NAME is a path. Processes that it would spawn are forks."""
     start = torch.multiprocessing.start_processes
-    torch.multiprocessing.start_processes = lambda *args, start_method, **more: start(
-        *args, start_method='fork', **more
-    )
+    if CAN_FORK:
+        torch.multiprocessing.start_processes = lambda *args, start_method, **more: start(
+            *args, start_method='fork', **more
+        )
     sys.argv = [str(name), *map(str, words)]
     if isinstance(name, Path):
         sys.path.insert(0, str(name.parent))
