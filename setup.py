@@ -40,6 +40,7 @@ setup(
         'tqdm>=4.66',
         'typer>=0.15',
         # what ParlAI 1.7.2 imports
+        'coloredlogs',
         'GitPython',
         'iopath>=0.1.10',
         'joblib',
