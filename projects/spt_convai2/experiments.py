@@ -144,7 +144,7 @@ def _pairs(words: list[str] | None, option: str) -> dict[str, str]:
 
 
 def _absolute(llm: str) -> str:
-    return str(Path(llm).absolute()) if Path(llm).is_dir() else llm
+    return str(Path(llm).absolute()) if Path(llm).exists() else llm
 
 
 @app.command()

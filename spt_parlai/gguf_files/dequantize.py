@@ -122,6 +122,7 @@ def _convert(path: Path, folder: Path) -> None:
         if too_large := [name for name, weight in lm.state_dict().items() if not weight.isfinite().all()]:
             raise ValueError(f'{too_large[0]} has values that {header.dtype} cannot hold')
         bar.update()
+        lm.should_save_on_this_rank = lambda is_main_process: True  # whichever process of a distributed run comes first
         lm.save_pretrained(folder)
         _change(folder / 'config.json', _compute_in_bfloat16)
         bar.update()

@@ -92,7 +92,7 @@ def find(llm: str, option: str = '--llm') -> Source | None:
         path = Path(stored['path'])
         return Source(llm, (path,), stored['digest'], f'give the path of your copy of {path.name}: {option} PATH')
     path = Path(os.path.expanduser(llm))
-    if llm.strip() and os.path.isdir(path) and not (path / 'config.json').exists():
+    if llm.strip() and os.path.isdir(path) and not _is_model_folder(path):
         inside = sorted(path.glob(f'*{SUFFIX}'))
         if len(inside) > 1:
             names = ', '.join(file.name for file in inside[:4])
@@ -105,6 +105,11 @@ def find(llm: str, option: str = '--llm') -> Source | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UsageError(f'{option} {llm}: it cannot be read ({reason}); give the path of a GGUF file.') from error
+
+
+def _is_model_folder(path: Path) -> bool:
+    """Whether this is a Hugging Face folder with weights. At the hub, a config.json often lies beside GGUF files."""
+    return (path / 'config.json').exists() and any(file.suffix in ('.safetensors', '.bin') for file in path.iterdir())
 
 
 def is_same(stored: str, other: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import CORPUS
 from helpers.tiny_gguf import quantized_and_back, tiny_llama, write_gguf
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from spt_parlai import hub
 from spt_parlai.errors import UsageError
@@ -110,6 +111,16 @@ def test_a_damaged_folder_is_made_again(tmp_path, llama, tokenizer):
     os.truncate(weights, 1000)
     cache_module._checked.clear()
     torch.testing.assert_close(logits(loaded(path)), logits(llama))
+
+
+def test_by_any_process_of_a_distributed_run(tmp_path, llama, tokenizer):
+    """transformers saves in the first one alone."""
+    path = write_gguf(tmp_path / 'tiny.gguf', llama, tokenizer)
+    torch.distributed.init_process_group('fake', store=FakeStore(), rank=1, world_size=2)
+    try:
+        torch.testing.assert_close(logits(loaded(path)), logits(llama))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_full_disk(tmp_path, llama, tokenizer, monkeypatch):

@@ -31,8 +31,10 @@ def test_a_folder_with_several(file):
         find(str(file.parent))
 
 
-def test_a_model_folder_stays_one(file):
+def test_a_folder_with_other_weights_is_a_model_folder(file):
     (file.parent / 'config.json').write_text('{}')
+    assert find(str(file.parent)).parts == (file,)
+    (file.parent / 'model.safetensors').write_bytes(b'')
     assert find(str(file.parent)) is None
 
 
