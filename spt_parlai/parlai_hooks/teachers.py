@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDisplayData, Metrics
 from parlai.core.teachers import FixedDialogTeacher, Teacher
+from parlai.utils.misc import warn_once
 
 from spt_parlai.dialogue.messages import split_message, well_formed
 from spt_parlai.errors import naming
 from spt_parlai.metrics.bertscore import BertModel, scorer
+from spt_parlai.metrics.languages import meaningless_for
 from spt_parlai.metrics.perplexity import nll_of, perplexities
 from spt_parlai.metrics.registry import DEFINITIONS, response_metrics
 from spt_parlai.metrics.reply import trim
@@ -111,6 +113,8 @@ def _add_metrics(
     nll = nll_of(logged, labels)
     named = [] if nll is None else [*perplexities(nll, labels[0])]
     if isinstance(reply, str):
+        for sentence in {*map(meaningless_for, labels)} - {None}:
+            warn_once(sentence)
         named += response_metrics(reply, labels, ' '.join(persona), bert)
     for name, metric in named:
         report.add(name, metric)
