@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import util
 from typing import Any
 
 # How long the first worker may outlive another worker's failure, in seconds.
@@ -70,8 +71,11 @@ def leave() -> None:
     """End this process, whose work is done, without shutting the interpreter down.
 
     A thread of gloo's that releases its last tensor during the shutdown would abort
-    the process, and a run that succeeded would end as a failure.
+    the process, and a run that succeeded would end as a failure. What multiprocessing
+    has to clean up is done first: a semaphore that is left, such as the lock of a
+    progress bar, would be reported as leaked.
     """
+    util._run_finalizers(0)  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
