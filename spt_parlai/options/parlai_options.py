@@ -339,10 +339,15 @@ def validation_needs_replies(opt: Opt) -> bool:
 def settle_validation(opt: dict[str, Any]) -> None:
     """Set which way `--validation-metric` improves and at which value training stops, unless they are given.
 
-    :raises UsageError: for a direction in which the metric gets worse.
+    :raises UsageError: for a direction in which the metric gets worse, or a metric of replies that are not written.
     """
     name = opt['validation_metric']
     metric, asked = registry.find(name), given(opt).get('validation_metric_mode')
+    if metric is not None and metric.needs_replies and opt.get('skip_generation'):
+        raise UsageError(
+            f'--validation-metric {name}: it is computed from replies, and --skip-generation true writes none; leave '
+            'one of them out.'
+        )
     lower = registry.lower_is_better(name)
     mode = 'min' if lower else 'max'
     if lower is not None and asked not in (None, mode):

@@ -72,27 +72,25 @@ def explain_unreadable_tasks() -> None:
     def create_task_agents(opt):
         if get_model_name(opt) and resumable_class(opt) is None:
             return parlai_create(opt)
+        evaluates = opt['task'] in (opt.get('evaltask') or '').split(',')
+        named = f'{"--evaltask" if evaluates else "-t"} {opt["task"]}'
         try:
             agents = parlai_create(opt)
         except FileNotFoundError as error:
-            raise UsageError(
-                f"-t {opt['task']}: {error.filename}: no such file; check the path of the task's data."
-            ) from error
+            raise UsageError(f"{named}: {error.filename}: no such file; check the path of the task's data.") from error
         except UnicodeDecodeError as error:
-            raise UsageError(
-                f'-t {opt["task"]}: the data {_data_of(opt)}is not UTF-8 text; convert it to UTF-8.'
-            ) from error
+            raise UsageError(f'{named}: the data {_data_of(opt)}is not UTF-8 text; convert it to UTF-8.') from error
         except ValueError as error:
             if not str(error).startswith('ParlaiDialogTeacher requires'):
                 raise
             raise UsageError(
-                f'-t {opt["task"]}: {" ".join(str(error).split())}; write the entry as text:…<tab>labels:….'
+                f'{named}: {" ".join(str(error).split())}; write the entry as text:…<tab>labels:….'
             ) from error
         checked = is_primary_worker() or DatatypeHelper.is_training(opt['datatype'])
         for teacher in agents if checked else ():
             if isinstance(teacher, FixedDialogTeacher) and teacher.num_examples() == 0:
                 raise UsageError(
-                    f'-t {opt["task"]}: the data {_data_of(opt)}for -dt {opt["datatype"]} holds no example; '
+                    f'{named}: the data {_data_of(opt)}for -dt {opt["datatype"]} holds no example; '
                     "check the task's files."
                 )
         return agents

@@ -19,7 +19,7 @@ from spt_parlai.checkpoints.files import save_json
 from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
 from spt_parlai.options.parlai_options import check_training, settle_validation, validation_needs_replies
-from spt_parlai.training import resume
+from spt_parlai.training import model_lock, preview, resume
 from spt_parlai.training.distributed import (
     AgreedInterrupt,
     agreed_time,
@@ -64,10 +64,33 @@ def begin_or_resume() -> None:
         self.world.get_total_epochs = resume.epochs_of(self.world, opt)
         check_same_start(self, opt.get('model_file'))
         self.valid_worlds = train_model.load_eval_worlds(self.agent, opt, 'valid')  # missing data is noticed now
+        preview.check_folds(opt)
+        preview.check_metric(self)
         resume.restore_counters(self, saved)
         self.interrupted = False  # by Ctrl-C in one of several processes, see `agreed_time`
 
     TrainLoop.__init__ = init
+
+
+def unlock_the_model_file() -> None:
+    """Let another run write the model file when this one has ended.
+
+    Breaks: nothing ParlAI knows of; two runs that write one model file overwrite each other's checkpoints, so that
+    :func:`begin_or_resume` locks it.
+    Where: ``TrainLoop.train``, ``parlai/scripts/train_model.py:1021``.
+    Safe: the training is ParlAI's own. A run that does not end here lets go when its process ends.
+    Goes: with :func:`begin_or_resume`.
+    """
+    parlai_train = TrainLoop.train
+
+    def train(self):
+        try:
+            return parlai_train(self)
+        finally:
+            if self.opt.get('model_file'):
+                model_lock.release(self.opt['model_file'])
+
+    TrainLoop.train = train
 
 
 def replay_before_training() -> None:
@@ -137,31 +160,22 @@ def agree_on_time() -> None:
     TrainLoop._get_time = get_time
 
 
-def explain_missing_metric() -> None:
-    """Say in one sentence that validation does not report ``--validation-metric``; let Ctrl-C end a validation at once.
+def interrupt_validation_at_once() -> None:
+    """Let Ctrl-C end a validation at once.
 
-    Breaks: ``KeyError`` with a traceback after the first validation. With several processes Ctrl-C would only be noted,
-    for the end of a batch, and validation has none of those that train.
+    Breaks: with several processes Ctrl-C would only be noted, for the end of a batch, and validation has none of those
+    that train.
     Where: ``TrainLoop.validate``, ``parlai/scripts/train_model.py:539``.
-    Safe: what was an error is still one; everything else is ParlAI's own.
-    Goes: when ParlAI checks the name of the metric.
+    Safe: the validation is ParlAI's own.
+    Goes: with :func:`agree_on_time`.
     """
     parlai_validate = TrainLoop.validate
 
     def validate(self):
         if not is_resumable(self):
             return parlai_validate(self)
-        metric = self.opt['validation_metric']
-        try:
-            with sigint_handled_by(signal.default_int_handler):
-                return parlai_validate(self)
-        except KeyError as error:
-            if error.args != (metric,):
-                raise
-            reported = ', '.join(sorted(self.valid_reports[-1]))
-            raise UsageError(
-                f'--validation-metric {metric}: validation reports no such metric, but {reported}.'
-            ) from error
+        with sigint_handled_by(signal.default_int_handler):
+            return parlai_validate(self)
 
     TrainLoop.validate = validate
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from spt_parlai.checkpoints.files import check_writable, load_states, save_json
 from spt_parlai.dialogue.mutator import packs
 from spt_parlai.errors import UsageError, naming
+from spt_parlai.training import model_lock
 from spt_parlai.training.distributed import random_states, restore_own_state, sigint_handled_by
 from spt_parlai.training.seeding import new_seed, seed_everything
 
@@ -94,6 +95,7 @@ def begin(opt) -> dict[str, Any]:
     if opt.get('model_file') and is_primary_worker():
         with naming('--model-file', opt['model_file']):
             check_writable(opt['model_file'])
+        model_lock.hold(opt['model_file'])
     path = _checkpoint_to_resume(opt)
     saved = load_states(path) if path else {}
     if path:
