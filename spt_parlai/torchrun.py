@@ -18,6 +18,7 @@ from parlai.utils.distributed import override_print
 
 from spt_parlai.errors import UsageError
 from spt_parlai.parlai_hooks.multiprocess import eval_worker, leave, train_worker
+from spt_parlai.parlai_hooks.user_files import files_of
 
 _COMMANDS = {
     **dict.fromkeys(('train_model', 'train', 'tm'), (MultiProcessTrain, train_worker)),
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> None:
             f'--distributed-world-size {asked}: torchrun started {world_size} processes; leave the option out.'
         )
     opt['distributed_world_size'] = world_size
-    worker(rank, opt, port, gpu=local_rank, hostname=os.environ['MASTER_ADDR'])
+    with files_of(opt):
+        worker(rank, opt, port, gpu=local_rank, hostname=os.environ['MASTER_ADDR'])
 
 
 if __name__ == '__main__':

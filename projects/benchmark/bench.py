@@ -16,6 +16,9 @@ from job import Job, run_in_rounds
 from report import claims, environment, plot, say, table, write
 from shapes import CONFIGS
 
+from spt_parlai.checkpoints.files import check_writable
+from spt_parlai.errors import naming
+
 NAIVE_BATCH, TURNS, DIALOGUES = 2, 8, 4  # DIALOGUES is the agent's default
 CURVES = {
     'K': (1, 2, 4, 8),
@@ -87,6 +90,8 @@ def curves(base: Job, lengths: dict) -> dict[str, list[dict]]:
 
 def main() -> None:
     args = arguments()
+    with naming('--out', args.out):
+        check_writable(args.out / 'benchmark.json')
     base = Job(
         'packed',
         args.shape,

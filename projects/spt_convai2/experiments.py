@@ -22,7 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from spt_parlai.errors import UsageError
+from spt_parlai.checkpoints.files import check_writable
+from spt_parlai.errors import UsageError, naming
 
 app = typer.Typer(
     add_completion=False, help=__doc__.splitlines()[0], no_args_is_help=True, pretty_exceptions_enable=False
@@ -171,6 +172,8 @@ def run(
     # Background jobs of a shell ignore SIGINT, and the processes that they start would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with naming('--out', out):
+        check_writable(asked.place.out / 'asked.json')
     asked.place.out.mkdir(parents=True, exist_ok=True)
     try:
         with portalocker.Lock(asked.place.out / '.lock', timeout=0, fail_when_locked=True):

@@ -9,7 +9,8 @@ from parlai.core.agents import create_agent
 from parlai.scripts.train_model import TrainModel
 
 from spt_parlai.checkpoints.authors import AuthorsCheckpoint, read_authors
-from spt_parlai.errors import UsageError
+from spt_parlai.checkpoints.files import check_writable
+from spt_parlai.errors import UsageError, naming
 from spt_parlai.hub import load_config
 
 AGENT = 'spt_parlai.agents:SptAgent'
@@ -68,10 +69,8 @@ def _writable(out: Path, force: bool) -> Path:
     there = [path for path in (out, *_training_files(out)) if path.exists()]
     if there and not force:
         raise UsageError(f'--out {out}: {there[0]} exists; give another path, or --force to replace the model.')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f'--out {out}: its folder cannot be made ({error.strerror}); give another path.') from error
+    with naming('--out', out):
+        check_writable(out)
     return out
 
 

@@ -61,12 +61,12 @@ def check_writable(path: str | os.PathLike) -> None:
     for folder in path.parents:
         if folder.is_file():
             raise ValueError(f'{folder} is a file, so nothing can be written below it; give another path')
-    probe = path.with_name(f'{path.name}.probe')
+    probe = path.with_name(f'{path.name}.probe{os.getpid()}')
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another machine's process may have the same number
         with contextlib.suppress(OSError):  # another process may have written there meanwhile
             for folder in made:  # a run that is refused afterwards leaves no empty folder
                 folder.rmdir()

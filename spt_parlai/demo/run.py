@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from spt_parlai.errors import UsageError
+from spt_parlai.checkpoints.files import check_writable
+from spt_parlai.errors import UsageError, naming
 
 PRESET = Path(__file__).with_name('demo.opt')
 QUESTIONS = ('hello ! how are you today ?', 'what do you do for a living ?', 'do you have any hobbies or pets ?')
@@ -84,6 +85,8 @@ def _empty_folder(out: Path) -> Path:
         raise UsageError(f'--out {out} holds {foreign[0]}, which no demo wrote: give another folder.')
     for file in files:
         file.unlink()
+    with naming('--out', out):
+        check_writable(out / 'model')
     out.mkdir(parents=True, exist_ok=True)
     return out
 

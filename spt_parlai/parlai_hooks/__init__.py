@@ -43,6 +43,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         start,
         teachers,
         train_loop,
+        user_files,
         workers,
     )
 
@@ -60,6 +61,8 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         command_line.say_that_no_dictionary_is_built,
         start.list_options_of_no_chat,
         start.name_no_commit_of_others,
+        user_files.check_files_first,
+        user_files.report_what_cannot_be_saved,
         chat.leave_at_the_prompt,
         chat.begin_anew_in_every_world,
         multiprocess.patch_workers,

@@ -185,7 +185,7 @@ def test_refuses_before_the_llm_loads(tmp_path, save_deepspeed, source, tensors,
         (source, tiny_llms.bart, 'out', 'is an encoder-decoder'),
         (source, str(tmp_path), 'out', 'holds no config.json'),
         (source, tiny_llms.opt, '.', 'is a folder; give the path of a model file'),
-        (source, tiny_llms.opt, 'file/model', 'its folder cannot be made'),
+        (source, tiny_llms.opt, 'file/model', 'is a file, so nothing can be written below it'),
         (source, tiny_llms.opt, 'file', 'exists; give another path, or --force'),
     ):
         with pytest.raises(UsageError) as error:

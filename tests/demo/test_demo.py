@@ -69,6 +69,12 @@ def test_the_demo_keeps_what_is_not_its_own(tmp_path):
     assert (tmp_path / 'thesis.tex').exists()
 
 
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UsageError, match=f'^--out {tmp_path}/file/demo: {tmp_path}/file is a file'):
+        run_demo(tmp_path / 'file' / 'demo', steps=1)
+
+
 def test_presets_are_options_that_parlai_knows():
     from parlai.scripts.train_model import TrainModel
 

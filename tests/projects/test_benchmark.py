@@ -62,6 +62,13 @@ def test_quick_run_compares_all_contenders(tmp_path):
         assert claim in shown
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / 'file').touch()
+    words = ('--quick', '--out', tmp_path / 'file' / 'folder')
+    process = warm.Process(tmp_path / 'out', warm.script, FOLDER / 'bench.py', *words)
+    assert process.wait(60) == 1 and process.printed.startswith(f'--out {tmp_path}/file/folder: ')
+
+
 def test_gpu_script_runs_without_a_gpu(run, tmp_path):
     options = '--device cpu --shape tiny-llama --K 2 --batch 2 --tokens-at-once 256 1024 --steps 1 --threads 1'
     shown = run('gpu.py', *options.split(), '--out', tmp_path)

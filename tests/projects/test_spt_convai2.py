@@ -136,6 +136,12 @@ def test_what_cannot_run_is_refused_in_a_sentence(project, tmp_path, words, name
     assert not (tmp_path / 'out').exists()
 
 
+def test_an_output_folder_below_a_file_is_refused_in_a_sentence(project, tmp_path):
+    (tmp_path / 'file').touch()
+    result = run(project, 'run', 'table1', '--size', 'smoke', '--out', tmp_path / 'file' / 'out')
+    assert result.exit_code == 1 and f'--out {tmp_path}/file/out: {tmp_path}/file is a file' in result.output
+
+
 def test_a_report_needs_runs(project, tmp_path):
     assert 'begin with `run`' in run(project, 'report', '--out', tmp_path).output
 
