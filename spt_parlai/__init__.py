@@ -46,7 +46,7 @@ class _HookedParlAI:
         return spec
 
 
-terminal.replace_what_cannot_be_printed()
+terminal.replace_what_cannot_be_encoded()
 if 'parlai' in sys.modules:
     requirements.check()
     _install_hooks()

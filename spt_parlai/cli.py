@@ -52,20 +52,17 @@ def convai2(
 @app.command()
 def info(model_file: Annotated[Path, typer.Argument(help='A model file of this package.')]) -> None:
     """Show the contents of a model file: its LLM, the shapes of the trained tensors and the progress of training."""
-    from rich.console import Console
-    from rich.table import Table
-
     from spt_parlai.checkpoints.summary import read_summary
 
     description, tensors, progress = read_summary(model_file)
-    table = Table(show_header=False, box=None)
-    for key, value in description.items():
-        table.add_row(key, str(value))
-    for name, tensor in tensors.items():
-        table.add_row(name, f'{list(tensor.shape)} {tensor.dtype}')
-    for key, number in progress.items():
-        table.add_row(key, f'{number:.5g}')
-    Console().print(table)
+    rows = {
+        **description,
+        **{name: f'{list(tensor.shape)} {tensor.dtype}' for name, tensor in tensors.items()},
+        **{key: f'{number:.5g}' for key, number in progress.items()},
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():  # whole lines: a terminal may wrap them, a pipe must not cut them
+        print(f'{name:{width}} {value}')
 
 
 @app.command()

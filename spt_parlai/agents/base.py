@@ -41,7 +41,7 @@ from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.dialogue.thoughts import CLOSE, OPEN, without_thoughts
 from spt_parlai.errors import UsageError, naming
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
-from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.causal_lm import SHAPE_KEYS, CausalLM
 from spt_parlai.model.layer_execution import compile_layers
 from spt_parlai.model.prompted_lm import Prediction, PromptedLM
 from spt_parlai.model.retriever import Retriever
@@ -88,6 +88,10 @@ class LLMAgent(TorchGeneratorAgent):
 
     def describe_tuning(self) -> dict[str, Any]:
         """Return option → value for what must agree with a model file, apart from the LLM and the prompts."""
+        return {}
+
+    def tuning_asked_for(self, opt) -> dict[str, Any]:
+        """Return those entries of `describe_tuning` that the options alone decide, before the LLM is loaded."""
         return {}
 
     def reply_ids(self, text: str) -> list[int]:
@@ -154,9 +158,11 @@ class LLMAgent(TorchGeneratorAgent):
         self.persistence = Persistence(path, self.kind)
         self.optimization = Optimization(opt['max_skipped_steps'], opt.get('model_file'))
         opt['llm'] = hub.portable(opt['llm'])
+        config = hub.load_config(opt['llm'], opt.get('llm_revision'))
+        self.persistence.check(self._description_asked_for(opt, config))
         self._asked = {name: opt.get(name) for name in ('text_truncate', 'label_truncate')}
         opt['text_truncate'], opt['label_truncate'] = share_window(
-            window_size(hub.load_config(opt['llm'], opt.get('llm_revision'))),
+            window_size(config),
             opt.get('prompt_length', 0),
             opt.get('text_truncate') or opt.get('truncate'),
             opt.get('label_truncate') or opt.get('truncate'),
@@ -166,6 +172,13 @@ class LLMAgent(TorchGeneratorAgent):
         seed = (opt.get('override') or {}).get('seed') if opt.get('interactive_mode') else opt.get('seed')
         if seed is not None:
             seed_everything(seed, get_rank())
+
+    def _description_asked_for(self, opt, config) -> dict[str, Any]:
+        """What the options say of the description of the model that will be built (`checkpoints.files.describe`)."""
+        declared = {option.name for group in self.options for option in group.options}
+        shape: dict[str, Any] = {name: opt[name] for name in ('num_prompts', 'prompt_length') if name in declared}
+        fingerprint = {key: getattr(config, key, None) for key in SHAPE_KEYS}
+        return {'llm': opt['llm'], 'fingerprint': fingerprint, **shape, 'tuning': self.tuning_asked_for(opt)}
 
     def share(self):
         return {

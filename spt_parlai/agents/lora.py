@@ -91,6 +91,10 @@ class LoraAgent(LLMAgent):
         self._rank, self._alpha = rank, float(alpha)
         return tuned
 
+    def tuning_asked_for(self, opt):
+        rank = {} if self._matched else {'--lora-rank': opt['lora_rank']}
+        return rank if opt['lora_alpha'] is None else {**rank, '--lora-alpha': f'{opt["lora_alpha"]:g}'}
+
     def describe_tuning(self):
         return {
             '--lora-rank': self._rank,

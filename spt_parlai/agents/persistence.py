@@ -48,6 +48,14 @@ class Persistence:
         """Whether what is built will be overwritten by the file."""
         return self._states is not None
 
+    def check(self, asked: dict[str, Any]) -> None:
+        """Compare the file to begin from with what is known of the model before it is built: a part of a description.
+
+        :raises UsageError: if the file does not fit.
+        """
+        if self._states is not None and self.path is not None:
+            files.check_match(self.path, self._states['spt'], asked)
+
     def read(self, path: str) -> dict[str, Any]:
         """Return the states of a file, which must fit the LLM and the shapes of this run.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from spt_parlai.dialogue.messages import OWN_PERSONA, clean, split_message
+from spt_parlai.dialogue.messages import OWN_PERSONA, clean, personas_of
 from spt_parlai.errors import UsageError
 from spt_parlai.text_files import read_lines
 
@@ -75,13 +75,7 @@ def read_persona_file(path: str) -> list[str]:
 @lru_cache(maxsize=1)
 def sample_personas() -> tuple[tuple[str, ...], ...]:
     """The personas of the sample task."""
-    personas: list[list[str]] = []
-    for line in read_lines(SAMPLE):
-        number, _, text = line.partition(' ')
-        if number == '1':
-            personas.append([])
-        personas[-1] += split_message(text)[0]
-    return tuple(map(tuple, personas))
+    return tuple(map(tuple, personas_of(read_lines(SAMPLE))))
 
 
 def draw_persona() -> list[str]:

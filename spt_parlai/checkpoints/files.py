@@ -227,17 +227,18 @@ def check_kind(path: str | os.PathLike, saved: dict[str, Any], agent: str) -> No
 def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse a checkpoint whose description does not match that of this run: another LLM, K, L or LoRA option.
 
+    :param here: what is known of this run's description so far.
     :raises UsageError: naming both sides.
     """
-    if saved['fingerprint'] != here['fingerprint']:
-        differing = [k for k, v in here['fingerprint'].items() if saved['fingerprint'].get(k) != v]
+    differing = [k for k, v in here['fingerprint'].items() if saved['fingerprint'].get(k) != v]
+    if differing:
         detail = ', '.join(f'{k} {saved["fingerprint"].get(k)} / {here["fingerprint"][k]}' for k in differing)
         raise UsageError(
             f'{path} was trained around --llm {saved["llm"]}, which differs in shape from --llm {here["llm"]} '
             f'({detail}); use --llm {saved["llm"]} or another model file.'
         )
     for key, flag in (('num_prompts', '--num-prompts'), ('prompt_length', '--prompt-length')):
-        if saved[key] != here[key]:
+        if key in here and saved[key] != here[key]:
             raise UsageError(f'{path} holds {flag} {saved[key]}, not {here[key]}: leave {flag} out or train anew.')
     for flag, value in here.get('tuning', {}).items():
         found = saved.get('tuning', {}).get(flag)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,3 +118,15 @@ def split_message(text: str | None) -> tuple[list[str], str]:
         elif not line.startswith(PARTNER_PERSONA):
             spoken.append(clean(line))
     return [p for p in persona if p], ' '.join(s for s in spoken if s)
+
+
+def personas_of(lines: Iterable[str]) -> list[list[str]]:
+    """The speaker's own persona in each dialogue of a file in ConvAI2's format, which has `N text<tab>…` in a line."""
+    personas: list[list[str]] = []
+    for line in lines:
+        number, _, text = line.partition(' ')
+        if number == '1':
+            personas.append([])
+        if personas:
+            personas[-1] += split_message(text.partition('\t')[0])[0]
+    return personas

@@ -95,7 +95,7 @@ def _words_of_texts(init: str, K: int, L: int, tokenize: Tokenize) -> Tensor:
     """Token ids [K, L] of K texts. Prompts that begin equal get equal gradients and stay equal, so they must differ."""
     texts = [text.strip() for text in _texts(init) if text.strip()]
     if len(texts) != K:
-        raise ValueError(f'{len(texts)} texts for {K} prompts; give one text for each prompt')
+        raise ValueError(f'{_counted(len(texts), "text")} for {_counted(K, "prompt")}; give one text for each prompt')
     rows = [tuple(islice(cycle(tokenize(text)), L)) for text in texts]
     for k, row in enumerate(rows):
         if row in rows[:k]:
@@ -104,6 +104,10 @@ def _words_of_texts(init: str, K: int, L: int, tokenize: Tokenize) -> Tensor:
                 'begin equal stay equal; give texts that differ there, or use longer prompts'
             )
     return torch.tensor(rows)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
 def _texts(init: str) -> list[str]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from spt_parlai.dialogue.messages import OWN_PERSONA, personas_of
+from spt_parlai.text_files import read_lines
+
 
 def leave_at_the_prompt() -> None:
     """Let Ctrl-C and Ctrl-D at the prompt end a chat as ``[EXIT]`` does.
@@ -48,6 +53,61 @@ def begin_anew_in_every_world() -> None:
             self.parley = _begin_anew_after(self, self.parley)
 
     DialogPartnerWorld.__init__ = init
+
+
+def leave_while_a_reply_is_written() -> None:
+    """Let Ctrl-C end a chat while the agent writes its reply, as it does at the prompt.
+
+    Breaks: ``KeyboardInterrupt`` with a traceback, and ``--outfile`` is not written.
+    Where: ``interactive``, ``parlai/scripts/interactive.py:93``, which asks the world for the next exchange.
+    Safe: the key ended the chat before.
+    Goes: when ParlAI handles the key.
+    """
+    from parlai.scripts import interactive
+
+    parlai_create_task = interactive.create_task
+
+    def create_task(opt, user_agents, default_world=None):
+        world = parlai_create_task(opt, user_agents, default_world)
+        parley = world.parley
+
+        def parley_or_leave():
+            try:
+                parley()
+            except KeyboardInterrupt:
+                user_agents[0].finished = True  # the person's
+                print()  # a word may have been begun
+
+        world.parley = parley_or_leave
+        return world
+
+    interactive.create_task = create_task
+
+
+def draw_personas_of_one_side() -> None:
+    """Draw the personas of a chat about ConvAI2 from its files of one speaker's, where the files of both are missing.
+
+    Breaks: ``interactive -t convai2`` and ``self_chat -t convai2`` need ``FOLD_both_original.txt``, which not every
+    copy of the data has, and from which they read personas only.
+    Where: ``_load_personas``, ``parlai/tasks/convai2/worlds.py:24``.
+    Safe: where ParlAI's file exists, ParlAI reads it.
+    Goes: when ParlAI reads another file there.
+    """
+    from parlai.tasks.convai2 import worlds
+
+    parlai_load_personas = worlds._load_personas
+
+    def load_personas(opt):
+        fold = 'train' if opt['datatype'].startswith('train') else 'valid'
+        folder = Path(opt['datapath'], 'ConvAI2')
+        own = folder / f'{fold}_self_original.txt'
+        if (folder / f'{fold}_both_original.txt').exists() or not own.exists():
+            return parlai_load_personas(opt)
+        texts = {'\n'.join(f'{OWN_PERSONA} {s}' for s in persona) for persona in personas_of(read_lines(own))}
+        print(f'[ loaded {len(texts)} personas ]')
+        return sorted(texts)
+
+    worlds._load_personas = load_personas
 
 
 def _begin_anew_after(world, parley):

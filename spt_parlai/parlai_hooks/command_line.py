@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import pickle
 import sys
 from pathlib import Path
 from pkgutil import iter_modules
@@ -84,6 +86,69 @@ def explain_missing_model_file() -> None:
             raise explained(RuntimeError, _sentence('-mf', path, 'model file', others)) from error
 
     ParlaiScript._run_from_parser_and_opt = classmethod(run)
+
+
+_NEEDS_A_TASK = (
+    *('TrainModel', 'EvalModel', 'DisplayModel'),
+    *('MultiProcessTrain', 'MultiProcessEval', 'DistributedTrain', 'DistributedEval'),
+)
+
+
+def explain_missing_agent_or_task() -> None:
+    """Say in one sentence that ``-m`` or ``-t`` is missing, the latter before the LLM is loaded.
+
+    Breaks: ``RuntimeError`` or ``AttributeError`` with a traceback.
+    Where: ``create_agent``, ``parlai/core/agents.py:485``, and ``create_task``, ``parlai/core/worlds.py:1434``; every
+    script is run by ``ParlaiScript``.
+    Safe: it stays a ``RuntimeError``; a missing task is looked for where an agent of this package runs.
+    Goes: when ParlAI's scripts ask for what they need.
+    """
+    from parlai.core.script import ParlaiScript
+
+    from spt_parlai.training.resume import resumable_class
+
+    parlai_run = ParlaiScript.__dict__['_run_from_parser_and_opt'].__func__
+
+    def run(cls, opt, parser):
+        if cls.__name__ in _NEEDS_A_TASK and not opt.get('task') and resumable_class(opt) is not None:
+            raise explained(
+                RuntimeError, '-t is missing: name a task, such as -t convai2:self or -t spt_parlai.tasks.sample.'
+            )
+        try:
+            return parlai_run(cls, opt, parser)
+        except RuntimeError as error:
+            if not str(error).startswith('Need to set `model` argument'):
+                raise
+            raise explained(
+                RuntimeError,
+                '-m is missing: name an agent, such as -m spt_parlai.agents:SptAgent, or a model file (-mf).',
+            ) from error
+
+    ParlaiScript._run_from_parser_and_opt = classmethod(run)
+
+
+def explain_unreadable_options() -> None:
+    """Name the file of options that is no JSON, such as a preset or the ``.opt`` beside a model file.
+
+    Breaks: ``JSONDecodeError``, ``UnpicklingError`` or ``TypeError`` with a traceback, which does not name the file.
+    Where: ``Opt.load``, ``parlai/core/opt.py:126``.
+    Safe: it stays a ``ValueError``, and files that can be read are read by ParlAI.
+    Goes: when ParlAI names the file.
+    """
+    from parlai.core.opt import Opt
+
+    parlai_load = Opt.load.__func__  # type: ignore[attr-defined]
+
+    def load(cls, optfile):
+        try:
+            return parlai_load(cls, optfile)
+        except (ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (
+                f'line {error.lineno}: {error.msg}' if isinstance(error, json.JSONDecodeError) else 'no JSON object'
+            )
+            raise UsageError(f'{optfile} holds no options ({reason}); correct it, or give another file.') from error
+
+    Opt.load = classmethod(load)
 
 
 def say_that_no_dictionary_is_built() -> None:

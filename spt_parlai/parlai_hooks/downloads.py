@@ -77,7 +77,10 @@ def explain_unreadable_tasks() -> None:
         try:
             agents = parlai_create(opt)
         except FileNotFoundError as error:
-            raise UsageError(f"{named}: {error.filename}: no such file; check the path of the task's data.") from error
+            folder = Path(error.filename or '').parent
+            there = folder.name == 'ConvAI2' and [*folder.glob('valid_self_original*.txt')]
+            way_out = 'use -t convai2:self, which is there' if there else "check the path of the task's data"
+            raise UsageError(f'{named}: {error.filename}: no such file; {way_out}.') from error
         except UnicodeDecodeError as error:
             raise UsageError(f'{named}: the data {_data_of(opt)}is not UTF-8 text; convert it to UTF-8.') from error
         except ValueError as error:

@@ -11,6 +11,7 @@ from parlai.core.agents import create_agent_from_model_file
 from spt_parlai.agents.base import LLMAgent
 from spt_parlai.checkpoints.prompts import read_prompts
 from spt_parlai.errors import UsageError
+from spt_parlai.model import loading
 
 RUNS = {
     'PromptTuningAgent': {'prompt_length': 3, 'learningrate': 0.1},
@@ -109,6 +110,14 @@ def test_is_taken_for_what_it_is(trained, tiny_llms):
         flag = '--' + name.replace('_', '-')
         with pytest.raises(UsageError, match=f'm holds {flag} {4 if agent == "LoraAgent" else 3}, not {value}: '):
             agent_of(tiny_llms.opt, agent, model_file=model_file, **{**RUNS[agent], 'match_spt': None, **wrong})
+
+
+@pytest.mark.parametrize('options', [{'lora_rank': 5}, {'lora_rank': 4, 'lora_alpha': 9.0}], ids=str)
+def test_lora_of_another_size_is_refused_before_the_llm_loads(tiny_llms, tmp_path, options, monkeypatch):
+    agent_of(tiny_llms.opt, 'LoraAgent', model_file=tmp_path / 'm', lora_rank=4).save()
+    monkeypatch.setattr(loading, 'load_causal_lm', lambda *_, **__: pytest.fail('weights are read'))
+    with pytest.raises(UsageError, match='m holds --lora-'):
+        agent_of(tiny_llms.opt, 'LoraAgent', model_file=tmp_path / 'm', **options)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import agent_of
 from parlai.core.agents import create_agent
 from parlai.core.message import Message
 from parlai.core.worlds import create_task
@@ -373,7 +374,7 @@ def test_layers_that_can_be_neither_recomputed_nor_compiled(train, tiny_llms, mo
     'texts, why',
     [
         ('text:a|a', 'begin with the same 8 tokens'),
-        ('text:a', '1 texts for 2 prompts'),
+        ('text:a', '1 text for 2 prompts'),
     ],
 )
 def test_prompt_texts_that_do_not_fit(train, texts, why):
@@ -484,7 +485,7 @@ def test_model_file_without_its_options(evaluate, copied, tiny_llms):
     assert report['exs'] == 6
 
 
-def test_model_file_of_another_llm(evaluate, trained, tiny_llms):
+def test_model_file_of_another_llm(evaluate, trained, tiny_llms, weights_unread):
     refused(
         trained,
         f'--llm {tiny_llms.opt}',
@@ -498,7 +499,7 @@ def test_model_file_of_another_llm(evaluate, trained, tiny_llms):
 
 
 @pytest.mark.parametrize('option, other', [('num_prompts', 3), ('prompt_length', 3), ('prompt_length', 1)])
-def test_model_file_with_other_prompts(evaluate, trained, option, other):
+def test_model_file_with_other_prompts(evaluate, trained, option, other, weights_unread):
     flag = '--' + option.replace('_', '-')
     refused(
         trained,
@@ -522,6 +523,15 @@ def test_info_on_a_wrong_file(tmp_path, content):
         path.write_bytes(content)
     result = CliRunner().invoke(app, ['info', str(path)])
     assert type(result.exception) is UsageError and str(path) in str(result.exception)
+
+
+def test_info_cuts_no_name(tiny_llms, tmp_path, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '20')
+    agent = agent_of(tiny_llms.opt, 'LoraAgent', model_file=tmp_path / 'm', no_cuda=True)
+    agent.save()
+    shown = CliRunner().invoke(app, ['info', str(tmp_path / 'm')]).output.splitlines()
+    for name, tensor in agent.model.state_dict().items():
+        assert any(line.split(' ', 1)[0] == name and line.endswith(f'{list(tensor.shape)} float32') for line in shown)
 
 
 def test_info_as_a_command_prints_the_sentence_alone(tmp_path):

@@ -91,7 +91,7 @@ def test_values_text_file(tmp_path):
 @pytest.mark.parametrize(
     'init, reason',
     [
-        ('text:abc', '1 texts for 2 prompts; give one text for each'),
+        ('text:abc', '1 text for 2 prompts; give one text for each'),
         ('text:', '0 texts for 2 prompts; give one text for each'),
         ('text:a|b|c', '3 texts'),
         ('text:abcd|abce', 'prompts 0 and 1 begin with the same 3 tokens'),

@@ -3,11 +3,11 @@
 import pytest
 from helpers.runs import AGENT, SAMPLE
 from parlai.core.script import superscript_main
+from parlai.scripts.display_model import DisplayModel
 from parlai.scripts.eval_model import EvalModel
-from parlai.scripts.interactive import Interactive
 from parlai.scripts.train_model import TrainModel
 
-import spt_parlai  # noqa: F401  (installs the hooks)
+from spt_parlai.agents import SptAgent
 from spt_parlai.errors import UsageError
 
 
@@ -56,24 +56,41 @@ def test_a_model_file_that_does_not_exist(tmp_path):
         EvalModel.main('-mf', f'{tmp_path}/modle', '-t', SAMPLE)
 
 
+def test_a_missing_agent():
+    for kind in (UsageError, RuntimeError):
+        with pytest.raises(kind, match='^-m is missing: name an agent, such as -m spt_parlai.agents:SptAgent, or'):
+            EvalModel.main('-t', SAMPLE)
+
+
+@pytest.mark.parametrize('script', [TrainModel, EvalModel, DisplayModel])
+def test_a_missing_task(script, monkeypatch):
+    monkeypatch.setattr(SptAgent, '__init__', lambda *_: pytest.fail('builds the agent'))
+    for kind in (UsageError, RuntimeError):
+        with pytest.raises(kind, match='^-t is missing: name a task, such as -t convai2:self or -t spt_parlai.tasks'):
+            script.main('-m', AGENT)
+
+
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        (b'{', 'line 1: Expecting property name'),
+        (b'{"task": "x",}', 'line 1: '),
+        (b'1', 'no JSON object'),
+        (b'\xff\xfe{', 'no JSON object'),
+        (b'', 'line 1: Expecting value'),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_read(tmp_path, content, reason):
+    for name in ('preset.opt', 'model.opt'):
+        (tmp_path / name).write_bytes(content)
+    for name, words in (('preset.opt', ['-o', f'{tmp_path}/preset.opt']), ('model.opt', ['-mf', f'{tmp_path}/model'])):
+        with pytest.raises(UsageError) as error:
+            EvalModel.main('-t', SAMPLE, *words)
+        assert str(error.value).startswith(f'{tmp_path}/{name} holds no options ({reason}')
+
+
 def test_what_a_module_fails_with_is_raised_as_it_is(tmp_path, monkeypatch):
     (tmp_path / 'needs_more.py').write_text('import nowhere_to_be_found')
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match='nowhere_to_be_found'):
         EvalModel.main('-m', 'needs_more:Agent')
-
-
-@pytest.mark.parametrize('end', ['[EXIT]', EOFError, KeyboardInterrupt])
-@pytest.mark.parametrize('task', ['interactive', 'integration_tests'])
-def test_a_chat_ends_without_a_traceback(task, end, monkeypatch, capsys, tmp_path):
-    typed = iter(['hello', '[DONE]', 'again', end])
-
-    def type_next(prompt):
-        message = next(typed)
-        if not isinstance(message, str):
-            raise message
-        return message
-
-    monkeypatch.setattr('builtins.input', type_next)
-    Interactive.main('-m', 'repeat_query', '-t', task, '-dp', str(tmp_path))
-    assert capsys.readouterr().out.count('CHAT DONE') == 2 and next(typed, None) is None
