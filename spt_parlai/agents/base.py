@@ -11,6 +11,7 @@ it is the frozen LLM alone.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -97,6 +98,10 @@ class LLMAgent(TorchGeneratorAgent):
     def reply_ids(self, text: str) -> list[int]:
         """Return a reply's token ids, without EOS."""
         return self.dict.txt2vec(text)
+
+    def parameter_groups(self, params: Sequence[Tensor]) -> list:
+        """Return what the optimizer is given: the trained tensors, or groups of them with options of their own."""
+        return [*params]
 
     def losses(self, batch, prediction: Prediction) -> Losses:
         """Return the terms of the loss (eq. 6); in the base class the prompt NLL alone (eq. 2)."""
@@ -491,7 +496,11 @@ class LLMAgent(TorchGeneratorAgent):
 
         :raises UsageError: for a saved state that is damaged.
         """
-        build = super().init_optim
+        init_optim = super().init_optim
+
+        def build(params, *args):
+            return init_optim(self.parameter_groups(params), *args)
+
         if optim_states and not is_finetune:
 
             def built(copies, states):

@@ -35,6 +35,15 @@ SOFT_PROMPTS = OptionGroup(
             '"text:A|B|…": the words of K texts; "file:PATH": such texts, one a line (.txt), or trained prompts',
             check=_check_prompt_init,
         ),
+        Option(
+            'prompt_init_noise',
+            0.0,
+            'standard deviation of the normal noise on trained prompts from "file:PATH", in units of that of their '
+            'values; with it, one trained prompt serves as the beginning of all K',
+            float,
+            at_least=0,
+            note='0 adds none',
+        ),
     ),
 )
 
@@ -50,8 +59,12 @@ class PromptTuningAgent(LLMAgent):
         return 1
 
     def build_prompts(self, llm: CausalLM) -> SoftPromptGroup:
-        init = 'normal' if self.persistence.loads else self.opt['prompt_init']
+        init, noise = self.opt['prompt_init'], self.opt['prompt_init_noise']
+        if self.persistence.loads:
+            init, noise = 'normal', 0.0
         K, L = self.num_prompts, self.opt['prompt_length']
-        with naming(f'--prompt-init {init} with --num-prompts {K} and --prompt-length', L):
-            tokens = initial_prompts(init, K, L, llm.embed, self.dict.txt2vec, len(self.dict), read_prompts)
+        with naming(
+            f'--prompt-init {init} --prompt-init-noise {noise:g} with --num-prompts {K} and --prompt-length', L
+        ):
+            tokens = initial_prompts(init, K, L, llm.embed, self.dict.txt2vec, len(self.dict), read_prompts, noise)
         return SoftPromptGroup(tokens)

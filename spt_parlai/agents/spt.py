@@ -37,6 +37,14 @@ SPT = OptionGroup(
         ),
         *options_of(SptObjective),
         Option(
+            'retriever_learningrate',
+            0.0,
+            'learning rate of the retriever (0: --learningrate, as for the prompts)',
+            float,
+            at_least=0,
+            note='0 takes --learningrate',
+        ),
+        Option(
             'similarity_threshold',
             20.0,
             'contexts with a sentence BLEU (0-100) above this are pulled together, all others apart',
@@ -103,6 +111,12 @@ class SptAgent(PromptTuningAgent):
 
     def model_options(self):
         return {name: self.opt[name] for name in ('score_noise', 'force_prompt', 'prompt_chunk')}
+
+    def parameter_groups(self, params):
+        """Give what follows the prompts, the retriever's two layers, a learning rate of their own where one is set."""
+        prompts, *retriever = params
+        rate = self.opt['retriever_learningrate']
+        return [{'params': [prompts]}, {'params': retriever, 'lr': rate}] if rate else [prompts, *retriever]
 
     # ---- training and evaluation ----------------------------------------------------------------------
 

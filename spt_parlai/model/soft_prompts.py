@@ -58,22 +58,26 @@ def initial_prompts(
     tokenize: Tokenize,
     vocabulary: int,
     read_prompts: Callable[[str], Tensor],
+    noise: float = 0.0,
 ) -> Tensor:
     """Return the initial soft prompts, float32 [K, L, D] on the CPU.
 
     normal: N(0, 1), as in the paper. embedding-scale: normal with the mean and standard deviation of the LM's own word
     embeddings, dimension by dimension. vocab: the embeddings of K × L different words. `text:A|B|…`: the embeddings of
     the words of K texts, repeated or cut to L. `file:PATH`: the same with one text per line of a `.txt` file, or else
-    prompts that were trained before.
+    prompts that were trained before; a single one is copied K times.
 
     :param embed: token ids [...] → the LM's word embeddings [..., D].
     :param vocabulary: V, how many of the LM's token ids its tokenizer uses.
     :param read_prompts: path → trained prompts [K, L, D].
+    :param noise: standard deviation of the normal noise on trained prompts, in units of that of their values.
     :raises ValueError: for a source that does not give K different prompts of L tokens and the LM's D.
     """
     K, L, D = num_prompts, prompt_length, embed(torch.zeros(1, dtype=torch.long)).shape[-1]
     if init.startswith('file:') and not init.endswith('.txt'):
-        return _check_trained(read_prompts(init.removeprefix('file:')), (K, L, D))
+        return _from_trained(read_prompts(init.removeprefix('file:')).float(), (K, L, D), noise)
+    if noise:
+        raise ValueError('noise is added to trained prompts only; set it to 0 or give file:PATH')
     if init.startswith(SOURCES):
         return embed(_words_of_texts(init, K, L, tokenize)).float().cpu()
     if init == 'normal':
@@ -120,14 +124,21 @@ def _texts(init: str) -> list[str]:
         raise ValueError(f'the file cannot be read ({error}); give a file with one text per line') from error
 
 
-def _check_trained(prompts: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Prompts read from a file, in float32.
+def _from_trained(prompts: Tensor, shape: tuple[int, int, int], noise: float) -> Tensor:
+    """Return trained prompts, float32 [K, L, D], with noise; a single one becomes K copies that the noise tells apart.
 
-    :raises ValueError: if their shape is not the [K, L, D] that is needed.
+    :raises ValueError: if their shape is not the [K, L, D] that is needed, or copies would be equal.
     """
+    if prompts.shape[0] == 1 and tuple(prompts.shape[1:]) == shape[1:]:
+        if shape[0] > 1 and not noise:
+            raise ValueError(
+                f'the file holds one prompt, and {shape[0]} copies that begin equal stay equal; '
+                'add noise to them, such as 0.1'
+            )
+        prompts = prompts.expand(shape)
     if tuple(prompts.shape) != shape:
         found, needed = ('K {}, L {}, D {}'.format(*s) for s in (prompts.shape, shape))
         raise ValueError(
             f'the file holds prompts of {found}, but {needed} is needed for this LM; give a file that fits'
         )
-    return prompts.float()
+    return prompts + noise * prompts.std() * torch.randn(shape) if noise else prompts

@@ -11,7 +11,7 @@ from spt_parlai.errors import UsageError
 
 PRESETS = Path(__file__).parents[2] / 'opt_presets'
 SHOWN_IN_THIS_FOLDER = {
-    'PromptTuningAgent': {'prompt_length', 'prompt_init'},
+    'PromptTuningAgent': {'prompt_length', 'prompt_init', 'prompt_init_noise'},
     'FullFineTuningAgent': set(),
     'TextPromptAgent': {'prompt_text'},
     'LoraAgent': {'lora_rank', 'match_spt', 'lora_alpha', 'lora_dropout', 'lora_targets'},
@@ -41,8 +41,9 @@ def test_has_the_shared_options_and_its_own(agent):
         'score_noise',
         'force_prompt',
         'prompt_chunk',
+        'retriever_learningrate',
     }
-    prompts = {'prompt_length', 'prompt_init'}
+    prompts = {'prompt_length', 'prompt_init', 'prompt_init_noise'}
     assert offered('SptAgent') >= of_spt_alone | prompts
     assert offered(agent) == offered('SptAgent') - of_spt_alone - prompts | SHOWN_IN_THIS_FOLDER[agent]
 

@@ -86,6 +86,21 @@ def test_gradient_clip_bounds_the_step(tiny_llms, tmp_path):
     assert step(norm * 3)[0] == pytest.approx(norm, rel=1e-4)
 
 
+def test_the_retriever_has_a_learning_rate_of_its_own(tiny_llms, tmp_path):
+    def step(rate):
+        agent = agent_of(
+            tiny_llms.opt, model_file=tmp_path / 'm', optimizer='sgd', learningrate=1.0, retriever_learningrate=rate
+        )
+        before = tensors(agent)
+        feed(agent, MESSAGES)
+        return {name: tensor - before[name] for name, tensor in tensors(agent).items()}
+
+    same, slower = step(0.0), step(0.25)
+    for name, change in same.items():
+        assert change.abs().max() > 0
+        torch.testing.assert_close(slower[name], change * (0.25 if 'retriever' in name else 1.0), rtol=1e-3, atol=1e-8)
+
+
 @pytest.fixture(scope='module')
 def model_file(tiny_llms, tmp_path_factory):
     path = tmp_path_factory.mktemp('batching') / 'm'

@@ -21,12 +21,14 @@ SCHEDULES = {
 
 @pytest.fixture
 def rates(monkeypatch):
-    """The learning rate of each update."""
+    """The learning rates of each update: of the prompts, and a tenth of it of the retriever."""
     seen = []
     update = SptAgent.update_params
 
     def update_params(self):
-        seen.append(self.optimizer.param_groups[0]['lr'])
+        prompts, retriever = (group['lr'] for group in self.optimizer.param_groups)
+        assert retriever == pytest.approx(prompts / 10)
+        seen.append(prompts)
         return update(self)
 
     monkeypatch.setattr(SptAgent, 'update_params', update_params)
@@ -36,6 +38,7 @@ def rates(monkeypatch):
 def run(llm, model_file, steps, **options):
     """Make `steps` updates of a run with `--max-train-steps STEPS`."""
     small = {'batchsize': 1, 'dialogue_packing': False, 'validation_max_exs': 2}  # the rates need no large batches
+    small['retriever_learningrate'] = options['learningrate'] / 10
     loop = train_model.TrainLoop(
         training_opt(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **{**small, **options})
     )

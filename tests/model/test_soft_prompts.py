@@ -16,8 +16,8 @@ def letters(text):
     return [ord(letter) - ord('a') for letter in text]
 
 
-def begin(init, K, L, words=WORDS):
-    return initial_prompts(init, K, L, words.__getitem__, letters, len(words), torch.load)
+def begin(init, K, L, words=WORDS, noise=0.0):
+    return initial_prompts(init, K, L, words.__getitem__, letters, len(words), torch.load, noise)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
@@ -117,6 +117,30 @@ def test_values_of_trained_prompts(tmp_path):
     assert torch.equal(begin(f'file:{tmp_path}/prompts', 2, 3), torch.load(tmp_path / 'prompts').float())
     with pytest.raises(ValueError, match='the file holds prompts of K 2, L 3, D 6, but K 2, L 4, D 6 is needed'):
         begin(f'file:{tmp_path}/prompts', 2, 4)
+
+
+def test_noise_on_trained_prompts(tmp_path):
+    trained = 3 * torch.randn(1, 40, 6)
+    torch.save(trained, tmp_path / 'prompts')
+    copies = begin(f'file:{tmp_path}/prompts', 50, 40, noise=0.1)
+    away = copies - trained
+    assert copies.shape == (50, 40, 6)
+    assert float(away.std()) == pytest.approx(0.1 * float(trained.std()), rel=0.05)
+    assert away.mean().abs() < 0.01 and (away[0] - away[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    'init, K, noise, reason',
+    [
+        ('file:{}', 2, 0.0, 'the file holds one prompt, and 2 copies that begin equal stay equal; add noise'),
+        ('normal', 2, 0.1, 'noise is added to trained prompts only; set it to 0 or give file:PATH'),
+        ('text:a|b', 2, 0.1, 'noise is added to trained prompts only'),
+    ],
+)
+def test_noise_that_cannot_be(tmp_path, init, K, noise, reason):
+    torch.save(torch.randn(1, 3, 6), tmp_path / 'prompts')
+    with pytest.raises(ValueError, match=reason):
+        begin(init.format(tmp_path / 'prompts'), K, 3, noise=noise)
 
 
 def test_the_group_owns_its_tensor():

@@ -49,6 +49,8 @@ NAN, INF = float('nan'), float('inf')
         ('max_skipped_steps', 1.5, 'whole number'),
         ('betas', (3.0, 0.999), 'below 1'),
         ('prompt_init', 'file:/no/such.txt', 'no such file'),
+        ('prompt_init_noise', -0.1, 'at least 0'),
+        ('retriever_learningrate', NAN, 'at least 0'),
         ('prompt_init', 'zeros', 'normal, embedding-scale, vocab'),
         ('llm_dtype', 'int4', 'bfloat16'),
         ('llm_quantization', '2bit', '8bit'),
