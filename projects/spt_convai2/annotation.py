@@ -13,9 +13,9 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from logs import Turn
 from paper_figures import JUDGED
 
+from spt_parlai.dashboard.world_logs import Turn
 from spt_parlai.errors import UsageError
 
 GUIDE = {  # criterion → what 0, 1 and 2 mean (A.4)

@@ -11,8 +11,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from logs import Turn
 
+from spt_parlai.dashboard.world_logs import Turn
 from spt_parlai.objective import SptObjective
 
 matplotlib.use('Agg')

@@ -10,10 +10,10 @@ import figures
 import html_report
 import tables as made
 from grid import Row, TableOfRows, job_of
-from logs import Turn, read_turns
 from runner import Place, finished, read_record, write_json
 from sizes import Size
 
+from spt_parlai.dashboard.world_logs import Turn, read_turns
 from spt_parlai.errors import UsageError
 
 PATTERNS = {'emoji': figures.EMOJI, 'a question': r'\?', '“i”': r'(?i)\bi\b'}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from parlai.utils.distributed import get_rank
@@ -10,6 +12,7 @@ from parlai.utils.distributed import get_rank
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
 from spt_parlai.metrics.batch import usage_metrics
 from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.prompted_lm import Selection
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.objective.similarity import similar_pairs
@@ -84,6 +87,14 @@ SPT = OptionGroup(
             'prompt_chunk',
             0,
             'run the LLM for this many prompts at a time (0: all): same gradients, less memory',
+            int,
+            at_least=0,
+        ),
+        Option(
+            'log_replies',
+            0,
+            'at every validation of a training run, write what each prompt replies to this many contexts into '
+            'MODEL.metrics.jsonl, for spt dashboard',
             int,
             at_least=0,
         ),
@@ -166,3 +177,28 @@ class SptAgent(PromptTuningAgent):
             output.selected_prompt = selected.tolist()
             output.prompt_scores = [tuple(float(f'{s:.4g}') for s in row) for row in scores.tolist()]
         return output
+
+    @torch.no_grad()
+    def replies_of_all_prompts(self, observations: Sequence[Any]) -> list[dict[str, Any]]:
+        """Reply to observed messages with every prompt.
+
+        :return: for each message `scores`, K numbers; `selected`, the prompt that the retriever selects; and
+            `replies`, K texts.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        batch = self.batchify(observations)
+        if self.use_cuda:
+            batch = batch.to(0 if self.opt['gpu'] == -1 else self.opt['gpu'])
+        scored = batch.get('scored_vec')
+        scores, selected = self.bare_model.retrieve(batch.text_vec if scored is None else scored)
+        replies = []
+        for prompt in range(self.num_prompts):
+            batch['selection'] = Selection(scores, torch.full_like(selected, prompt))
+            found, _ = self._generate(batch, self.beam_size, self.label_truncate or 256)
+            replies.append([self._v2t(tokens) for tokens, *_ in found])
+        self.model.train(was_training)
+        return [
+            {'scores': s, 'selected': k, 'replies': list(texts)}
+            for s, k, texts in zip(scores.tolist(), selected.tolist(), zip(*replies, strict=True), strict=True)
+        ]

@@ -86,6 +86,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         train_loop.replay_before_training,
         train_loop.agree_on_time,
         train_loop.interrupt_validation_at_once,
+        train_loop.append_reports,
         train_loop.save_progress,
         train_loop.save_train_stats_atomically,
         train_loop.skip_unneeded_replies,

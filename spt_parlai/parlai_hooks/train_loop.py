@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 
+from parlai.core import opt as parlai_opt
 from parlai.core.exceptions import StopTrainException
 from parlai.core.params import get_model_name
 from parlai.scripts import train_model
@@ -15,6 +16,7 @@ from parlai.scripts.train_model import TrainLoop
 from parlai.utils import logging
 from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker
 
+from spt_parlai.checkpoints import metrics_log
 from spt_parlai.checkpoints.files import save_json
 from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
@@ -30,7 +32,8 @@ from spt_parlai.training.distributed import (
     wait_for_save,
 )
 from spt_parlai.training.resume import is_resumable
-from spt_parlai.training.seeding import seed_everything
+from spt_parlai.training.seeding import random_state, restore_random_state, seed_everything
+from spt_parlai.training.validation_contexts import read_contexts
 
 
 def begin_or_resume() -> None:
@@ -113,6 +116,9 @@ def replay_before_training() -> None:
             announce_synchronisation(self.agent.model)
         seed_everything(self.opt['seed'], get_rank())
         resume.replay(self)
+        if _writes_reports(self):
+            kept = {name: value for name, value in self.opt.items() if name not in parlai_opt.__AUTOCLEAN_KEYS__}
+            metrics_log.begin(self.opt['model_file'], kept, self.parleys, self.valid_reports)
         parley, stop_now = self.world.parley, False
 
         def whole_parley():
@@ -221,6 +227,53 @@ def save_train_stats_atomically() -> None:
         save_json(stats, self.opt['model_file'] + (suffix or '') + '.trainstats')
 
     TrainLoop._save_train_stats = save_train_stats
+
+
+def _writes_reports(loop) -> bool:
+    return is_resumable(loop) and bool(loop.opt.get('model_file')) and is_primary_worker()
+
+
+def append_reports() -> None:
+    """Append every report of training and validation to MODEL.metrics.jsonl, and the replies of --log-replies.
+
+    Breaks: ParlAI's own file is written with a checkpoint only, so that nobody can look at a run while it trains.
+    Where: ``TrainLoop.log`` and ``TrainLoop.validate``, ``parlai/scripts/train_model.py:872`` and 539.
+    Safe: both are ParlAI's own; the replies leave weights, metrics and random generators as they were.
+    Goes: when ParlAI writes its reports as they come.
+    """
+    parlai_log, parlai_validate = TrainLoop.log, TrainLoop.validate
+
+    def log(self):
+        report = parlai_log(self)
+        if _writes_reports(self):
+            left = self._compute_eta(self._total_epochs, self.train_time.time(), self._train_steps)
+            metrics_log.append(self.opt['model_file'], 'train', {**self.train_reports[-1], 'time_left': left})
+        return report
+
+    def validate(self):
+        if not _writes_reports(self):
+            return parlai_validate(self)
+        if self.agent.opt.get('log_replies'):
+            append_replies(self)
+        stops = parlai_validate(self)
+        metrics_log.append(self.opt['model_file'], 'valid', self.valid_reports[-1])
+        return stops
+
+    def append_replies(loop):
+        state = random_state()
+        if not hasattr(loop, 'fixed_contexts'):
+            loop.fixed_contexts = read_contexts(loop.agent.opt, loop.agent, loop.agent.opt['log_replies'])
+        contexts = loop.fixed_contexts
+        found = loop.agent.replies_of_all_prompts([context.observation for context in contexts])
+        seen = [
+            {'persona': c.persona, 'dialogue': c.dialogue, 'label': c.label, **replied}
+            for c, replied in zip(contexts, found, strict=True)
+        ]
+        entry = {'train_steps': loop._train_steps, 'parleys': loop.parleys, 'contexts': seen}
+        metrics_log.append(loop.opt['model_file'], 'replies', entry)
+        restore_random_state(state)
+
+    TrainLoop.log, TrainLoop.validate = log, validate
 
 
 def skip_unneeded_replies() -> None:

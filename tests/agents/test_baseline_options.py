@@ -42,6 +42,7 @@ def test_has_the_shared_options_and_its_own(agent):
         'force_prompt',
         'prompt_chunk',
         'retriever_learningrate',
+        'log_replies',
     }
     prompts = {'prompt_length', 'prompt_init', 'prompt_init_noise'}
     assert offered('SptAgent') >= of_spt_alone | prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import AGENT, SAMPLE, logged, train, training_opt
+from helpers.runs import AGENT, SAMPLE, agent_of, logged, states, train, training_opt
 from parlai.core.agents import create_agent
 from parlai.core.teachers import create_task_agent_from_taskname
 from parlai.scripts import train_model
@@ -16,8 +16,10 @@ from parlai.scripts.eval_model import EvalModel
 from tensorboardX.proto.event_pb2 import Event
 
 from spt_parlai.agents import SptAgent
+from spt_parlai.checkpoints import metrics_log
 from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.errors import UsageError
+from spt_parlai.training.validation_contexts import read_contexts
 
 PAIR = f'{SAMPLE},integration_tests:nocandidate'
 
@@ -362,3 +364,73 @@ def test_tensorboard_has_losses_usage_and_learning_rate(tiny_llms, tmp_path, log
         assert found[f'{name}/train'] == pytest.approx(logged(model_file, name))
         assert name == 'lr' or set(found[f'{name}/valid']) == {4}
     assert found['lr/train'][2] == pytest.approx(0.01)
+
+
+# ---- MODEL.metrics.jsonl --------------------------------------------------------------------------------
+
+
+def entries(model_file, kind):
+    return [entry for entry in metrics_log.read(metrics_log.path_of(model_file)) if entry['kind'] == kind]
+
+
+LOGGED = {'max_train_steps': 5, 'validation_every_n_steps': 2, 'log_every_n_steps': 1, 'validation_max_exs': 4}
+
+
+@pytest.fixture(scope='module')
+def replying(tiny_llms, tmp_path_factory):
+    """A run that logs sampled replies of all prompts."""
+    path = tmp_path_factory.mktemp('replying') / 'm'
+    train(path, tiny_llms.opt, **LOGGED, log_replies=3, inference='topk')
+    return path
+
+
+def test_every_report_is_appended_as_it_is(replying):
+    train_reports = stats(replying)['train_reports']
+    assert len(train_reports) == 4 and [e['time_left'] > 0 for e in entries(replying, 'train')] == [True] * 4
+    assert [{**r, 'kind': 'train'} for r in train_reports] == [
+        {name: value for name, value in e.items() if name != 'time_left'} for e in entries(replying, 'train')
+    ]
+    assert [{**r, 'kind': 'valid'} for r in stats(replying)['valid_reports']] == entries(replying, 'valid')
+    (options,) = entries(replying, 'options')
+    assert options['num_prompts'] == 3 and 'override' not in options and 'datapath' not in options
+
+
+def test_every_prompt_replies_to_the_same_contexts_at_each_validation(replying):
+    first, second = (entry['contexts'] for entry in entries(replying, 'replies'))
+    assert [(c['persona'], c['dialogue'], c['label']) for c in first] == [
+        (c['persona'], c['dialogue'], c['label']) for c in second
+    ]
+    assert [len(c['dialogue']) for c in first] == [1, 3, 5]
+    for context in (*first, *second):
+        assert len(context['replies']) == len(context['scores']) == 3
+        assert context['selected'] == max(range(3), key=context['scores'].__getitem__)
+
+
+def test_logged_replies_leave_the_run_as_it_is(tiny_llms, tmp_path, replying):
+    train(tmp_path / 'm', tiny_llms.opt, **LOGGED, inference='topk')
+    one, other = states(tmp_path / 'm.checkpoint'), states(f'{replying}.checkpoint')
+    assert all(torch.equal(tensor, other['model'][name]) for name, tensor in one['model'].items())
+    assert repr(one['progress']['random']) == repr(other['progress']['random'])
+    ours, theirs = (stats(path)['valid_reports'] for path in (tmp_path / 'm', replying))
+    timed = ('exps', 'ltps', 'ctps', 'tps', 'train_time')
+    assert [{n: v for n, v in r.items() if n not in timed} for r in ours] == [
+        {n: v for n, v in r.items() if n not in timed} for r in theirs
+    ]
+
+
+def test_logged_replies_are_those_of_the_forced_prompt(tiny_llms):
+    opt = training_opt(tiny_llms.opt)
+    agent = agent_of(tiny_llms.opt)
+    contexts = read_contexts(opt, agent, 3)
+    found = agent.replies_of_all_prompts([context.observation for context in contexts])
+    agent.skip_generation = False
+    for k in range(3):
+        agent.bare_model.force_prompt = k
+        acts = agent.batch_act([context.observation for context in contexts])
+        assert [act['text'] for act in acts] == [replied['replies'][k] for replied in found]
+
+
+def test_contexts_of_several_tasks_take_turns(tiny_llms):
+    agent = agent_of(tiny_llms.opt)
+    contexts = read_contexts({**agent.opt, 'task': PAIR}, agent, 4)
+    assert [len(c.dialogue) for c in contexts] == [1, 1, 3, 1] and not contexts[1].persona  # one turn, no persona

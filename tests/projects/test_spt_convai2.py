@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from spt_parlai.dashboard.world_logs import read_turns
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.gain import TABLE_1
 from spt_parlai.metrics.registry import REPLY_METRICS
@@ -24,7 +25,7 @@ def project():
     """The project's modules by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FOLDER)
-        names = ('annotation', 'experiments', 'figures', 'grid', 'logs', 'paper_figures', 'runner', 'sizes', 'tables')
+        names = ('annotation', 'experiments', 'figures', 'grid', 'paper_figures', 'runner', 'sizes', 'tables')
         yield type('Project', (), {name: importlib.import_module(name) for name in names})
         for name in (*names, 'html_report', 'report_of_runs'):
             sys.modules.pop(name, None)
@@ -260,7 +261,7 @@ def test_the_gains_of_the_selection_are_those_of_the_evaluation(project, finishe
 def test_figures_count_what_the_log_says(project, finished):
     log = next(p for p in finished.glob('runs/spt-*/eval.jsonl'))
     acts = [(t, pair[1]) for line in log.read_text().splitlines() for t, pair in enumerate(json.loads(line)['dialog'])]
-    turns = project.logs.read_turns(log)
+    turns = read_turns(log)
     counts = project.figures.usage_counts(turns, 4)
     assert counts.sum() == len(acts) == 24
     for t in range(counts.shape[1]):
@@ -276,7 +277,7 @@ def test_figures_count_what_the_log_says(project, finished):
 
 def test_two_models_talk_side_by_side(project, finished):
     shown = run(project, 'chat-pairs', '--dialogues', 1, '--out', finished)
-    pt, spt = (project.logs.read_turns(next(finished.glob(f'runs/{name}/eval.jsonl'))) for name in ('prompt*', 'spt*'))
+    pt, spt = (read_turns(next(finished.glob(f'runs/{name}/eval.jsonl'))) for name in ('prompt*', 'spt*'))
     assert spt[0].said in shown.output and f'SPT, DailyDialog: {spt[1].reply}'.strip() in shown.output
     pairs = project.figures.paired_dialogues(pt, spt, 99)
     assert sum(len(d['turns']) for d in pairs) == 24 and pairs[0]['turns'][1]['right'] == spt[1].reply

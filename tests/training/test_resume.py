@@ -14,6 +14,7 @@ from helpers.runs import SMALL, evaluate, logged, train
 from parlai.scripts import train_model
 from parlai.utils import logging
 
+from spt_parlai.checkpoints import metrics_log
 from spt_parlai.errors import UsageError
 
 RUN = {'max_train_steps': 30, 'log_every_n_steps': 1, 'validation_every_n_steps': 10, 'batchsize': 2}
@@ -46,6 +47,9 @@ def test_a_killed_run_continues_to_the_same_losses(uninterrupted, tiny_llms, tmp
     curve = logged(model_file)
     assert max(curve) == max(uninterrupted)
     assert {step: pytest.approx(loss, rel=1e-6) for step, loss in curve.items()} == {s: uninterrupted[s] for s in curve}
+    steps = [(e['kind'], e['train_steps']) for e in metrics_log.read(metrics_log.path_of(model_file)) if 'parleys' in e]
+    assert [step for kind, step in steps if kind == 'train'] == sorted(curve)  # none is there twice
+    assert [step for kind, step in steps if kind == 'valid'] == [10, 20]
 
 
 @pytest.fixture

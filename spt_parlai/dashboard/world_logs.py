@@ -29,8 +29,12 @@ class Turn(NamedTuple):
     scores: tuple[float, ...] | None
 
 
-def read_turns(path: Path) -> list[Turn]:
-    """The turns of a `--world-logs` file in ParlAI's conversations format. Replies are cut as for the metrics."""
+def read_turns(path: Path, trimmed: bool = True) -> list[Turn]:
+    """The turns of a `--world-logs` file in ParlAI's conversations format.
+
+    :param trimmed: whether replies are cut as for the metrics (`--trim-responses`).
+    :raises UsageError: for a line that is no dialogue.
+    """
     turns = []
     for d, line in enumerate(read_lines(path)):
         persona: tuple[str, ...] = ()
@@ -41,7 +45,7 @@ def read_turns(path: Path) -> list[Turn]:
         for number, (message, act) in enumerate(dialogue, 1):
             told, said = split_message(message.get('text') or '')
             persona += tuple(told)
-            scores = act.get('prompt_scores')
+            scores, reply = act.get('prompt_scores'), act.get('text') or ''
             turns.append(
                 Turn(
                     d,
@@ -49,7 +53,7 @@ def read_turns(path: Path) -> list[Turn]:
                     said,
                     persona,
                     (message.get('eval_labels') or [''])[0],
-                    trim(act.get('text') or ''),
+                    trim(reply) if trimmed else reply,
                     act.get('selected_prompt'),
                     None if scores is None else tuple(scores),
                 )
