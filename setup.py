@@ -25,6 +25,7 @@ setup(
         'spt_parlai.tasks.sample': ['*.txt', 'README.md'],
         'spt_parlai.demo': ['*.opt', 'lm/*'],
         'spt_parlai.dashboard': ['page/*'],
+        'spt_parlai.trained_models': ['*/*'],
     },
     install_requires=[
         'torch>=2.11,<2.14',

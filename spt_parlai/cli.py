@@ -52,11 +52,14 @@ def convai2(
 
 
 @app.command()
-def info(model_file: Annotated[Path, typer.Argument(help='A model file of this package.')]) -> None:
+def info(
+    model_file: Annotated[str, typer.Argument(help='A model file of this package, or the name of one inside it.')],
+) -> None:
     """Show the contents of a model file: its LLM, the shapes of the trained tensors and the progress of training."""
+    from spt_parlai import trained_models
     from spt_parlai.checkpoints.summary import read_summary
 
-    description, tensors, progress = read_summary(model_file)
+    description, tensors, progress = read_summary(trained_models.resolve(model_file))
     rows = {
         **description,
         **{name: f'{list(tensor.shape)} {tensor.dtype}' for name, tensor in tensors.items()},
@@ -113,6 +116,41 @@ def llms() -> None:
     Console().print(table)
 
 
+@app.command()
+def models() -> None:
+    """List the trained models inside the package, which `-mf`, `--init-model` and `spt` take by their names."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from spt_parlai import trained_models
+    from spt_parlai.checkpoints.summary import read_summary
+
+    table = Table(box=None)
+    for column in ('-mf', 'agent', '--llm', 'prompts', 'card'):
+        table.add_column(column, overflow='fold')
+    for name in trained_models.names():
+        model_file = Path(trained_models.resolve(name))
+        about = read_summary(model_file).description
+        prompts = f'{about["num_prompts"]} of {about["prompt_length"]} tokens'
+        table.add_row(name, about['agent'], about['llm'], prompts, str(model_file.with_name('README.md')))
+    Console().print(table)
+
+
+@app.command()
+def strip(
+    model_file: Annotated[str, typer.Argument(help='A model file of this package.')],
+    out: Annotated[Path, typer.Option(help='Model file to write.')],
+    llm: Annotated[str | None, typer.Option(help='Another name of the same LLM, for the copy.')] = None,
+    force: Annotated[bool, typer.Option(help='Replace an existing model file.')] = False,
+) -> None:
+    """Copy a model file without the optimizer and the paths of its run: what evaluation and chats need."""
+    from spt_parlai import trained_models
+    from spt_parlai.checkpoints.strip import strip as run
+
+    size = run(trained_models.resolve(model_file), out, llm, force)
+    print(f'Wrote {out}: {size / 1e6:.2f} MB.')
+
+
 @app.command('import-authors')
 def import_authors(
     source: Annotated[
@@ -139,7 +177,7 @@ def import_authors(
 
 @app.command('export-peft')
 def export_peft(
-    model_file: Annotated[Path, typer.Argument(help='A model file of SptAgent.')],
+    model_file: Annotated[str, typer.Argument(help='A model file of SptAgent, or the name of one inside the package.')],
     out: Annotated[Path, typer.Option(help='Folder to write.')],
     prompt: Annotated[
         int | None, typer.Option(help='Number of the prompt to export (default: all, to OUT/prompt_0 and so on).')
@@ -147,9 +185,10 @@ def export_peft(
     force: Annotated[bool, typer.Option(help='Replace existing adapters.')] = False,
 ) -> None:
     """Export soft prompts as prompt-tuning adapters for Hugging Face PEFT. Needs neither the LLM nor the network."""
+    from spt_parlai import trained_models
     from spt_parlai.checkpoints.peft import export_peft as run
 
-    for folder in run(model_file, out, prompt, force):
+    for folder in run(trained_models.resolve(model_file), out, prompt, force):
         print(f'Wrote {folder}; load it with peft.PeftModel.from_pretrained(llm, {str(folder)!r}).')
 
 

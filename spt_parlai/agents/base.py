@@ -129,6 +129,14 @@ class LLMAgent(TorchGeneratorAgent):
         set_llm_of(parser, (partial_opt or {}).get('model_file'))
         return parser
 
+    @classmethod
+    def upgrade_opt(cls, opt_from_disk):
+        """Add the defaults of options that a model file of an older version, or a stripped one, does not have."""
+        opt = super().upgrade_opt(opt_from_disk)
+        for option in (option for group in cls.options for option in group.options):
+            opt.setdefault(option.name, option.default)
+        return opt
+
     @staticmethod
     def dictionary_class():
         return TokenizerDictionary

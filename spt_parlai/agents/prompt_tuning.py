@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from spt_parlai import trained_models
 from spt_parlai.agents.base import LLMAgent
 from spt_parlai.checkpoints.prompts import read_prompts
 from spt_parlai.errors import naming
@@ -19,7 +20,8 @@ def _check_prompt_init(opt: Opt) -> str | None:
     trained = (opt.get('model_file'), f'{opt.get("model_file")}.checkpoint', opt.get('init_model'))
     if not init.startswith('file:') or any(path and os.path.isfile(path) for path in trained):
         return None  # prompts that are trained already need no beginning
-    if os.path.exists(os.path.expanduser(init.removeprefix('file:'))):
+    source = init.removeprefix('file:')
+    if os.path.exists(os.path.expanduser(source)) or source in trained_models.names():
         return None
     return 'no such file; give a .txt with a text a line, or a file or folder with trained prompts'
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spt_parlai import trained_models
 from spt_parlai.checkpoints.authors import read_authors
 from spt_parlai.checkpoints.files import load_states
 from spt_parlai.checkpoints.peft import adapter_folders, checkpoint_prompts, read_adapter
@@ -18,12 +19,13 @@ from spt_parlai.errors import UsageError
 def read_prompts(path: str | Path) -> Tensor:
     """The soft prompts of a file or folder, float32 [K, L, D].
 
-    It may be a checkpoint of this package, a checkpoint of the paper's authors (file or folder), a PEFT prompt-tuning
-    adapter (a folder, with K = 1), or a folder with adapters prompt_0, prompt_1 … as `spt export-peft` writes them.
+    It may be a checkpoint of this package, the name of a model inside the package, a checkpoint of the paper's authors
+    (file or folder), a PEFT prompt-tuning adapter (a folder, with K = 1), or a folder with adapters prompt_0,
+    prompt_1 … as `spt export-peft` writes them.
 
     :raises UsageError: if the path is none of these, or damaged.
     """
-    path = Path(path).expanduser()
+    path = Path(trained_models.resolve(str(path))).expanduser()
     if os.path.isdir(path) and (folders := adapter_folders(path)):
         prompts = [read_adapter(folder) for folder in folders]
         odd = [i for i, prompt in enumerate(prompts) if prompt.shape != prompts[0].shape]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spt_parlai import trained_models
 from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs
 
 # ---- of every agent -------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def set_training_defaults(parser, of_agent: dict[str, Any]) -> None:
 def set_llm_of(parser, model_file: str | None) -> None:
     """Make the LLM of a model file the default, because some of ParlAI's scripts read the parser and not the file."""
     try:
-        stored = json.loads(Path(f'{model_file}.opt').read_text(encoding='utf-8'))
+        stored = json.loads(Path(f'{trained_models.resolve(str(model_file))}.opt').read_text(encoding='utf-8'))
         parser.set_defaults(**{name: stored[name] for name in ('llm', 'llm_revision') if name in stored})
     except (OSError, ValueError, TypeError):
         return  # there is no such file yet, or it is damaged, which is reported when it is loaded

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from parlai.utils.distributed import is_distributed
 
+from spt_parlai import trained_models
 from spt_parlai.errors import UsageError, refused
 from spt_parlai.metrics import registry
 from spt_parlai.options.declare import Needs, Opt, Option, OptionGroup, belongs, given, is_number, token_count
@@ -84,7 +85,7 @@ def _check_ddp_backend(opt: Opt) -> str | None:
 
 def _check_init_model(opt: Opt) -> str | None:
     start, model_file = opt['init_model'], opt.get('model_file')
-    if not start or os.path.isfile(start) or (model_file and os.path.isfile(model_file)):
+    if not start or os.path.isfile(trained_models.resolve(start)) or (model_file and os.path.isfile(model_file)):
         return None  # a run that continues no longer needs the model it started from
     return 'no such file; give the model file to start from, or leave the option out'
 

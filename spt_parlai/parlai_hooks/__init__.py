@@ -43,6 +43,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         start,
         teachers,
         train_loop,
+        trained_models,
         user_files,
         workers,
     )
@@ -55,6 +56,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         libraries.patch_txt2vec_array,
         libraries.patch_dynamic_batching,
         libraries.explain_options_of_another_agent,
+        trained_models.find_models_by_name,
         command_line.explain_wrong_options,
         command_line.explain_unknown_names,
         command_line.explain_missing_model_file,

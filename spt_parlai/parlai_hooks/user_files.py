@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from spt_parlai import trained_models
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.errors import UsageError, flag, naming
 
@@ -113,12 +114,14 @@ def check_files(opt) -> None:
             f'--report-filename {name}: a name that begins with a dot is added to that of --model-file, which is not '
             'given; give a whole path.'
         )
+    elif name.startswith('.') and trained_models.name_of(opt['model_file']):
+        raise UsageError(f'--report-filename {name}: nothing is written into the package; give a whole path.')
     for name, path in _written(opt):
         with naming(flag(name), opt.get(name) or path):
             _check_written(Path(path))
     for name, suffix in _READ.items():
         path = opt.get(name)
-        if path and not path.startswith(('zoo:', 'models:')) and not os.path.isfile(path + suffix):
+        if path and not path.startswith(('zoo:', 'models:', 'spt:')) and not os.path.isfile(path + suffix):
             raise UsageError(f'{flag(name)} {path}: there is no file {path}{suffix}; give another path.')
     if opt.get('partner_opt_file'):
         try:

@@ -24,6 +24,7 @@ from parlai.utils import logging
 from parlai.utils.distributed import get_rank, is_primary_worker, sync_object
 from tqdm import tqdm
 
+from spt_parlai import trained_models
 from spt_parlai.checkpoints.files import check_writable, load_states, save_json
 from spt_parlai.dialogue.mutator import packs
 from spt_parlai.errors import UsageError, naming
@@ -92,6 +93,8 @@ def begin(opt) -> dict[str, Any]:
     :raises UsageError: where a file is damaged, cannot be written or belongs to something else.
     """
     settle_model_file(opt)
+    if name := trained_models.name_of(opt.get('model_file') or ''):
+        raise UsageError(f'-mf {name}: models inside the package are not trained; give --init-model {name} -mf FILE.')
     if opt.get('model_file') and is_primary_worker():
         with naming('--model-file', opt['model_file']):
             check_writable(opt['model_file'])
