@@ -96,7 +96,6 @@ def dashboard(
         raise UsageError(
             f"a live page needs {error.name}: pip install 'spt_parlai[chat]', or write a file with --export FILE.html."
         ) from error
-    print(f'The dashboard is at http://127.0.0.1:{port}/ until Ctrl-C.')
     serve(model_files, port)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from spt_parlai.dashboard.page import as_json, page, read_runs
 from spt_parlai.dashboard.runs import files_of
+from spt_parlai.errors import UsageError
 
 
 def application(model_files: Sequence[Path], hosts: Sequence[str]) -> Starlette:
@@ -39,7 +41,17 @@ def application(model_files: Sequence[Path], hosts: Sequence[str]) -> Starlette:
 
 
 def serve(model_files: Sequence[Path], port: int) -> None:
-    """Serve the page to this machine until Ctrl-C."""
+    """Serve the page to this machine until Ctrl-C.
+
+    :raises UsageError: for a port that cannot be used.
+    """
     import uvicorn
 
-    uvicorn.run(application(model_files, ['127.0.0.1', 'localhost']), host='127.0.0.1', port=port, log_level='warning')
+    try:
+        listening = socket.create_server(('127.0.0.1', port))
+    except OSError as error:
+        raise UsageError(f'--port {port} cannot be used ({error.strerror}); give another one.') from error
+    with listening:
+        print(f'The dashboard is at http://127.0.0.1:{listening.getsockname()[1]}/ until Ctrl-C.', flush=True)
+        config = uvicorn.Config(application(model_files, ['127.0.0.1', 'localhost']), log_level='warning')
+        uvicorn.Server(config).run(sockets=[listening])

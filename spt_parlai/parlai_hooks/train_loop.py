@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from typing import Any
 
 from parlai.core import opt as parlai_opt
 from parlai.core.exceptions import StopTrainException
@@ -33,7 +34,11 @@ from spt_parlai.training.distributed import (
 )
 from spt_parlai.training.resume import is_resumable
 from spt_parlai.training.seeding import random_state, restore_random_state, seed_everything
+from spt_parlai.training.trackers import histograms_of, rows_of, trackers_of
 from spt_parlai.training.validation_contexts import read_contexts
+
+_COMPARED = {'task', 'batchsize', 'update_freq', 'optimizer', 'learningrate', 'lr_scheduler', 'warmup_updates'}
+# ParlAI's options that runs are compared by, besides those of the agent
 
 
 def begin_or_resume() -> None:
@@ -117,8 +122,9 @@ def replay_before_training() -> None:
         seed_everything(self.opt['seed'], get_rank())
         resume.replay(self)
         if _writes_reports(self):
-            kept = {name: value for name, value in self.opt.items() if name not in parlai_opt.__AUTOCLEAN_KEYS__}
-            metrics_log.begin(self.opt['model_file'], kept, self.parleys, self.valid_reports)
+            metrics_log.begin(self.opt['model_file'], _kept_options(self), self.parleys, self.valid_reports)
+            for tracker in trackers_of(self):
+                tracker.begin(_kept_options(self))
         parley, stop_now = self.world.parley, False
 
         def whole_parley():
@@ -233,15 +239,20 @@ def _writes_reports(loop) -> bool:
     return is_resumable(loop) and bool(loop.opt.get('model_file')) and is_primary_worker()
 
 
-def append_reports() -> None:
-    """Append every report of training and validation to MODEL.metrics.jsonl, and the replies of --log-replies.
+def _kept_options(loop) -> dict[str, Any]:
+    return {name: value for name, value in loop.opt.items() if name not in parlai_opt.__AUTOCLEAN_KEYS__}
 
-    Breaks: ParlAI's own file is written with a checkpoint only, so that nobody can look at a run while it trains.
+
+def append_reports() -> None:
+    """Append every report to MODEL.metrics.jsonl, with the replies of --log-replies, and complete TensorBoard and W&B.
+
+    Breaks: ParlAI's own file is written with a checkpoint only, so that nobody can look at a run while it trains; the
+    trackers get curves alone.
     Where: ``TrainLoop.log`` and ``TrainLoop.validate``, ``parlai/scripts/train_model.py:872`` and 539.
     Safe: both are ParlAI's own; the replies leave weights, metrics and random generators as they were.
     Goes: when ParlAI writes its reports as they come.
     """
-    parlai_log, parlai_validate = TrainLoop.log, TrainLoop.validate
+    parlai_log, parlai_validate, parlai_train = TrainLoop.log, TrainLoop.validate, TrainLoop.train
 
     def log(self):
         report = parlai_log(self)
@@ -253,11 +264,27 @@ def append_reports() -> None:
     def validate(self):
         if not _writes_reports(self):
             return parlai_validate(self)
-        if self.agent.opt.get('log_replies'):
-            append_replies(self)
+        contexts = append_replies(self) if self.agent.opt.get('log_replies') else []
         stops = parlai_validate(self)
         metrics_log.append(self.opt['model_file'], 'valid', self.valid_reports[-1])
+        for tracker in trackers_of(self):
+            tracker.validated(
+                self.parleys,
+                {'train': self.train_reports, 'valid': self.valid_reports},
+                histograms_of(self.agent.bare_model.soft_prompts.tokens, contexts),
+                rows_of(contexts),
+            )
         return stops
+
+    def train(self):
+        writes = _writes_reports(self)
+        result = parlai_train(self)
+        if writes:
+            own = {option.name for group in self.agent.options for option in group.options} | _COMPARED
+            options = {name: value for name, value in _kept_options(self).items() if name in own}
+            for tracker in trackers_of(self):
+                tracker.finished(options, train_model.dict_report(self.final_valid_report))
+        return result
 
     def append_replies(loop):
         state = random_state()
@@ -272,8 +299,9 @@ def append_reports() -> None:
         entry = {'train_steps': loop._train_steps, 'parleys': loop.parleys, 'contexts': seen}
         metrics_log.append(loop.opt['model_file'], 'replies', entry)
         restore_random_state(state)
+        return seen
 
-    TrainLoop.log, TrainLoop.validate = log, validate
+    TrainLoop.log, TrainLoop.validate, TrainLoop.train = log, validate, train
 
 
 def skip_unneeded_replies() -> None:

@@ -54,6 +54,15 @@ def test_a_page_cannot_be_live_without_a_server(tmp_path, monkeypatch):
     assert isinstance(result.exception, UsageError) and '--export FILE.html' in str(result.exception)
 
 
+def test_a_port_that_is_taken_is_named(tmp_path):
+    pytest.importorskip('starlette', reason='starlette serves the live page')
+    pytest.importorskip('uvicorn', reason='uvicorn serves the live page')
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ['dashboard', str(record(tmp_path / 'm')), '--port', port])
+    assert isinstance(result.exception, UsageError) and f'--port {port}' in str(result.exception)
+
+
 @pytest.fixture
 def served(tmp_path):
     """(address, model file) of a page that is served."""

@@ -344,6 +344,7 @@ def test_tensorboard_has_losses_usage_and_learning_rate(tiny_llms, tmp_path, log
         max_train_steps=6,
         log_every_n_steps=2,
         validation_every_n_steps=4,
+        log_replies=1,
         tensorboard_log=True,
         tensorboard_logdir=logdir and tmp_path / logdir,
     )
@@ -364,6 +365,10 @@ def test_tensorboard_has_losses_usage_and_learning_rate(tiny_llms, tmp_path, log
         assert found[f'{name}/train'] == pytest.approx(logged(model_file, name))
         assert name == 'lr' or set(found[f'{name}/valid']) == {4}
     assert found['lr/train'][2] == pytest.approx(0.01)
+    views = {'custom_scalars__config__', 'options/text_summary', 'replies/text_summary'}
+    assert views | {'token_norms/prompt_2', 'scores/prompt_2'} <= set(found)
+    (best,) = Path(tmp_path / logdir if logdir else f'{model_file}.tensorboard').glob('best/events*')
+    assert {'_hparams_/session_start_info', 'best/ppl'} <= set(scalars(best.parent))
 
 
 # ---- MODEL.metrics.jsonl --------------------------------------------------------------------------------
