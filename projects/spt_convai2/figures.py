@@ -84,7 +84,7 @@ def usage_by_turn(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
                     counts,
                     'o-',
                     color=colour(prompt),
-                    label=f'prompt {prompt + 1}',
+                    label=f'prompt {prompt}',
                     lw=2,
                     ms=5,
                 )
@@ -132,7 +132,7 @@ def pattern_by_prompt(turns: Sequence[Turn], patterns: dict[str, str], path: Pat
                 yticks=range(K),
             )
             axis.set_xticklabels([str(n + 1) for n in range(counts.shape[1])])
-            axis.set_yticklabels([f'prompt {k + 1} (n = {counts[k].sum()})' for k in range(K)])
+            axis.set_yticklabels([f'prompt {k} (n = {counts[k].sum()})' for k in range(K)])
             figure.colorbar(image, ax=axis, pad=0.02)
         return save(figure, path)
 
@@ -185,7 +185,7 @@ def score_projection(runs: dict[str, Sequence[Turn]], path: Path) -> Path:
                     s=14,
                     alpha=0.6,
                     color=colour(prompt),
-                    label=f'prompt {prompt + 1} ({len(mine)})',
+                    label=f'prompt {prompt} ({len(mine)})',
                     linewidths=0,
                 )
             axis.set(

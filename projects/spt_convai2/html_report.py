@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tables as t
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 
 class Figure(NamedTuple):
@@ -24,24 +25,27 @@ class Figure(NamedTuple):
 
 
 def _table(table: dict[str, Any]) -> dict[str, Any]:
-    lines = t.lines(table)
+    header, *lines = t.lines(table, lambda text: Markup('<b>{}</b>').format(text))
+    runs = iter([[*zip(row['seeds'], row['runs'], strict=True)] for row in table['rows']])
     return {
         'name': table['name'],
         'short': t.title(table).split('.')[0],
         'title': t.title(table),
-        'lines': lines,
+        'header': header,
+        'rows': [{'cells': line, 'runs': [] if line[0] == 'the paper' else next(runs)} for line in lines],
         'note': t.note(table),
-        'gains': lines[0][-1] == 'AVG↑',
+        'gains': header[-1] == 'AVG↑',
     }
 
 
-def _run(record: dict[str, Any]) -> dict[str, Any]:
+def _run(record: dict[str, Any], browsed: Collection[str]) -> dict[str, Any]:
     seconds = sum(stage['seconds'] for stage in record['stages'].values())
     commands = '\n\n'.join(
         ' '.join(f'{k}={v}' for k, v in stage['environment'].items()) + ' ' + stage['command']
         for stage in record['stages'].values()
     )
-    return {'name': record['name'], 'seconds': f'{seconds:.0f} s', 'commands': commands}
+    name = record['name']
+    return {'name': name, 'seconds': f'{seconds:.0f} s', 'commands': commands, 'browsed': name in browsed}
 
 
 def _about(records: Sequence[dict[str, Any]]) -> str:
@@ -63,8 +67,11 @@ def write(
     usage: Sequence[dict],
     figures: Sequence[Figure],
     records: Sequence[dict],
+    browsed: Collection[str] = (),
 ) -> Path:
-    """Write the page and return its path. usage: see `tables.usage`; records: of all runs."""
+    """Write the page and return its path. usage: see `tables.usage`; records: of all runs; browsed: the names of those
+    whose curves and replies are in `runs.html`.
+    """
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     drawn = [{**figure._asdict(), 'data': base64.b64encode(figure.path.read_bytes()).decode()} for figure in figures]
     page = templates.get_template('report.html.j2').render(
@@ -73,7 +80,7 @@ def write(
         tables=[_table(table) for table in tables],
         figures=drawn,
         usage=usage and {'title': t.USAGE_TITLE, 'lines': t.usage_lines(usage), 'note': t.USAGE_NOTE},
-        runs=[_run(record) for record in records],
+        runs=[_run(record, browsed) for record in records],
         about=_about(records) if records else 'There are no runs yet.',
     )
     path.parent.mkdir(parents=True, exist_ok=True)

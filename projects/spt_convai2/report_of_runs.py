@@ -13,6 +13,7 @@ from grid import Row, TableOfRows, job_of
 from runner import Place, finished, read_record, write_json
 from sizes import Size
 
+from spt_parlai.dashboard.page import page
 from spt_parlai.dashboard.world_logs import Turn, read_turns
 from spt_parlai.errors import UsageError
 
@@ -73,13 +74,14 @@ def make(
     place: Place,
     patterns: dict[str, str] | None,
 ) -> Path:
-    """Write tables.json, tables.md, the figures and index.html into OUT/report; return the path of index.html."""
+    """Write the tables, the figures, index.html and runs.html into OUT/report; return the path of index.html."""
     folder = place.out / 'report'
     usage = made.usage(asked, size, seeds, place)
     write_json(folder / 'tables.json', {'tables': list(tables), 'usage': usage})
     made.write(tables, usage, folder)
     records = [record for path in sorted((place.out / 'runs').glob('*/run.json')) if (record := read_record(path))]
     drawn = draw(asked, size, seeds, place, folder, patterns or PATTERNS)
+    browsed = browse(asked, size, seeds, place, folder / 'runs.html')
     names = ', '.join(Path(llm).name for llm in llms)
     steps = f'{size.train["max_train_steps"]} steps' if 'max_train_steps' in size.train else 'the epochs of table 6'
     subtitle = (
@@ -88,8 +90,31 @@ def make(
         f'{size.evaluate.get("num_examples", "all")} replies evaluated; seeds {", ".join(map(str, seeds))}'
     )
     return html_report.write(
-        folder / 'index.html', 'Selective Prompt Tuning: the experiments', subtitle, tables, usage, drawn, records
+        folder / 'index.html',
+        'Selective Prompt Tuning: the experiments',
+        subtitle,
+        tables,
+        usage,
+        drawn,
+        records,
+        browsed,
     )
+
+
+def browse(asked: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place, path: Path) -> dict[str, str]:
+    """Write the dashboard of every row's first finished seed; return run → the row's label."""
+    labels: dict[str, str] = {}
+    for table in asked:
+        for row in table.rows:
+            found = first_finished(row, size, seeds, place)
+            if found:
+                labels.setdefault(found[0]['name'], row.label)
+    if labels:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = [place.out / 'runs' / name / 'model' for name in labels]
+        titles = {name: f'{label}, seed {name.rpartition("seed")[2]}' for name, label in labels.items()}
+        path.write_text(page(files, live=False, titles=titles), encoding='utf-8')
+    return labels
 
 
 def draw(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from grid import Row, TableOfRows, job_of
 from paper_figures import FIRST, TABLE_1_GAIN
 from runner import Place, finished, read_record
 from scipy import stats
+from significance import p_values
 from sizes import Size
 
+from spt_parlai.dashboard.world_logs import Turn, read_turns
 from spt_parlai.metrics.gain import average_gain
-from spt_parlai.metrics.registry import is_percentage
+from spt_parlai.metrics.registry import find, is_percentage
 
 TITLES = {
     'unigram_f1': 'F1',
@@ -66,14 +69,36 @@ def metrics_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> dict
     return found
 
 
+def logs_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> list[list[Turn]]:
+    """The turns of the evaluation of each of these seeds."""
+    jobs = [job_of(row, size, seed) for seed in seeds]
+    return [read_turns(place.folder(job) / f'{job.evaluations[0].key}.jsonl') for job in jobs]
+
+
+def mark_best(rows: Sequence[dict[str, Any]]) -> None:
+    """Give every row `best`: the columns in which no other row of its LLM is better, as far as the table shows."""
+    for row in rows:
+        row['best'] = []
+        rivals = [other for other in rows if other['llm'] == row['llm']]
+        for column, own in row['cells'].items():
+            metric = find(column)
+            means = [round(other['cells'][column]['mean'], 2) for other in rivals if column in other['cells']]
+            if metric is None or metric.lower_is_better is None or len(set(means)) < 2:
+                continue
+            if round(own['mean'], 2) == (min(means) if metric.lower_is_better else max(means)):
+                row['best'].append(column)
+
+
 def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) -> dict[str, Any]:
     """A table as plain values. A row's gain is computed seed by seed, relative to the row `against`."""
     measured = {row.label: metrics_of(row, size, seeds, place) for row in table.rows}
+    by_label = {row.label: row for row in table.rows}
     rows, shared = [], None
     for row in table.rows:
         runs = measured[row.label]
         entry: dict[str, Any] = {
             'label': row.label,
+            'llm': row.llm,
             'seeds': sorted(runs),
             'runs': [job_of(row, size, seed).name for seed in sorted(runs)],
             'against': row.against,
@@ -92,7 +117,11 @@ def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) ->
             shared = [c for c in FIRST if all(c in gain_columns(*pair) for pair in pairs)]
             entry['gain'] = spread([average_gain(*pair, shared) for pair in pairs])
             entry['gain_by_column'] = {c: spread([average_gain(*pair, [c]) for pair in pairs]) for c in shared}
+            both = [s for s in sorted(runs) if s in measured[row.against]]
+            ours, theirs = (logs_of(one, size, both, place) for one in (row, by_label[row.against]))
+            entry['p'] = p_values(ours, theirs)
         rows.append(entry)
+    mark_best(rows)
     columns = [c for c in table.columns if any(c in row['cells'] for row in rows)] or list(table.columns)
     return {
         'name': table.name,
@@ -126,8 +155,22 @@ def figure_text(value: float | None) -> str:
     return '–' if value is None else 'NaN' if math.isnan(value) else f'{value:.2f}'
 
 
-def lines(table: dict[str, Any]) -> list[list[str]]:
-    """Header and rows as text. A row that the paper has is followed by the paper's figures."""
+def mark(p: float | None) -> str:
+    """The sign of a p value, as `SIGNS` explains it."""
+    return '' if p is None or p >= 0.05 else '‡' if p < 0.01 else '†'
+
+
+SIGNS = (
+    '† p < 0.05, ‡ p < 0.01: it differs from the row that AVG↑ is relative to (permutation of dialogues; BLEU: of '
+    'replies; not corrected for the number of tests).'
+)
+
+
+def lines(table: dict[str, Any], bold: Callable[[str], str] = str) -> list[list[str]]:
+    """Header and rows as text. A row that the paper has is followed by the paper's figures.
+
+    :param bold: what is done to the best of its LLM.
+    """
     gains = any('gain' in row or row['paper_gain'] for row in table['rows'])
     result = [['', *(TITLES[c] for c in table['columns']), *(['AVG↑'] if gains else [])]]
     for row in table['rows']:
@@ -135,7 +178,12 @@ def lines(table: dict[str, Any]) -> list[list[str]]:
         result.append(
             [
                 row['label'],
-                *(cell(row['cells'].get(c), digits[c]) for c in table['columns']),
+                *(
+                    (bold if c in row['best'] else str)(
+                        cell(row['cells'].get(c), digits[c]) + mark(row.get('p', {}).get(c))
+                    )
+                    for c in table['columns']
+                ),
                 *([gain_text(row.get('gain'))] if gains else []),
             ]
         )
@@ -161,17 +209,94 @@ def note(table: dict[str, Any]) -> str:
             f' AVG↑: mean relative gain over {against}, seed by seed, in {columns}; '
             'in brackets its 95% interval over seeds.'
         )
+    if any(row['best'] for row in table['rows']):
+        said += ' Bold: the best of its LLM.'
+    if any(mark(p) for row in table['rows'] for p in row.get('p', {}).values()):
+        said += f' {SIGNS}'
     return said
 
 
 def markdown(table: dict[str, Any]) -> str:
     """A table as Markdown, with its title and note."""
-    return _markdown(title(table), lines(table), note(table))
+    return _markdown(title(table), lines(table, lambda text: f'**{text}**'), note(table))
 
 
 def _markdown(title: str, lines: Sequence[Sequence[str]], note: str) -> str:
     written = ['| ' + ' | '.join(line) + ' |' for line in (lines[0], ['---'] * len(lines[0]), *lines[1:])]
     return '\n'.join([f'### {title}', '', *written, '', note, ''])
+
+
+_LATEX = {
+    **{sign: f'\\{sign}' for sign in '%&_#$'},
+    '±': r'$\pm$',
+    '↑': r'$\uparrow$',
+    '†': r'$^{\dagger}$',
+    '‡': r'$^{\ddagger}$',
+    'α': r'$\alpha$',
+    'λ': r'$\lambda$',
+    'τ': r'$\tau$',
+    '–': '--',
+    '<': '$<$',
+    '>': '$>$',
+}
+
+
+def latex(table: dict[str, Any]) -> str:
+    """A table for LaTeX's booktabs, with its title as caption."""
+
+    def escaped(text: str) -> str:
+        return ''.join(_LATEX.get(sign, sign) for sign in text)
+
+    header, *rows = lines(table, lambda text: f'\0{text}\1')  # signs that no text holds
+    written = [
+        ' & '.join(escaped(text).replace('\0', r'\textbf{').replace('\1', '}') for text in line) + r' \\'
+        for line in (header, *rows)
+    ]
+    return '\n'.join(
+        [
+            r'\begin{table}',
+            r'\centering',
+            rf'\caption{{{escaped(table["title"])}. {escaped(note(table))}}}',
+            rf'\label{{tab:{table["name"]}}}',
+            rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}',
+            r'\toprule',
+            written[0],
+            r'\midrule',
+            *written[1:],
+            r'\bottomrule',
+            r'\end{tabular}',
+            r'\end{table}',
+            '',
+        ]
+    )
+
+
+def write_csv(tables: Sequence[dict[str, Any]], path: Path) -> None:
+    """A line for each number: its row and metric, mean, sd, 95% interval, p against another row, the paper's number."""
+    header = ('table', 'row', 'llm', 'seeds', 'metric', 'mean', 'sd', 'low', 'high', 'against', 'p', 'paper')
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for table in tables:
+            for row in table['rows']:
+                cells = {**row['cells'], **({'gain': row['gain']} if 'gain' in row else {})}
+                paper = {**(row['paper'] or {}), 'gain': row['paper_gain']}
+                for metric, value in cells.items():
+                    writer.writerow(
+                        [
+                            table['name'],
+                            row['label'],
+                            row['llm'],
+                            ' '.join(map(str, row['seeds'])),
+                            metric,
+                            value['mean'],
+                            value['sd'],
+                            *(value['interval'] or (None, None)),
+                            row['against'],
+                            row.get('p', {}).get(metric),
+                            paper.get(metric),
+                        ]
+                    )
 
 
 def title(table: dict[str, Any]) -> str:
@@ -238,9 +363,11 @@ def usage_lines(usage: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def write(tables: Sequence[dict[str, Any]], usage: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Write all tables as Markdown into `tables.md` of the folder."""
+    """Write all tables into the folder: `tables.md`, `tables.tex` (of booktabs) and `tables.csv` (a number a line)."""
     path = folder / 'tables.md'
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [*map(markdown, tables), *([_markdown(USAGE_TITLE, usage_lines(usage), USAGE_NOTE)] if usage else [])]
     path.write_text('\n'.join(written), encoding='utf-8')
+    path.with_suffix('.tex').write_text('\n'.join(map(latex, tables)), encoding='utf-8')
+    write_csv(tables, path.with_suffix('.csv'))
     return path

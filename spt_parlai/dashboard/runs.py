@@ -111,7 +111,7 @@ def named(model_files: Sequence[Path]) -> list[str]:
     """Short and different names of runs: their paths without the parts that all of them share."""
     parts = [file.absolute().parts for file in model_files]
     if len(parts) == 1:
-        return ['/'.join(parts[0][-2:])]
+        return [parts[0][-2]]
     start = 0
     while len({p[start : start + 1] for p in parts}) == 1:
         start += 1
@@ -135,10 +135,11 @@ def read_replies(model_file: Path) -> list[dict[str, Any]]:
 
 
 def _world_logs(model_file: Path) -> Iterator[Path]:
-    """The world logs in the folder of a model file. Their metadata says which model file they are of."""
+    """The world logs in the folder of a model file, without those whose metadata names another one."""
     for log in sorted(model_file.parent.glob('*.jsonl')):
         if log.name.endswith('.metrics.jsonl'):
             continue
-        evaluated = _json(log.with_suffix('.metadata')).get('opt', {}).get('model_file')
-        if evaluated and Path(evaluated).name == model_file.name:
+        metadata = _json(log.with_suffix('.metadata'))
+        evaluated = (metadata.get('opt') or {}).get('model_file')  # None: an agent without a model file
+        if metadata and (evaluated is None or Path(evaluated).name == model_file.name):
             yield log

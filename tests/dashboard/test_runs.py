@@ -47,6 +47,7 @@ def test_replies_are_those_of_the_models_own_world_logs(tmp_path):
     other = tmp_path / 'other.jsonl'
     other.write_text((tmp_path / 'valid.jsonl').read_text())
     other.with_suffix('.metadata').write_text('{"opt": {"model_file": "elsewhere/other"}}')
+    (tmp_path / 'notes.jsonl').write_text('{"this": "is no world log"}')
     first, second = read_replies(model_file)
     assert (first['log'], first['number'], first['said'], first['prompt']) == ('valid', 1, 'message 1', 1)
     assert first['persona'] == ('i like tea.',) and second['reply'] == 'reply 2: yes'  # as it was written
@@ -55,8 +56,17 @@ def test_replies_are_those_of_the_models_own_world_logs(tmp_path):
 def test_runs_are_found_in_folders_and_named_by_what_differs(tmp_path):
     a, b = record(tmp_path / 'a' / 'model'), record(tmp_path / 'b' / 'model')
     assert find_runs([tmp_path]) == [a, b] == find_runs([a, b, a])
-    assert named([a, b]) == ['a', 'b'] and named([a]) == ['a/model']
+    assert named([a, b]) == ['a', 'b'] and named([a]) == ['a']
     c = record(tmp_path / 'b' / 'other')
     assert named([a, b, c]) == ['a/model', 'b/model', 'b/other']
     with pytest.raises(UsageError, match='elsewhere: no training run has left reports there'):
         find_runs([tmp_path / 'elsewhere'])
+
+
+def test_an_agent_that_does_not_train_has_its_world_log_alone(tmp_path):
+    record(tmp_path / 'm')
+    (tmp_path / 'm.metrics.jsonl').unlink()
+    (tmp_path / 'valid.metadata').write_text('{"opt": {"model_file": null}}')
+    run = read_run(tmp_path / 'm')
+    assert run['train'] == run['valid'] == [] and run['best'] is None and not run['finished']
+    assert len(read_replies(tmp_path / 'm')) == 2

@@ -4,6 +4,7 @@ import base64
 import csv
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spt_parlai.dashboard.world_logs import read_turns
+from spt_parlai.dashboard.world_logs import Turn, read_turns
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.gain import TABLE_1
 from spt_parlai.metrics.registry import REPLY_METRICS
@@ -25,7 +26,8 @@ def project():
     """The project's modules by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FOLDER)
-        names = ('annotation', 'experiments', 'figures', 'grid', 'paper_figures', 'runner', 'sizes', 'tables')
+        names = ('annotation', 'experiments', 'figures', 'grid', 'paper_figures', 'runner', 'significance', 'sizes')
+        names = (*names, 'tables')
         yield type('Project', (), {name: importlib.import_module(name) for name in names})
         for name in (*names, 'html_report', 'report_of_runs'):
             sys.modules.pop(name, None)
@@ -231,7 +233,100 @@ def test_a_gain_leaves_out_columns_that_the_baseline_lacks(project):
     assert columns == ('unigram_f1',)
 
 
+def turns_of(replies, labels=None, dialogues=None):
+    labels = labels or ['a b c d'] * len(replies)
+    numbers = dialogues or range(len(replies))
+    return [
+        Turn(d, 1, f'message {i}', (), label, reply, None, None)
+        for i, (d, reply, label) in enumerate(zip(numbers, replies, labels, strict=True))
+    ]
+
+
+def test_rows_that_differ_in_every_dialogue_are_significant_and_equal_ones_are_not(project):
+    good, bad = turns_of(['a b c d'] * 20), turns_of(['a x y z'] * 20)
+    p = project.significance.p_values([good, good], [bad, bad])
+    assert set(p) == {'unigram_f1', 'rouge1', 'rouge2', 'rougeL', 'sacrebleu', 'dist1', 'dist2'}
+    assert all(p[name] <= 0.002 for name in ('unigram_f1', 'rouge1', 'rouge2', 'rougeL', 'sacrebleu'))
+    assert p['dist1'] == p['dist2'] == 1  # both rows repeat one reply
+    assert set(project.significance.p_values([good], [good]).values()) == {1.0}
+    assert project.significance.p_values([good], [turns_of(['x'] * 19)]) == {}  # not the same messages
+
+
+def test_dialogues_are_exchanged_whole(project):
+    """Twenty turns that are all better are two observations in two dialogues, and ten in ten."""
+    of = [[k // (20 // n) for k in range(20)] for n in (2, 10)]
+    better, worse = (
+        [[turns_of([reply] * 20, dialogues=dialogues)] for dialogues in of] for reply in ('a b c d', 'a x y z')
+    )
+    p = [project.significance.p_values(*pair)['unigram_f1'] for pair in zip(better, worse, strict=True)]
+    assert p == pytest.approx([2 / 2**2, 2 / 2**10], abs=0.001)  # two of the 2ⁿ exchanges are as extreme
+
+
+def test_distinct_words_of_all_replies_together(project):
+    words = [f'w{i}' for i in range(24)]
+    varied = turns_of([' '.join(words[2 * i : 2 * i + 2]) for i in range(12)])
+    alike = turns_of(['w0 w1'] * 12)
+    assert project.significance.p_values([varied], [alike])['dist1'] < 0.01
+
+
+def table_of(rows):
+    return {'name': 'table1', 'title': 'PT & SPT', 'columns': ['unigram_f1', 'ppl'], 'gain_columns': [], 'rows': rows}
+
+
+def row_of(label, f1, ppl, **more):
+    cells = {'unigram_f1': f1, 'ppl': ppl}
+    cells = {name: {'mean': mean, 'sd': None, 'interval': None, 'n': 1} for name, mean in cells.items()}
+    always = {'llm': 'x', 'seeds': [1], 'runs': ['r'], 'against': None, 'paper': None, 'paper_gain': None}
+    return {'label': label, 'cells': cells, **always, **more}
+
+
+def test_the_best_is_bold_and_what_differs_has_a_sign(project, tmp_path):
+    p = {'unigram_f1': 0.004, 'ppl': 0.2}
+    paper = {'unigram_f1': 17.5}
+    rows = [
+        row_of('PT, 50%', 18, 40),
+        row_of('SPT', 19, 41, against='PT, 50%', p=p, paper=paper),
+        row_of('PT', 1, 9, llm='y'),
+    ]
+    project.tables.mark_best(rows)
+    assert [row['best'] for row in rows] == [['ppl'], ['unigram_f1'], []]  # lower ppl; nothing to compare
+    table = table_of(rows)
+    project.tables.write([table], [], tmp_path)
+    text = (tmp_path / 'tables.md').read_text()
+    assert '| PT, 50% | 18.00 | **40.00** |' in text and '| SPT | **19.00‡** | 41.00 |' in text
+    assert 'Bold: the best of its LLM. † p < 0.05, ‡ p < 0.01: ' in text
+    tex = (tmp_path / 'tables.tex').read_text()
+    assert r'SPT & \textbf{19.00$^{\ddagger}$} & 41.00 \\' in tex and r'PT, 50\% & 18.00' in tex and r'PT \& SPT' in tex
+    with (tmp_path / 'tables.csv').open(newline='') as file:
+        found = {(line['row'], line['metric']): line for line in csv.DictReader(file)}
+    line = found['SPT', 'unigram_f1']
+    assert (line['mean'], line['p'], line['against'], line['paper']) == ('19', '0.004', 'PT, 50%', '17.5')
+    assert len(found) == 6
+
+
 # ---- report ----------------------------------------------------------------------------------------------
+
+
+def test_rows_lead_to_their_runs_and_these_to_curves_and_replies(finished):
+    page = (finished / 'report' / 'index.html').read_text()
+    (table,) = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
+    names = [name for row in table['rows'] for name in row['runs']]
+    assert len(names) == 2
+    for name in names:
+        assert f'<a href="#{name}"' in page and f'<div id="{name}">' in page and f'href="runs.html#{name}"' in page
+    browser = (finished / 'report' / 'runs.html').read_text()
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', browser, flags=re.DOTALL)[0])
+    assert [(run['name'], run['title']) for run in data['runs']] == [
+        (row['runs'][0], f'{row["label"]}, seed 1') for row in table['rows']
+    ]
+    assert [len(data['replies'][name]) for name in names] == [24, 24] and len(data['runs'][0]['train']) == 2
+
+
+def test_prompts_are_numbered_from_0(finished):
+    page = (finished / 'report' / 'index.html').read_text()
+    shown = {int(k) for k in re.findall(r'prompt (\d)', page)}
+    log = next(finished.glob('runs/spt-*/eval.jsonl'))
+    assert shown and shown <= {turn.prompt for turn in read_turns(log)}
 
 
 def test_the_page_holds_every_figure_and_command_and_loads_nothing(finished):

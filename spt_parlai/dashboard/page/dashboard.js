@@ -61,7 +61,7 @@ function progress(run) {
 
 function state(run) {
   const now = last(run.train) || last(run.valid);
-  if (!now) return 'no report yet';
+  if (!now) return repliesOf(run).length ? 'not trained' : 'no report yet';
   const step = `step ${now.train_steps}${run.options.max_train_steps > 0 ? ` of ${run.options.max_train_steps}` : ''}`;
   if (run.finished) return `finished after ${last(run.valid)?.train_steps ?? now.train_steps} steps, ${duration(now.train_time)}`;
   const silent = Date.now() / 1000 - run.updated;
@@ -72,9 +72,9 @@ function state(run) {
 function drawRuns() {
   byId('runs').replaceChildren(...runs.map((run, i) => {
     const card = element('button', { class: 'run', type: 'button', 'aria-pressed': String(!hidden.has(run.name)), style: `--run:${runColour(i)}` },
-      element('b', {}, run.name),
-      element('span', { class: 'big' }, run.best ? number(run.best.value) : '–'),
-      element('span', { class: 'is' }, run.best ? `best ${run.best.metric} in validation, step ${run.best.train_steps}` : 'no validation yet'),
+      element('b', {}, run.title),
+      element('span', { class: 'big' }, number(run.best?.value ?? last(run.train)?.ppl)),
+      element('span', { class: 'is' }, run.best ? `best ${run.best.metric} in validation, step ${run.best.train_steps}` : run.train.length ? 'ppl in training, no validation' : ''),
       element('span', { class: 'is' }, state(run)));
     if (isCollapsed(run)) card.append(element('span', { class: 'badge' }, 'retriever collapsed'));
     card.append(element('span', { class: 'progress' }, element('i', { style: `width:${100 * progress(run)}%` })));
@@ -120,7 +120,7 @@ const points = (run, fold, metric) => run[fold].filter(report => metric in repor
 
 function curves(metric, folds = ['train', 'valid'], style = {}) {
   return runs.flatMap((run, i) => hidden.has(run.name) ? [] : folds.map(fold => ({
-    name: `${run.name}, ${fold === 'train' ? 'training' : 'validation'}`,
+    name: `${run.title}, ${fold === 'train' ? 'training' : 'validation'}`,
     type: 'line', data: points(run, fold, metric), color: runColour(i),
     symbol: fold === 'train' ? 'none' : 'circle', symbolSize: 6,
     lineStyle: { width: fold === 'train' ? 1.2 : 2.2, opacity: fold === 'train' ? 0.55 : 1, ...style },
@@ -254,7 +254,7 @@ function drawOptions() {
   const rows = runs.length > 1 ? differ : names;
   byId('options-note').textContent = runs.length > 1 ? `The ${differ.length} options in which the runs differ; the other ${names.length - differ.length} are equal.` : '';
   byId('options').replaceChildren(element('table', {},
-    element('tr', {}, element('th', { scope: 'col' }, 'option'), ...runs.map(run => element('th', { scope: 'col' }, run.name))),
+    element('tr', {}, element('th', { scope: 'col' }, 'option'), ...runs.map(run => element('th', { scope: 'col' }, run.title))),
     ...rows.map(name => element('tr', {}, element('th', { scope: 'row' }, `--${name.replaceAll('_', '-')}`), ...runs.map(run => element('td', {}, written(run, name)))))));
 }
 
@@ -265,6 +265,8 @@ function drawRun() {
   options(byId('log'), [...new Set(all.map(row => row.log))].map(log => [log, log]));
   options(byId('prompt'), [['', 'all prompts'], ...[...Array(prompts(run)).keys()].map(k => [k, `prompt ${k}`])]);
   options(byId('turn'), [['', 'all turns'], ...[...new Set(all.map(row => row.number))].sort((a, b) => a - b).map(turn => [turn, `turn ${turn}`])]);
+  byId('prompt-use').hidden = prompts(run) < 2;
+  if (!run[byId('fold').value].some(report => 'prompt_usage_0' in report)) byId('fold').value = run.train.some(report => 'prompt_usage_0' in report) ? 'train' : 'valid';
   drawUse();
   drawTurns();
   drawSame();
@@ -272,7 +274,7 @@ function drawRun() {
 }
 
 function draw() {
-  options(byId('run'), runs.map((run, i) => [i, run.name]));
+  options(byId('run'), runs.map((run, i) => [i, run.title]));
   byId('one-run').hidden = runs.length < 2;
   drawRuns();
   drawCurves();
@@ -286,8 +288,17 @@ byId('validation').oninput = drawSame;
 byId('search').oninput = byId('prompt').onchange = byId('turn').onchange = () => { shownReplies = 12; drawReplies(); };
 byId('more').onclick = () => { shownReplies += 200; drawReplies(); };
 matchMedia('(prefers-color-scheme: dark)').onchange = draw;
-byId('fold').value = chosen()?.train.some(report => 'prompt_usage_0' in report) ? 'train' : 'valid';
+function follow() {  // #NAME leads to a run
+  const at = runs.findIndex(run => run.name === decodeURIComponent(location.hash.slice(1)));
+  if (at < 0) return;
+  byId('run').value = at;
+  drawRun();
+  byId('one-run').scrollIntoView();
+}
+
 draw();
+follow();
+onhashchange = follow;
 
 if (live) {
   setInterval(async () => {
