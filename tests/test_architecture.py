@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'spt_parlai'
 MAY_READ_OPTIONS = {  # where ParlAI's option dictionary ends; everything below takes plain arguments
     *('agents', 'options', 'parlai_hooks', 'training', 'dialogue'),
-    *('cli.py', '__main__.py', 'torchrun.py', 'demo'),  # commands
+    *('cli.py', '__main__.py', 'torchrun.py', 'demo', 'server'),  # commands
     'tasks',  # ParlAI calls teachers with nothing but its options
 }
 KNOW_NO_OPTION = ('model', 'metrics', 'objective')

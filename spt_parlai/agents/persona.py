@@ -40,15 +40,15 @@ def chosen_persona(opt) -> list[str] | None:
     """The sentences of --persona or --persona-file, or None if neither was given; this command's before the model's."""
     given = opt.get('override') or {}
     if given.get('persona') is not None and not given.get('persona_file'):
-        return _sentences(given['persona'].split('|'))
+        return persona_sentences(given['persona'].split('|'))
     if opt.get('persona_file'):
         return read_persona_file(opt['persona_file'])
     if opt.get('persona') is not None:
-        return _sentences(opt['persona'].split('|'))
+        return persona_sentences(opt['persona'].split('|'))
     return None
 
 
-def _sentences(lines: Iterable[str]) -> list[str]:
+def persona_sentences(lines: Iterable[str]) -> list[str]:
     """Sentences as they were typed or read, with or without `your persona:` before them."""
     cleaned = (clean(line.strip().removeprefix(OWN_PERSONA)) for line in lines)
     return [sentence for sentence in cleaned if sentence]
@@ -66,7 +66,7 @@ def read_persona_file(path: str) -> list[str]:
             f'--persona-file {path} cannot be read ({error}): give a text file with one sentence of the persona per '
             'line.'
         ) from error
-    sentences = _sentences(lines)
+    sentences = persona_sentences(lines)
     if not sentences:
         raise UsageError(f'--persona-file {path} is empty: write one sentence of the persona per line.')
     return sentences

@@ -171,8 +171,11 @@ def top_k(log_probs: Tensor, ended: list[bool], k: int) -> tuple[Tensor, Tensor]
     return _at(ids, drawn), _at(values, drawn)
 
 
-def nucleus(log_probs: Tensor, ended: list[bool], p: float) -> tuple[Tensor, Tensor]:
-    """A token drawn from the likeliest ones that together have probability p; its score is under that distribution."""
+def nucleus(log_probs: Tensor, ended: list[bool], p: float | Tensor) -> tuple[Tensor, Tensor]:
+    """A token drawn from the likeliest ones that together have probability p; its score is under that distribution.
+
+    p: one number, or one for each row, float32 [R, 1].
+    """
     probs, ids = log_probs.softmax(-1).sort(dim=-1, descending=True)
     probs = probs.masked_fill(probs.cumsum(-1) - probs >= p, 0)
     probs = probs / probs.sum(-1, keepdim=True)
