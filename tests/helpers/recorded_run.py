@@ -27,7 +27,7 @@ def record(model_file: Path, steps: int = 30, **options: Any) -> Path:
     model_file.parent.mkdir(parents=True, exist_ok=True)
     metrics_log.begin(model_file, {'validation_metric': 'ppl', 'max_train_steps': 40, **options}, 0, [])
     for step in range(5, steps + 1, 5):
-        metrics_log.append(model_file, 'train', report(step, ppl=60.0, **usage(0.5, 0.5), time_left=80.0 - 2 * step))
+        metrics_log.append(model_file, 'train', report(step, ppl=60.0, **usage(0.5, 0.5), time_left=179.6 - 2 * step))
         if step % 10 == 0:
             shown = {
                 'persona': ['i like tea.'],

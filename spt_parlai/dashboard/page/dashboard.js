@@ -32,13 +32,11 @@ const number = value => value === undefined || value === null ? '–'
   : Math.abs(value) >= 1000 || (value && Math.abs(value) < 0.001) ? value.toExponential(2) : String(+value.toPrecision(4));
 
 function duration(seconds) {
-  const parts = [[86400, 'd'], [3600, 'h'], [60, 'min'], [1, 's']];
-  const first = parts.findIndex(([size]) => seconds >= size);
-  if (first < 0) return '0 s';
-  return parts.slice(first, first + 2).map(([size], i, two) => {
-    const left = i ? seconds % two[0][0] : seconds;
-    return `${Math[i ? 'round' : 'floor'](left / size)} ${parts[first + i][1]}`;
-  }).join(' ');
+  const units = [[1, 's'], [60, 'min'], [3600, 'h'], [86400, 'd']];
+  const small = Math.max(0, units.findLastIndex(([size]) => seconds >= size) - 1);  // the last unit that is shown
+  const left = Math.round(seconds / units[small][0]) * units[small][0];
+  const shown = units.slice(small, small + 2).reverse().map(([size, name], i, two) => [Math.floor((i && two.length > 1 ? left % two[0][0] : left) / size), name]);
+  return shown.filter(([count], i) => count || i).map(part => part.join(' ')).join(' ');
 }
 
 // ---- runs ------------------------------------------------------------------------------------------------------
@@ -135,8 +133,10 @@ function drawCurves() {
   const values = series.flatMap(one => one.data.map(point => point[1]));
   const wide = Math.max(...values) > 10 * Math.min(...values);
   plot('ppl', 'Perplexity by training step, of training and validation', { series, xAxis: stepTitle, yAxis: { type: wide ? 'log' : 'value' } });
+  const fold = runs.some(run => run.valid.some(report => 'best_gain' in report)) ? 'valid' : 'train';
+  byId('selection').hidden = runs.every(run => prompts(run) < 2);
   plot('gain', 'Gain of the selected and of the best prompt by training step', {
-    series: [...curves('selected_gain', ['valid']), ...curves('best_gain', ['valid'], { type: 'dotted' }).map(one => ({ ...one, name: `${one.name}, best`, symbolSize: 4 }))],
+    series: [...curves('selected_gain', [fold]), ...curves('best_gain', [fold], { type: 'dotted' }).map(one => ({ ...one, name: `${one.name}, best`, symbolSize: 4 }))],
     xAxis: stepTitle });
   plot('entropy', 'Entropy of prompt use by training step', { series: curves('prompt_usage_entropy'), xAxis: stepTitle, yAxis: { min: 0, max: 1, interval: 0.25 } });
   const present = SMALL.filter(([metric]) => runs.some(run => run.train.some(report => metric in report)));
@@ -296,6 +296,8 @@ function follow() {  // #NAME leads to a run
   byId('one-run').scrollIntoView();
 }
 
+options(byId('run'), runs.map((run, i) => [i, run.title]));
+byId('run').value = Math.max(0, runs.findIndex(run => prompts(run) > 1));
 draw();
 follow();
 onhashchange = follow;
