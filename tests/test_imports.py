@@ -24,12 +24,14 @@ def imported_by(code):
     return printed, set(names.split())
 
 
-def test_help_info_and_llms_import_neither_torch_nor_transformers_nor_parlai():
+def test_help_info_llms_and_a_dashboard_import_neither_torch_nor_transformers_nor_parlai(tmp_path):
     printed, imported = imported_by(
         'from spt_parlai.cli import app\n'
         f'for words in (["--help"], ["data", "--help"], ["--version"], ["llms"], ["info", {str(MODEL_FILE)!r}]):\n'
-        '    app(words, standalone_mode=False)'
+        '    app(words, standalone_mode=False)\n'
+        f'app(["dashboard", {str(MODEL_FILE)!r}, "--export", {str(tmp_path / "page.html")!r}], standalone_mode=False)'
     )
+    assert (tmp_path / 'page.html').exists()
     assert 'import-authors' in printed and 'convai2' in printed and 'num_prompts' in printed
     assert not imported & {'numpy', 'torch', 'parlai', *OF_THE_LLM, *OF_FEW_COMMANDS}
 

@@ -288,17 +288,19 @@ def append_reports() -> None:
 
     def append_replies(loop):
         state = random_state()
-        if not hasattr(loop, 'fixed_contexts'):
-            loop.fixed_contexts = read_contexts(loop.agent.opt, loop.agent, loop.agent.opt['log_replies'])
-        contexts = loop.fixed_contexts
-        found = loop.agent.replies_of_all_prompts([context.observation for context in contexts])
+        try:
+            if not hasattr(loop, 'fixed_contexts'):
+                loop.fixed_contexts = read_contexts(loop.agent.opt, loop.agent, loop.agent.opt['log_replies'])
+            contexts = loop.fixed_contexts
+            found = loop.agent.replies_of_all_prompts([context.observation for context in contexts])
+        finally:
+            restore_random_state(state)  # also when Ctrl-C ends it: the checkpoint holds them
         seen = [
             {'persona': c.persona, 'dialogue': c.dialogue, 'label': c.label, **replied}
             for c, replied in zip(contexts, found, strict=True)
         ]
         entry = {'train_steps': loop._train_steps, 'parleys': loop.parleys, 'contexts': seen}
         metrics_log.append(loop.opt['model_file'], 'replies', entry)
-        restore_random_state(state)
         return seen
 
     TrainLoop.log, TrainLoop.validate, TrainLoop.train = log, validate, train
