@@ -25,11 +25,11 @@ def imported_by(code):
 
 
 def test_help_info_llms_and_a_dashboard_import_neither_torch_nor_transformers_nor_parlai(tmp_path):
+    dashboard = ['dashboard', str(ROOT / 'tests/golden/v0_1_0/stopped'), '--export', str(tmp_path / 'page.html')]
     printed, imported = imported_by(
         'from spt_parlai.cli import app\n'
-        f'for words in (["--help"], ["data", "--help"], ["--version"], ["llms"], ["info", {str(MODEL_FILE)!r}]):\n'
-        '    app(words, standalone_mode=False)\n'
-        f'app(["dashboard", {str(MODEL_FILE)!r}, "--export", {str(tmp_path / "page.html")!r}], standalone_mode=False)'
+        f'for words in (["--help"], ["data", "--help"], ["--version"], ["llms"], ["info", {str(MODEL_FILE)!r}], {dashboard}):\n'
+        '    app(words, standalone_mode=False)'
     )
     assert (tmp_path / 'page.html').exists()
     assert 'import-authors' in printed and 'convai2' in printed and 'num_prompts' in printed
