@@ -25,10 +25,11 @@ def imported_by(code):
 
 
 def test_help_info_llms_and_a_dashboard_import_neither_torch_nor_transformers_nor_parlai(tmp_path):
+    info = ['info', str(MODEL_FILE)]
     dashboard = ['dashboard', str(ROOT / 'tests/golden/v0_1_0/stopped'), '--export', str(tmp_path / 'page.html')]
     printed, imported = imported_by(
         'from spt_parlai.cli import app\n'
-        f'for words in (["--help"], ["data", "--help"], ["--version"], ["llms"], ["info", {str(MODEL_FILE)!r}], {dashboard}):\n'
+        f'for words in (["--help"], ["data", "--help"], ["--version"], ["llms"], {info}, {dashboard}):\n'
         '    app(words, standalone_mode=False)'
     )
     assert (tmp_path / 'page.html').exists()
