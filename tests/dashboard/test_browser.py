@@ -38,7 +38,7 @@ def test_the_page_of_two_runs(tmp_path, width):
     assert document.count('retriever collapsed') == 1  # in the last validation of the first run
     assert document.count('best ppl in validation, step 20') == 2 and 'step 30 of 40, 2 min 0 s left' in document
     assert 'zero at 30' in document and 'hello &lt;b&gt;there&lt;/b&gt;' in document  # the last validation, as text
-    assert 'reply 2: yes' in document and '2 of 2' in document
+    assert 'reply 2: yes' in document and '2 of 2' in document and '<option value="i like tea.">' in document
     assert re.search(r'--seed</th><td>0</td><td>1</td>', document)
 
 

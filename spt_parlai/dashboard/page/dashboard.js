@@ -233,8 +233,8 @@ function drawReplies() {
   const run = chosen(), all = repliesOf(run), query = byId('search').value.trim().toLowerCase();
   byId('filters').hidden = byId('table').hidden = !all.length;
   byId('replies-note').textContent = all.length ? '' : `A world log beside the model file fills this table: parlai eval_model -mf ${run.path} --world-logs ${run.path}.jsonl`;
-  const { prompt, turn, log } = Object.fromEntries(['prompt', 'turn', 'log'].map(id => [id, byId(id).value]));
-  const rows = all.filter(row => row.log === log && (prompt === '' || row.prompt === +prompt) && (turn === '' || row.number === +turn)
+  const { prompt, turn, persona, log } = Object.fromEntries(['prompt', 'turn', 'persona', 'log'].map(id => [id, byId(id).value]));
+  const rows = all.filter(row => row.log === log && (prompt === '' || row.prompt === +prompt) && (turn === '' || row.number === +turn) && (persona === '' || row.persona.join(' ') === persona)
     && (!query || [row.said, row.reply, row.label, ...row.persona].some(text => text.toLowerCase().includes(query))));
   byId('count').textContent = `${rows.length} of ${all.filter(row => row.log === log).length}`;
   byId('table').replaceChildren(...rows.slice(0, shownReplies).map(row => element('div', { class: 'reply' },
@@ -265,6 +265,7 @@ function drawRun() {
   options(byId('log'), [...new Set(all.map(row => row.log))].map(log => [log, log]));
   options(byId('prompt'), [['', 'all prompts'], ...[...Array(prompts(run)).keys()].map(k => [k, `prompt ${k}`])]);
   options(byId('turn'), [['', 'all turns'], ...[...new Set(all.map(row => row.number))].sort((a, b) => a - b).map(turn => [turn, `turn ${turn}`])]);
+  options(byId('persona'), [['', 'all personas'], ...[...new Set(all.map(row => row.persona.join(' ')))].filter(Boolean).sort().map(persona => [persona, persona])]);
   byId('prompt-use').hidden = prompts(run) < 2;
   if (!run[byId('fold').value].some(report => 'prompt_usage_0' in report)) byId('fold').value = run.train.some(report => 'prompt_usage_0' in report) ? 'train' : 'valid';
   drawUse();
@@ -285,7 +286,7 @@ function draw() {
 byId('run').onchange = byId('log').onchange = drawRun;
 byId('fold').onchange = drawUse;
 byId('validation').oninput = drawSame;
-byId('search').oninput = byId('prompt').onchange = byId('turn').onchange = () => { shownReplies = 12; drawReplies(); };
+byId('search').oninput = byId('prompt').onchange = byId('turn').onchange = byId('persona').onchange = () => { shownReplies = 12; drawReplies(); };
 byId('more').onclick = () => { shownReplies += 200; drawReplies(); };
 matchMedia('(prefers-color-scheme: dark)').onchange = draw;
 function follow() {  // #NAME leads to a run
