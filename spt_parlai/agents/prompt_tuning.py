@@ -65,8 +65,7 @@ class PromptTuningAgent(LLMAgent):
         if self.persistence.loads:
             init, noise = 'normal', 0.0
         K, L = self.num_prompts, self.opt['prompt_length']
-        with naming(
-            f'--prompt-init {init} --prompt-init-noise {noise:g} with --num-prompts {K} and --prompt-length', L
-        ):
+        given = f'{init} --prompt-init-noise {noise:g}' if noise else init
+        with naming(f'--prompt-init {given} with --num-prompts {K} and --prompt-length', L):
             tokens = initial_prompts(init, K, L, llm.embed, self.dict.txt2vec, len(self.dict), read_prompts, noise)
         return SoftPromptGroup(tokens)
