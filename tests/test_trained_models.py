@@ -51,7 +51,8 @@ def test_a_stripped_model_file_holds_what_was_trained_and_nothing_of_the_run(tra
 def test_evaluates_as_the_file_it_was_made_of(trained, named, tmp_path):
     log = tmp_path / 'log.jsonl'
     report = evaluate('spt:tiny', num_examples=8, world_logs=str(log))
-    expected = evaluate(trained, num_examples=8)
+    with_dictionary = {'dict_file': f'{trained}.dict'}  # as ParlAI's own helpers for tests give it
+    expected = evaluate(trained, num_examples=8, **with_dictionary)
     timed = {'exps', 'ctps', 'ltps', 'tps'}
     assert {name: value for name, value in report.items() if name not in timed} == pytest.approx(
         {name: value for name, value in expected.items() if name not in timed}

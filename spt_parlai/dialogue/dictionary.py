@@ -29,7 +29,10 @@ class TokenizerDictionary(DictionaryAgent):
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
-        return parser  # --llm decides everything
+        # --llm decides everything; some of ParlAI's code gives the file that lies beside the model file
+        if '--dict-file' not in parser._option_string_actions:
+            parser.add_argument('--dict-file', default=None, hidden=True, help='the file beside the model file')
+        return parser
 
     def __init__(self, opt, shared=None):
         self.opt = opt
