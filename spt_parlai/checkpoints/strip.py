@@ -11,7 +11,15 @@ from spt_parlai.errors import UsageError
 
 _OF_THE_RUN = (  # options of the machine and the run, which evaluation and chats do not read
     *('model_file', 'dict_file', 'parlai_home', 'starttime', 'prompt_init', 'prompt_init_noise', 'num_workers'),
-    *('world_logs', 'report_filename', 'tensorboard_log', 'tensorboard_logdir', 'wandb_log', 'persona_file'),
+    *(
+        'skip_generation',
+        'world_logs',
+        'report_filename',
+        'tensorboard_log',
+        'tensorboard_logdir',
+        'wandb_log',
+        'persona_file',
+    ),
 )
 
 
@@ -32,6 +40,6 @@ def strip(model_file: str | os.PathLike, out: str | os.PathLike, llm: str | None
     if llm is not None:
         options['llm'] = states['spt']['llm'] = llm
     save_json(options, f'{out}.opt')
-    Path(f'{out}.dict').write_bytes(Path(f'{model_file}.dict').read_bytes())
+    Path(f'{out}.dict').write_text(f'the tokenizer of --llm {options["llm"]}\n', encoding='utf-8')
     save_states({'model': states['model'], 'spt': states['spt']}, out)
     return sum(Path(f'{out}{suffix}').stat().st_size for suffix in ('', '.opt', '.dict'))
