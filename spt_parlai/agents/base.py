@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from spt_parlai import hub
 from spt_parlai.agents import persistence
 from spt_parlai.agents.batching import Batcher, by_message, share_window, window_size
-from spt_parlai.agents.generation import Prefixes, blocked_context, found_replies, rank_candidates, search_like
+from spt_parlai.agents.generation import (
+    Prefixes,
+    blocked_context,
+    ending_replies,
+    found_replies,
+    rank_candidates,
+    search_like,
+)
 from spt_parlai.agents.llm import load, log_memory
 from spt_parlai.agents.optimization import (
     Optimization,
@@ -37,6 +44,7 @@ from spt_parlai.agents.persona import persona_of_chat
 from spt_parlai.checkpoints.files import damage_explained, describe
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
+from spt_parlai.dialogue.instruction import END_OF_TURN, first_turn_of, is_past_first_turn
 from spt_parlai.dialogue.messages import check_message, well_formed
 from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.dialogue.thoughts import CLOSE, OPEN, without_thoughts
@@ -374,6 +382,7 @@ class LLMAgent(TorchGeneratorAgent):
     # ---- context → reply ------------------------------------------------------------------------------
 
     _thinks = False  # whether the context ends inside a think block
+    marks: Sequence[str] = END_OF_TURN  # where the LLM has gone on to another turn; a chat template has no such marks
     searches_batches = True  # one search for all rows where it finds what ParlAI's search finds; tests compare them
 
     def eval_step(self, batch):
@@ -383,6 +392,22 @@ class LLMAgent(TorchGeneratorAgent):
         scored = batch.get('scored_vec')
         batch['selection'] = self.bare_model.retrieve(batch.text_vec if scored is None else scored)
         return super().eval_step(batch)
+
+    @property
+    def stops_at_next_speaker(self) -> bool:
+        """Whether replies end before the next speaker's mark (`--stop-at-next-speaker`)."""
+        asked = self.opt['stop_at_next_speaker']
+        if asked != 'auto':
+            return asked == 'true'
+        return bool(self.opt.get('interactive_mode') or self.opt.get('shows_replies'))
+
+    def _is_past_reply(self, ids: Sequence[int]) -> bool:
+        """Whether generated tokens contain a mark of the next speaker, after what the LLM has thought."""
+        return is_past_first_turn(self._said(ids)[1], self.marks)
+
+    def _treesearch_factory(self, device, verbose=False):
+        search = super()._treesearch_factory(device, verbose)
+        return ending_replies(search, self._is_past_reply) if self.stops_at_next_speaker else search
 
     def _encoder_input(self, batch):
         return batch.text_vec, batch.get('scored_vec'), batch.get('selection')
@@ -397,7 +422,8 @@ class LLMAgent(TorchGeneratorAgent):
         with memory_errors_explained('replying'):
             if self.searches_batches and prefix_tokens is None and not hasattr(self, '_rerank_beams'):
                 like = self._treesearch_factory(batch.text_vec.device, verbose=self.show_token_details)
-                search = search_like(like.set_block_list(self.beam_block_list), self.temperature, max_ts)
+                stops = self._is_past_reply if self.stops_at_next_speaker else None
+                search = search_like(like.set_block_list(self.beam_block_list), self.temperature, max_ts, stops)
                 if search is not None:
                     encoded = self.bare_model.encoder(*self._encoder_input(batch))
                     context = self._get_batch_context(batch).to(encoded.logits.device)
@@ -418,21 +444,26 @@ class LLMAgent(TorchGeneratorAgent):
 
     def _v2t(self, vector) -> str:
         """Return the text of a reply, without what the LLM thought before it."""
+        text, reply = self._said(vector)
+        if text.strip() and not reply.strip():
+            warn_once(
+                f'--llm {self.opt["llm"]}: a reply is empty, because the LLM was still thinking at its end; raise '
+                '--max-new-tokens, or let it not think.'
+            )
+        return first_turn_of(reply, self.marks if self.stops_at_next_speaker else ())
+
+    def _said(self, vector) -> tuple[str, str]:
+        """Return the text that the LLM has generated, and its part after the thoughts at its beginning."""
         ids, thinks = [int(i) for i in vector], self._thinks
+        ids = ids[: ids.index(self.END_IDX)] if self.END_IDX in ids else ids
         added = self.dict.tokenizer.added_tokens_encoder
         opening, closing = added.get(OPEN), added.get(CLOSE)  # these may be special tokens, which no text shows
         if closing in ids:
             ids, thinks = ids[ids.index(closing) + 1 :], False
         elif opening in ids:
-            thinks = thinks or not super()._v2t(ids[: ids.index(opening)])
-        text = super()._v2t(ids)
-        reply = without_thoughts(text, thinks)
-        if text and not reply:
-            warn_once(
-                f'--llm {self.opt["llm"]}: a reply is empty, because the LLM was still thinking at its end; raise '
-                '--max-new-tokens, or let it not think.'
-            )
-        return reply
+            thinks = thinks or not self.dict.vec2txt(ids[: ids.index(opening)])
+        text = self.dict.decode(ids)
+        return text, without_thoughts(text, thinks)
 
     def rank_eval_label_candidates(self, batch, batchsize):
         """Rank candidates by their NLL per token under the selected prompt, best first."""

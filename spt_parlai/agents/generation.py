@@ -5,7 +5,7 @@ One search serves the whole batch wherever it finds the same replies as ParlAI's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -41,8 +41,13 @@ def choice_of(search: TreeSearch) -> Choice | None:
     return None
 
 
-def search_like(search: TreeSearch, temperature: float, max_length: int) -> Search | None:
-    """Return a search for a whole batch with the settings of ParlAI's, or None if only ParlAI's own loop can run it."""
+def search_like(
+    search: TreeSearch, temperature: float, max_length: int, stops: Callable[[list[int]], bool] | None = None
+) -> Search | None:
+    """Return a search for a whole batch with the settings of ParlAI's, or None if only ParlAI's own loop can run it.
+
+    :param stops: as for `Search`.
+    """
     choose = choice_of(search)
     if choose is None or max_length < 1:
         return None
@@ -55,7 +60,25 @@ def search_like(search: TreeSearch, temperature: float, max_length: int) -> Sear
         min_length=search.min_length,
         block_ngram=search.block_ngram,
         context_block_ngram=search.context_block_ngram,
+        stops=stops,
     )
+
+
+def ending_replies(search: TreeSearch, stops: Callable[[list[int]], bool]) -> TreeSearch:
+    """Let a search of ParlAI's end every hypothesis that `stops` accepts: only the end token follows it, at no cost.
+
+    The model runs once more for the step of that end token; what else blocks or delays the end does not count there.
+    """
+    select_paths = search.select_paths
+
+    def select(logprobs: Tensor, *args):
+        over = torch.tensor([stops(ids[1:]) for ids in search.partial_hyps.tolist()], device=logprobs.device)
+        logprobs[over[: len(logprobs)]] = neginf(logprobs.dtype)
+        logprobs[over[: len(logprobs)], search.eos] = 0
+        return select_paths(logprobs, *args)
+
+    search.select_paths = select
+    return search
 
 
 def found_replies(replies: Replies, length_penalty: float) -> list[FoundReply]:

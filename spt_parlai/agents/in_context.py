@@ -15,7 +15,6 @@ from spt_parlai.dialogue.instruction import (
     chat_messages,
     cut_to_fit,
     ever_shorter,
-    first_turn_of,
     instructed_context,
     without_system,
 )
@@ -23,7 +22,7 @@ from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.dialogue.template import Context, render
 from spt_parlai.dialogue.thoughts import is_thinking
 from spt_parlai.dialogue.training_set import instruction_of
-from spt_parlai.errors import UsageError
+from spt_parlai.errors import UsageError, refused
 from spt_parlai.options.declare import Option, OptionGroup
 
 CHAT_TEMPLATE = OptionGroup(
@@ -53,7 +52,7 @@ class InContextAgent(LLMAgent):
             self.instruction, self._chats, self._knows_system, self._thinks = shared['in_context']
         super().__init__(opt, shared)
         if self._chats:
-            self.batcher.end = self._end_of_turn()
+            self.batcher.end, self.marks = self._end_of_turn(), ()
 
     def share(self):
         return {**super().share(), 'in_context': (self.instruction, self._chats, self._knows_system, self._thinks)}
@@ -68,6 +67,12 @@ class InContextAgent(LLMAgent):
         if self._chats:
             self._knows_system = self._takes_system()
             self._check_chat_ids()
+            if self.opt['stop_at_next_speaker'] == 'true':
+                raise refused(
+                    'stop_at_next_speaker',
+                    'true',
+                    'in a chat template the turns have no such marks; leave it out, or add --chat-template false',
+                )
             self._thinks = self._begins_thinking()
         else:
             self._knows_system = False
@@ -180,7 +185,11 @@ class InContextAgent(LLMAgent):
         """In a chat a reply begins its message, so no space comes before it."""
         return list(self.dict.piece(' '.join(text.split()), True)) if self._chats else super().reply_ids(text)
 
+    @property
+    def stops_at_next_speaker(self) -> bool:
+        """In plain text a reply always ends before the next turn, unless told otherwise: the LLM has not learnt to end."""
+        return not self._chats and self.opt['stop_at_next_speaker'] != 'false'
+
     def _v2t(self, vector) -> str:
-        """A reply ends where the LLM goes on to another turn, since it was not trained to end there."""
         text = super()._v2t(vector)
-        return ' '.join(text.split()) if self._chats else first_turn_of(text)
+        return ' '.join(text.split()) if self._chats else text

@@ -12,7 +12,7 @@ from parlai.core.message import Message
 from spt_parlai.agents.chat_endpoint import ChatEndpoint
 from spt_parlai.agents.persona import persona_of_chat
 from spt_parlai.dialogue.control_tokens import DATE, FROZEN_DATE
-from spt_parlai.dialogue.instruction import INSTRUCTION, chat_messages
+from spt_parlai.dialogue.instruction import END_OF_TURN, INSTRUCTION, chat_messages, first_turn_of
 from spt_parlai.dialogue.messages import Dialogue, check_message, well_formed
 from spt_parlai.dialogue.thoughts import without_thoughts
 from spt_parlai.dialogue.training_set import instruction_of
@@ -169,6 +169,7 @@ class InContextApiAgent(Agent, ResumableAgent):
             self.endpoint, self.instruction = _endpoint_of(opt), instruction_of(opt)
         else:
             self.endpoint, self.instruction = shared['endpoint'], shared['instruction']
+        self._stops = self.opt['stop_at_next_speaker'] == 'true'
         self.persona = persona_of_chat(self.opt, self.id)
         self.reset()
 
@@ -198,7 +199,8 @@ class InContextApiAgent(Agent, ResumableAgent):
         asked = [i for i, observation in enumerate(observations) if 'chat' in observation]
         texts = self.endpoint.replies([observations[i]['chat'] for i in asked])
         for i, text in zip(asked, texts, strict=True):
-            replies[i]['text'] = ' '.join(without_thoughts(text).split())
+            reply = without_thoughts(text)
+            replies[i]['text'] = ' '.join((first_turn_of(reply) if self._stops else reply).split())
         return replies
 
     def self_observe(self, reply) -> None:
@@ -262,6 +264,7 @@ def _endpoint_of(opt) -> ChatEndpoint:
     parameters = {
         'max_tokens': opt['max_new_tokens'],
         'temperature': opt['api_temperature'],
+        'stop': list(END_OF_TURN) if opt['stop_at_next_speaker'] == 'true' else None,
         'chat_template_kwargs': variables or None,  # of vLLM, SGLang and llama.cpp; other servers may refuse it
         **json_object(opt, 'api_parameters', '{"top_p": 0.9}'),
     }

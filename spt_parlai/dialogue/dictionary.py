@@ -129,10 +129,14 @@ class TokenizerDictionary(DictionaryAgent):
         return vec_type(self.piece(' '.join(text.split()), False)) if text.strip() else vec_type()
 
     def vec2txt(self, vector, delimiter: str = ' ') -> str:
+        return self.decode(vector).strip()
+
+    def decode(self, vector) -> str:
+        """The text of token ids, white space at its ends included."""
         ids = [int(i) for i in vector]
         return self.tokenizer.decode(
             [i for i in ids if i >= 0], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        ).strip()
+        )
 
     def tokenize(self, text: str, building: bool = False) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(self.txt2vec(text))

@@ -61,11 +61,17 @@ def instructed_context(
     return Context(context.ids, context.text, length + sum(map(len, examples)))
 
 
-def first_turn_of(text: str) -> str:
+def first_turn_of(text: str, marks: Sequence[str] = END_OF_TURN) -> str:
     """The generated text before the point where the LLM has gone on to another turn."""
-    for mark in END_OF_TURN:
+    text = text.lstrip()
+    for mark in marks:
         text = text.partition(mark)[0]
     return text.strip()
+
+
+def is_past_first_turn(text: str, marks: Sequence[str] = END_OF_TURN) -> bool:
+    """Whether the LLM has gone on to another turn. White space before the first word is part of no turn."""
+    return any(mark in text.lstrip() for mark in marks)
 
 
 # ---- messages, for an LLM that was trained to chat ----------------------------------------------------------

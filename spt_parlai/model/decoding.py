@@ -84,6 +84,7 @@ class Search:
     :param min_length: a reply does not end before it has this many tokens.
     :param block_ngram: no n-gram of this size occurs twice in a reply; 0 or less: no limit.
     :param context_block_ngram: no n-gram of this size is copied from the context; 0 or less: no limit.
+    :param stops: whether a reply, as token ids without the start token, is over without an end token, which then follows.
     """
 
     choose: Choice
@@ -94,6 +95,7 @@ class Search:
     min_length: int = 0
     block_ngram: int = 0
     context_block_ngram: int = 0
+    stops: Callable[[list[int]], bool] | None = None
 
     def __call__(self, model, encoded: DecodingState, context: Tensor | None = None) -> Replies:
         """Reply to the contexts that `model.encoder` has encoded. The cache in `encoded` is consumed.
@@ -118,6 +120,12 @@ class Search:
             ends = (chosen == self.end) & ~ended
             lengths[rows] = lengths[rows].masked_fill(ends, step + 2)
             ended = ended | ends
+            if self.stops is not None:
+                stopped = (
+                    torch.tensor(list(map(self.stops, tokens[rows, 1 : step + 2].tolist())), device=device) & ~ended
+                )
+                lengths[rows] = lengths[rows].masked_fill(stopped, min(step + 3, 1 + self.max_length))
+                ended = ended | stopped
             over = ended.tolist()  # the only time in a step that the CPU waits for the device
             staying = [row for row, done in enumerate(over) if not done]
             if not staying or step + 1 == self.max_length:

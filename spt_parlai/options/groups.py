@@ -85,6 +85,13 @@ CHAT = OptionGroup(
             'default: one drawn from the sample task',
         ),
         Option('persona_file', None, 'file with the persona, one sentence a line', 'nonestr'),
+        Option(
+            'stop_at_next_speaker',
+            'auto',
+            'true: a reply ends before Q:, R: or a line break, where the LLM goes on to the next turn; auto: in chats '
+            'and display_model only',
+            choices=('auto', 'true', 'false'),
+        ),
         Option('seed', None, 'makes sampling (and the drawing of a persona) repeatable', int),
     ),
 )

@@ -70,6 +70,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         chat.leave_at_the_prompt,
         chat.begin_anew_in_every_world,
         chat.leave_while_a_reply_is_written,
+        chat.end_replies_that_are_shown,
         chat.draw_personas_of_one_side,
         multiprocess.patch_workers,
         slurm.patch_slurm_context,

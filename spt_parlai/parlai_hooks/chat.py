@@ -84,6 +84,25 @@ def leave_while_a_reply_is_written() -> None:
     interactive.create_task = create_task
 
 
+def end_replies_that_are_shown() -> None:
+    """Tell an agent that ``display_model`` shows its replies to a person, as a chat does.
+
+    Breaks: nothing; the replies run on to turns of the next speaker, as in an evaluation.
+    Where: ``display_model``, ``parlai/scripts/display_model.py:65``, whose options are those of an evaluation.
+    Safe: only ``--stop-at-next-speaker auto`` reads the entry.
+    Goes: when ParlAI's options name the command.
+    """
+    from parlai.scripts import display_model
+
+    parlai_display_model = display_model.display_model
+
+    def shown(opt):
+        opt['shows_replies'] = True
+        parlai_display_model(opt)
+
+    display_model.display_model = shown
+
+
 def draw_personas_of_one_side() -> None:
     """Draw the personas of a chat about ConvAI2 from its files of one speaker's, where the files of both are missing.
 

@@ -24,7 +24,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from spt_parlai.agents.base import LLMAgent
 from spt_parlai.agents.generation import blocked_context
-from spt_parlai.dialogue.instruction import END_OF_TURN
 from spt_parlai.dialogue.messages import Dialogue, Turn
 from spt_parlai.model.decoding import Search, greedy, nucleus
 from spt_parlai.model.prompted_lm import Selection
@@ -141,7 +140,7 @@ class Engine:
         self.most_tokens = max(agent.label_truncate, agent.opt['max_new_tokens'])
         self.usual_tokens = max(agent.opt['max_new_tokens'] - 1, 1)  # without the end token
         self.most_rows, self.most_waiting = most_rows, most_waiting
-        self.marks = () if getattr(agent, '_chats', False) else END_OF_TURN
+        self.marks = agent.marks
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False

@@ -152,6 +152,15 @@ def test_further_parameters(server):
     assert (request['temperature'], request['max_completion_tokens'], request['top_p']) == (0.5, 9, 0.5)
 
 
+def test_a_reply_ends_before_the_next_speaker_only_if_it_is_asked_for(server):
+    server.reply = lambda request: ' i sleep\nall summer . Q: why ?'
+    agent = create_agent(Interactive.setup_args().parse_kwargs(**options(server, task='interactive')))
+    assert agent.batch_act([agent.observe({'text': 'hi', 'episode_done': True})])[0]['text'].endswith('why ?')
+    agent = create_agent(EvalModel.setup_args().parse_kwargs(**options(server, stop_at_next_speaker='true')))
+    assert agent.batch_act([agent.observe({'text': 'hi', 'episode_done': True})])[0]['text'] == 'i sleep'
+    assert [request.get('stop') for request in server.requests] == [None, ['Q:', 'R:', '\n']]
+
+
 def test_an_instruction_of_ones_own(server):
     evaluate(server, num_examples=1, instruction='Answer like a pirate.')
     assert server.requests[0]['messages'][0]['content'].startswith('Answer like a pirate.\n\nYour persona')
