@@ -187,7 +187,7 @@ class InContextAgent(LLMAgent):
 
     @property
     def stops_at_next_speaker(self) -> bool:
-        """In plain text a reply always ends before the next turn, unless told otherwise: the LLM has not learnt to end."""
+        """In plain text a reply ends before the next turn in every command: the LLM has not learnt where to end it."""
         return not self._chats and self.opt['stop_at_next_speaker'] != 'false'
 
     def _v2t(self, vector) -> str:

@@ -84,7 +84,7 @@ class Search:
     :param min_length: a reply does not end before it has this many tokens.
     :param block_ngram: no n-gram of this size occurs twice in a reply; 0 or less: no limit.
     :param context_block_ngram: no n-gram of this size is copied from the context; 0 or less: no limit.
-    :param stops: whether a reply, as token ids without the start token, is over without an end token, which then follows.
+    :param stops: whether a reply, as token ids without the start token, is over; the end token then follows it.
     """
 
     choose: Choice

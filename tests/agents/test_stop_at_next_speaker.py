@@ -1,4 +1,4 @@
-"""Replies end before the next speaker's mark as they are generated: the text of the whole reply, cut at the first mark."""
+"""Replies end before the next speaker's mark as they are generated: the whole reply, cut at the first mark."""
 
 import pytest
 import torch
