@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 from collections.abc import Sequence
@@ -73,4 +74,5 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UsageError(f'--host {host} --port {port} cannot be used ({error.strerror}); give others.') from error
+        reason = os.strerror(error.errno) if error.errno else error
+        raise UsageError(f'--host {host} --port {port} cannot be used ({reason}); give others.') from error
