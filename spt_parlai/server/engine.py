@@ -41,7 +41,7 @@ class ReplyRequest:
     :param n: replies for each of them.
     :param temperature: 0 takes the likeliest tokens.
     :param top_p: tokens are drawn from the likeliest ones that have this probability together.
-    :param max_tokens: the longest reply.
+    :param max_tokens: the longest reply; the LLM's window may leave room for fewer (`Engine.most_tokens`).
     :param stop: replies end before these strings, besides the marks of the next turn.
     :param seconds: the longest time, waiting included.
     """
@@ -246,7 +246,7 @@ class Engine:
             _Rows(jobs, temperature, agent.END_IDX),
             agent.START_IDX,
             agent.END_IDX,
-            max(job.request.max_tokens for job in jobs) + 1,
+            max(text.limit for job in jobs for text in job.texts) + 1,
             temperature=temperature or 1.0,
             min_length=agent.beam_min_length,
             block_ngram=agent.beam_block_ngram,
@@ -270,7 +270,7 @@ class Engine:
         return pad_sequence(list(rows), batch_first=True, padding_value=self.agent.NULL_IDX)
 
     def _text(self, request: ReplyRequest) -> ReplyText:
-        return ReplyText(self.agent._v2t, [*self.marks, *request.stop], request.max_tokens)
+        return ReplyText(self.agent._v2t, [*self.marks, *request.stop], min(request.max_tokens, self.most_tokens))
 
 
 class _Rows:

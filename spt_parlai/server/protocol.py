@@ -80,7 +80,7 @@ def reply_request(body: Json, model: ServedModel) -> ReplyRequest:
         int(_number(body, 'n', 1, 1, MOST_CHOICES, whole=True)),
         _number(body, 'temperature', 0.0, 0, 2),
         _number(body, 'top_p', 1.0, 0.01, 1),
-        int(min(tokens, engine.most_tokens)),
+        int(tokens),
         _stops(body.get('stop')),
         SECONDS,
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import warm
+from helpers.runs import agent_of
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,13 @@ def test_single_parts_are_compared(run, script, options, shown):
         assert [line for line in lines if line.startswith(name)], name
     if script == 'decoding.py':
         assert sum(line.endswith('4/4') for line in lines) == 4  # all ways give the same replies
+
+
+def test_sessions_at_once_are_all_answered(run, tmp_path, tiny_llms):
+    agent_of(tiny_llms.opt).save(str(tmp_path / 'model'))
+    shown = run('serving.py', tmp_path / 'model', *'--sessions 3 --turns 2 --rounds 1'.split())
+    for way in ('one at a time', 'together'):
+        assert re.search(rf'{way} +│ 6 +│ 0 ', shown), shown
 
 
 @pytest.mark.parametrize('shape', ['tiny', 'tiny-llama'])

@@ -95,6 +95,14 @@ def test_a_reply_has_at_most_as_many_tokens_as_asked_for(engine):
     assert ended.reason == 'length' and finished.reply_tokens == 3 and finished.context_tokens > 10
 
 
+def test_no_reply_is_longer_than_the_window_leaves_room_for(engine, model):
+    room = model.about['spt_most_tokens']
+    long = ReplyRequest(turns=(Turn('hello ! ' * 500, own=False),), max_tokens=1_000_000, stop=('nowhere',))
+    *_, ended, finished = engine.events(long)
+    assert isinstance(finished, Finished) and finished.reply_tokens <= room
+    assert ended.reason == 'stop' or finished.reply_tokens == room
+
+
 def test_a_dialogue_may_begin_with_the_model(engine):
     assert answered(engine, ReplyRequest(persona=('i like tea .',)))[1]
 
