@@ -270,7 +270,11 @@ class Engine:
         return pad_sequence(list(rows), batch_first=True, padding_value=self.agent.NULL_IDX)
 
     def _text(self, request: ReplyRequest) -> ReplyText:
-        return ReplyText(self.agent._v2t, [*self.marks, *request.stop], min(request.max_tokens, self.most_tokens))
+        return ReplyText(
+            lambda ids: self.agent._said(ids)[1],
+            [*self.marks, *request.stop],
+            min(request.max_tokens, self.most_tokens),
+        )
 
 
 class _Rows:

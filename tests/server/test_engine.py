@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from helpers.real_agents import heard
+from helpers.runs import agent_of
 
 from spt_parlai.dialogue.messages import Turn
 from spt_parlai.server.engine import Ended, Engine, Failed, Finished, Piece, ReplyRequest, Selected
@@ -45,6 +46,32 @@ def test_replies_are_those_of_the_agent(engine, spt_agent):
         assert text == reply['text'] and pieces == {0: text} and len(text) > 3
         assert selected.selected == reply['selected_prompt'] and selected.prompts == [reply['selected_prompt']]
         assert selected.scores == pytest.approx(reply['prompt_scores'], rel=1e-3)
+
+
+@pytest.mark.parametrize('kind', ['PromptTuningAgent', 'TextPromptAgent', 'InContextAgent', 'LoraAgent'])
+def test_other_agents_reply_as_they_do_in_a_chat(tiny_llms, kind):
+    more = {'prompt_text': 'a chat .'} if kind == 'TextPromptAgent' else {}
+    agent = agent_of(tiny_llms.opt, kind, max_new_tokens=12, stop_at_next_speaker='true', **more)
+    expected = agent.clone().batch_act(heard(agent, DIALOGUES))
+    engine = Engine(agent.clone())
+    try:
+        for dialogue, reply in zip(DIALOGUES, expected, strict=True):
+            selected, (text,), _ = answered(engine, asked(dialogue))
+            assert text == reply['text'] and selected.scores == [0.0]
+    finally:
+        engine.close()
+
+
+def test_a_reply_ends_at_the_next_speakers_mark_and_no_token_later(tiny_llms, monkeypatch):
+    agent = agent_of(tiny_llms.opt, 'InContextAgent', max_new_tokens=12)
+    said = [*b'yes Q: x and more']
+    engine = Engine(agent)
+    monkeypatch.setattr(engine.agent.dict, 'decode', lambda ids: bytes(said[: len(ids)]).decode())
+    try:
+        *_, ended, finished = engine.events(asked(DIALOGUES[0]))
+        assert (ended.text, ended.reason, finished.reply_tokens) == ('yes', 'stop', 6)
+    finally:
+        engine.close()
 
 
 def test_all_prompts_reply_as_each_one_forced(engine, spt_agent):

@@ -6,6 +6,7 @@ import shutil
 import time
 
 import pytest
+from helpers.runs import agent_of
 from helpers.serving import serving
 from parlai.utils.conversations import Conversations
 
@@ -43,8 +44,8 @@ def address(model, ratings):
 
 
 @pytest.fixture(scope='module')
-def two_models(model, spt_agent, ratings):
-    other = serve_agent(spt_agent.clone(), 'other/model')
+def two_models(model, tiny_llms, ratings):
+    other = serve_agent(agent_of(tiny_llms.opt, 'PromptTuningAgent', max_new_tokens=12), 'other/model')
     app = server.application([model, other], hosts=['127.0.0.1'], personas=PERSONAS, ratings=Ratings(ratings))
     with serving(app) as address:
         yield address
@@ -253,9 +254,12 @@ def test_retry_undo_and_a_new_chat(visit):
     page = visit()
     for text in ('hello !', 'what do you do ?'):
         say(page, text)
-    page.click('.turn.model >> nth=0 >> text=Retry')
+    with page.expect_request('**/v1/chat/completions') as asked:
+        page.click('.turn.model >> nth=0 >> text=Retry')
+    assert json.loads(asked.value.post_data)['temperature'] == 0.7  # the likeliest words would be the same
     settled(page)
     expect(page.locator('.turn')).to_have_count(2)
+    expect(page.locator('.turn.model .actions')).to_contain_text('drawn at temperature 0.7')
     say(page, 'more')
     page.click('#undo')
     expect(page.locator('.turn')).to_have_count(2)
@@ -375,13 +379,16 @@ def test_two_models_answer_blind_until_the_vote(visit, two_models, ratings):
     order = kept(page)['turns'][1]['order']
     names = [['tiny/model', 'other/model'][which] for which in order]
     expect(page.locator('.turn.model .who')).to_have_text(names)
-    expect(page.locator('.bar')).to_have_count(6)
+    expect(page.locator('.bar')).to_have_count(3)  # the other model has one prompt
     vote = json.loads(ratings.read_text().splitlines()[-1])
     assert vote['preferred'] == names[0] and vote['blind'] and vote['shown'] == order
     assert {reply['model'] for reply in vote['replies']} == {*names}
     page.uncheck('#blind')
+    page.select_option('#prompt', '2')
     say(page, 'what do you do ?')
     assert page.locator('.turn.model >> nth=1 >> .who').all_inner_texts() == ['tiny/model', 'other/model']
+    expect(page.locator('.error')).to_have_count(0)
+    expect(page.locator('.turn.model >> nth=1 >> .bar.used')).to_contain_text('prompt 2')
 
 
 # ---- errors, a token, other screens -----------------------------------------------------------------------------

@@ -90,6 +90,7 @@ const chosenPrompt = () => {
   const { prompt } = dialogue.settings;
   return prompt === '' || prompt === 'all' ? prompt : Number(prompt);
 };
+const RETRY = 0.7; // the least temperature of a retry: the likeliest words would give the same reply
 
 async function say(text) {
   if (isRunning() || !text.trim()) return;
@@ -110,8 +111,12 @@ async function reply() {
   await run(dialogue.turns.length - 1, replies, chosenPrompt());
 }
 
-async function run(index, replies, prompt) {
-  await generate(index, replies, prompt, changed);
+async function run(index, replies, prompt, temperature = dialogue.settings.temperature) {
+  const how = (reply) => {
+    const { spt_num_prompts: count } = view.models.find((model) => model.id === reply.model);
+    return { prompt: prompt >= count ? '' : prompt, temperature }; // one of two models may not have this prompt
+  };
+  await generate(index, replies, how, changed);
   announce(replies.map((reply) => (reply.error ? `Error: ${reply.error}` : `Reply: ${textOf(reply)}`)).join(' '));
 }
 
@@ -121,15 +126,15 @@ function cutAfter(index) {
 
 const act = {
   canRate: true,
-  retry: (index, which) => act.again(index, which, chosenPrompt()),
+  retry: (index, which) => act.again(index, which, chosenPrompt(), Math.max(dialogue.settings.temperature, RETRY)),
   all: (index, which) => act.again(index, which, 'all'),
   force: (index, which, prompt) => act.again(index, which, prompt),
-  again(index, which, prompt) {
+  again(index, which, prompt, temperature) {
     if (isRunning()) return;
     cutAfter(index);
     const turn = dialogue.turns[index];
     turn.vote = null;
-    run(index, [turn.replies[which]], prompt);
+    run(index, [turn.replies[which]], prompt, temperature);
   },
   use(index, which, choice) {
     cutAfter(index);
@@ -168,7 +173,7 @@ const act = {
     const reply = dialogue.turns[index].replies[which];
     const rating = reply.rating === value ? null : value;
     const { model, scores, selected, edited } = reply;
-    const entry = { kind: 'rating', model, rating, reply: textOf(reply), prompt: reply.prompts[reply.used], scores, selected };
+    const entry = { kind: 'rating', model, rating, reply: textOf(reply), prompt: reply.prompts[reply.used], scores, selected, temperature: reply.temperature };
     await send({ ...entry, edited: Boolean(edited), messages: messagesFor(model, index), settings: dialogue.settings });
     reply.rating = rating;
     keep();

@@ -9,11 +9,11 @@ export const isRunning = () => controller !== null;
 export const stop = () => controller?.abort();
 
 // Let replies of a turn be generated, all at once. changed() is called whenever one of them has changed.
-// prompt: '' lets the retriever select, a number forces a prompt, 'all' asks every prompt.
-export async function generate(index, replies, prompt, changed) {
+// how(reply) → {prompt, temperature}; prompt '' lets the retriever select, a number forces one, 'all' asks every prompt.
+export async function generate(index, replies, how, changed) {
   controller = new AbortController();
   const { signal } = controller;
-  const running = replies.map((reply) => one(reply, messagesFor(reply.model, index), prompt, signal, changed));
+  const running = replies.map((reply) => one(reply, messagesFor(reply.model, index), how(reply), signal, changed));
   keep();
   changed();
   await Promise.all(running);
@@ -22,12 +22,13 @@ export async function generate(index, replies, prompt, changed) {
   changed();
 }
 
-async function one(reply, messages, prompt, signal, changed) {
-  const { temperature, topP, maxTokens } = dialogue.settings;
+async function one(reply, messages, { prompt, temperature }, signal, changed) {
+  const { topP, maxTokens } = dialogue.settings;
   const request = { model: reply.model, messages, temperature, top_p: topP, max_tokens: maxTokens };
   if (prompt !== '') request.spt_prompt = prompt;
   Object.assign(reply, { texts: [''], prompts: [null], used: 0, running: true, stopped: false, error: null, edited: false, rating: null });
   reply.forced = typeof prompt === 'number';
+  reply.temperature = temperature;
   try {
     for await (const chunk of stream(request, signal)) {
       if (chunk.spt_scores) {

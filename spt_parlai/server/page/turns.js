@@ -108,7 +108,8 @@ function actions(reply, index, which, concealed, view, act) {
   if (reply.running) return null;
   const off = { disabled: view.running };
   const rated = (value) => ({ ...off, class: 'action bare', title: value > 0 ? 'Good reply' : 'Bad reply', 'aria-pressed': String(reply.rating === value) });
-  const notes = [reply.forced && !concealed && 'forced', reply.stopped && 'stopped', reply.edited && 'edited'].filter(Boolean);
+  const drawn = reply.temperature > 0 && `drawn at temperature ${reply.temperature}`;
+  const notes = [drawn, reply.forced && !concealed && 'forced', reply.stopped && 'stopped', reply.edited && 'edited'].filter(Boolean);
   return h(
     'div',
     { class: 'actions' },
