@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spt_parlai.model.attention import share_keys_within_groups
 from spt_parlai.model.target_log_probs import token_log_probs
 
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
@@ -49,6 +50,7 @@ class CausalLM:
     """
 
     def __init__(self, lm: HuggingFaceLM):
+        share_keys_within_groups()
         self.lm = lm.eval()
         for parameter in self.lm.parameters():
             parameter.requires_grad_(False)
