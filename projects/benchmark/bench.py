@@ -12,6 +12,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import sampling
+import torch
 from job import Job, run_in_rounds
 from report import claims, environment, plot, say, table, write
 from shapes import CONFIGS
@@ -116,7 +118,10 @@ def main() -> None:
     write(result, args.out)  # in case the curves are interrupted
     if not args.no_curves:
         result['curves'] = curves(base, QUICK_CURVES if args.quick else CURVES)
+    torch.set_num_threads(args.threads)
+    result['sampling'] = sampling.compare(['tiny'], [1, 2], 4, 16, 4, 1) if args.quick else sampling.compare()
     table(result)
+    sampling.show(result['sampling'])
     write(result, args.out)
     plot(result, args.out)
 

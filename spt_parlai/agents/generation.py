@@ -14,6 +14,7 @@ from parlai.core.torch_generator_agent import GreedySearch, NucleusSampling, Top
 from parlai.utils.torch import neginf
 from torch import Tensor
 
+from spt_parlai.model.candidates import target_log_probs
 from spt_parlai.model.decoding import Choice, DecodingState, Replies, Search, greedy, nucleus, top_k
 from spt_parlai.model.prompted_lm import PromptedLM
 
@@ -134,10 +135,7 @@ def rank_candidates(
     """
     ranked = []
     for i, ids in enumerate(candidates):
-        logits, _ = model.decode_forced(model.reorder_encoder_states(encoded, [i] * len(ids)), ids)
-        real = (ids >= 0).to(logits.device)
-        log_probs = torch.log_softmax(logits.float(), -1)
-        nll = -log_probs.gather(-1, ids.clamp(min=0).to(logits.device)[..., None])[..., 0]
-        losses, order = ((nll * real).sum(1) / real.sum(1)).sort()
+        log_probs = target_log_probs(model, encoded, i, ids).sum(1)
+        losses, order = (-log_probs / (ids >= 0).sum(1).to(log_probs.device)).sort()
         ranked.append((order.tolist(), losses.tolist()))
     return ranked

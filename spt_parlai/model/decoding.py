@@ -7,7 +7,7 @@ after another. Here nothing is done row by row, and rows that have ended leave t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from torch import Tensor
 _NEVER = -1e20  # log-probability of a blocked token, as in ParlAI
 _LEAVING_SHARE = 1 / 3  # rows leave once this share of them has ended: leaving costs a copy of the cache that stays
 
-Choice = Callable[[Tensor, list[bool]], tuple[Tensor, Tensor]]
-"""(log-probabilities float32 [R, V], which rows have ended) → (tokens int64 [R], their scores float32 [R])"""
+Choice = Callable[[Tensor, list[bool], list[int]], tuple[Tensor, Tensor]]
+"""(log-probabilities float32 [R, V], which rows have ended, the number of each row) → (tokens int64 [R], their scores
+float32 [R]); the numbers are those of the rows at the beginning, of which some may have left"""
 
 
 @dataclass
@@ -109,12 +110,16 @@ class Search:
         scores = torch.zeros(B, device=device)
         rows = torch.arange(B, device=device)  # [R], the rows that are still in the batch
         ended = torch.zeros(B, dtype=torch.bool, device=device)  # [R], which of them have ended
-        over, state = [False] * B, None  # `over` is `ended` on the CPU
+        over, numbers, state = (
+            [False] * B,
+            list(range(B)),
+            None,
+        )  # `over` and `numbers` are `ended` and `rows` on the CPU
         for step in range(self.max_length):
             so_far = tokens[rows, : step + 1]  # [R, 1 + step]
             logits, state = model.decoder(so_far, encoded, state)
             log_probs = self._log_probs(model.output(logits)[:, -1], so_far, None if context is None else context[rows])
-            chosen, score = self.choose(log_probs, over)
+            chosen, score = self.choose(log_probs, over, numbers)
             tokens[rows, step + 1] = chosen.masked_fill(ended, self.end)
             scores[rows] += score.masked_fill(ended, 0)
             ends = (chosen == self.end) & ~ended
@@ -134,6 +139,7 @@ class Search:
                 kept = torch.tensor(staying, device=device)
                 state = model.reorder_decoder_incremental_state(state, kept)
                 rows, ended, over = rows[kept], ended[kept], [False] * len(staying)
+                numbers = [numbers[row] for row in staying]
         tokens[:, -1] = self.end
         return Replies(tokens, lengths, scores)
 
@@ -165,21 +171,29 @@ def _block(log_probs: Tensor, so_far: Tensor, source: Tensor, n: int) -> None:
 
 # ---- choices ------------------------------------------------------------------------------------------
 
+Draws = Sequence[torch.Generator | None] | None
 
-def greedy(log_probs: Tensor, ended: list[bool]) -> tuple[Tensor, Tensor]:
+
+def greedy(
+    log_probs: Tensor, ended: list[bool], rows: Sequence[int] = (), draws: Draws = None
+) -> tuple[Tensor, Tensor]:
     """The likeliest token."""
     score, chosen = log_probs.max(-1)
     return chosen, score
 
 
-def top_k(log_probs: Tensor, ended: list[bool], k: int) -> tuple[Tensor, Tensor]:
+def top_k(
+    log_probs: Tensor, ended: list[bool], rows: Sequence[int] = (), draws: Draws = None, *, k: int
+) -> tuple[Tensor, Tensor]:
     """A token drawn from the k likeliest."""
     values, ids = log_probs.topk(k, dim=-1)
-    drawn = _draw(values.softmax(-1), ended)
+    drawn = _draw(values.softmax(-1), ended, draws)
     return _at(ids, drawn), _at(values, drawn)
 
 
-def nucleus(log_probs: Tensor, ended: list[bool], p: float | Tensor) -> tuple[Tensor, Tensor]:
+def nucleus(
+    log_probs: Tensor, ended: list[bool], rows: Sequence[int] = (), draws: Draws = None, *, p: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """A token drawn from the likeliest ones that together have probability p; its score is under that distribution.
 
     p: one number, or one for each row, float32 [R, 1].
@@ -187,7 +201,7 @@ def nucleus(log_probs: Tensor, ended: list[bool], p: float | Tensor) -> tuple[Te
     probs, ids = log_probs.softmax(-1).sort(dim=-1, descending=True)
     probs = probs.masked_fill(probs.cumsum(-1) - probs >= p, 0)
     probs = probs / probs.sum(-1, keepdim=True)
-    drawn = _draw(probs, ended)
+    drawn = _draw(probs, ended, draws)
     return _at(ids, drawn), _at(probs, drawn).log()
 
 
@@ -195,15 +209,15 @@ def _at(values: Tensor, columns: Tensor) -> Tensor:
     return values.gather(1, columns[:, None])[:, 0]
 
 
-def _draw(probs: Tensor, ended: list[bool]) -> Tensor:
+def _draw(probs: Tensor, ended: list[bool], draws: Draws = None) -> Tensor:
     """Draw one column of each row of [R, M] with the given probabilities.
 
     `torch.multinomial` is a race of exponential waiting times. ParlAI calls it for one row after another. Here one race
     is run for all rows; its noise is drawn row by row, for rows that have not ended, so that the generator is used as
-    in ParlAI.
+    in ParlAI. draws: a generator for each row; None: torch's.
     """
     noise = torch.ones_like(probs)
     for row, done in enumerate(ended):
         if not done:
-            noise[row].exponential_()
+            noise[row].exponential_(generator=None if draws is None else draws[row])
     return (probs / noise).argmax(-1)

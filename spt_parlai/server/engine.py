@@ -285,7 +285,7 @@ class _Rows:
         self.rows = [(job, row) for job in jobs for row in range(job.request.rows)]
         self.running = [True] * len(self.rows)
 
-    def __call__(self, log_probs: Tensor, ended: list[bool]) -> tuple[Tensor, Tensor]:
+    def __call__(self, log_probs: Tensor, ended: list[bool], _rows: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         if len(self.rows) > len(ended):  # rows that have ended have left the batch
             self.rows = [row for row, runs in zip(self.rows, self.running, strict=True) if runs]
             self.running = [True] * len(self.rows)
@@ -299,7 +299,7 @@ class _Rows:
     def _draw(self, log_probs: Tensor, ended: list[bool]) -> tuple[Tensor, Tensor]:
         if self.temperature == 0:
             return greedy(log_probs, ended)
-        return nucleus(log_probs, ended, log_probs.new_tensor([[job.request.top_p] for job, _ in self.rows]))
+        return nucleus(log_probs, ended, p=log_probs.new_tensor([[job.request.top_p] for job, _ in self.rows]))
 
     def _goes_on(self, job: Job, row: int, token: int) -> bool:
         """Show the next token of a row; returns whether the row goes on after it."""

@@ -62,6 +62,9 @@ def test_quick_run_compares_all_contenders(tmp_path):
     assert sum(result['profile']['shares'].values()) == pytest.approx(1, abs=0.05)
     for claim in result['claims']:
         assert claim in shown
+    assert 'drawing replies' in shown
+    assert [(r['K'], r['same']) for r in result['sampling']] == [(1, 4), (2, 4)]
+    assert all(r['ratio'] > 1 for r in result['sampling'])
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
