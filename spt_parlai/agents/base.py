@@ -41,6 +41,7 @@ from spt_parlai.agents.optimization import (
 )
 from spt_parlai.agents.persistence import Persistence
 from spt_parlai.agents.persona import persona_of_chat
+from spt_parlai.agents.ranked_replies import CANDIDATES, ranked_replies
 from spt_parlai.checkpoints.files import damage_explained, describe
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
@@ -73,7 +74,7 @@ class LLMAgent(TorchGeneratorAgent):
 
     kind: str  # the agent's name in its model files; it reads no others
     trains = True  # whether there is anything to train
-    options: tuple[OptionGroup, ...] = (LLM, CHAT, METRICS)
+    options: tuple[OptionGroup, ...] = (LLM, CANDIDATES, CHAT, METRICS)
     defaults: dict[str, Any] = {}  # the agent's own defaults for options of ParlAI's
     objective = SptObjective(lambda_selection=0.0, lambda_contrastive=0.0, lambda_fusion=0.0)
     llm_dtype: str | None = None  # the LLM's dtype, if the agent decides it instead of --llm-dtype
@@ -156,7 +157,7 @@ class LLMAgent(TorchGeneratorAgent):
         if shared is None:
             self._prepare(opt)
         else:
-            self.persistence, self.optimization = shared['parts']
+            self.persistence, self.optimization, self.draw_seed = shared['parts']
         super().__init__(opt, shared)
         if shared is not None:
             self.skip_generation = shared['skip_generation']
@@ -193,6 +194,7 @@ class LLMAgent(TorchGeneratorAgent):
         seed = (opt.get('override') or {}).get('seed') if opt.get('interactive_mode') else opt.get('seed')
         if seed is not None:
             seed_everything(seed, get_rank())
+        self.draw_seed = torch.initial_seed() if seed is None else seed
 
     def _description_asked_for(self, opt, config) -> dict[str, Any]:
         """What the options say of the description of the model that will be built (`checkpoints.files.describe`)."""
@@ -204,7 +206,7 @@ class LLMAgent(TorchGeneratorAgent):
     def share(self):
         return {
             **super().share(),
-            'parts': (self.persistence, self.optimization),
+            'parts': (self.persistence, self.optimization, self.draw_seed),
             'skip_generation': self.skip_generation,
         }
 
@@ -391,7 +393,11 @@ class LLMAgent(TorchGeneratorAgent):
             return None
         scored = batch.get('scored_vec')
         batch['selection'] = self.bare_model.retrieve(batch.text_vec if scored is None else scored)
-        return super().eval_step(batch)
+        batch['draws_candidates'] = self.opt['candidates_per_prompt'] > 0
+        output = super().eval_step(batch)
+        if output is not None and 'candidates' in batch:
+            output.candidates = batch['candidates']
+        return output
 
     @property
     def stops_at_next_speaker(self) -> bool:
@@ -424,6 +430,10 @@ class LLMAgent(TorchGeneratorAgent):
                 like = self._treesearch_factory(batch.text_vec.device, verbose=self.show_token_details)
                 stops = self._is_past_reply if self.stops_at_next_speaker else None
                 search = search_like(like.set_block_list(self.beam_block_list), self.temperature, max_ts, stops)
+                if search is not None and batch.get('draws_candidates'):
+                    ranked = ranked_replies(self, batch, search)
+                    batch['candidates'] = [replies.log() for replies in ranked]
+                    return [replies.get_rescored_finished(1)[0] for replies in ranked], ranked
                 if search is not None:
                     encoded = self.bare_model.encoder(*self._encoder_input(batch))
                     context = self._get_batch_context(batch).to(encoded.logits.device)
