@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers.runs import agent_of
@@ -19,6 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no chromium is installed')
 
 expect = playwright.expect
+expect.set_options(timeout=15_000)
 PERSONAS = (('i like tea.', 'i have two cats.'), ('i am a nurse.',))
 DESKTOP, PHONE = {'width': 1280, 'height': 820}, {'width': 390, 'height': 844}
 
@@ -104,9 +106,11 @@ def kept(page):
 
 @pytest.fixture
 def slow(model, monkeypatch):
-    decoder = model.engine.model.decoder
-    monkeypatch.setattr(model.engine.model, 'decoder', lambda *a: (time.sleep(0.15), decoder(*a))[1])
+    """Let every token take a while; `slow.seconds` says how long."""
+    pause, decoder = SimpleNamespace(seconds=0.4), model.engine.model.decoder
+    monkeypatch.setattr(model.engine.model, 'decoder', lambda *a: (time.sleep(pause.seconds), decoder(*a))[1])
     monkeypatch.setattr(model.engine, 'marks', ())
+    return pause
 
 
 # ---- a chat -----------------------------------------------------------------------------------------------
@@ -144,15 +148,16 @@ def test_ones_own_message_appears_at_once_and_a_reply_can_be_stopped(visit, slow
     page = visit()
     page.fill('#message', 'hello !')
     page.press('#message', 'Enter')
-    expect(page.locator('.user .bubble')).to_have_text('hello !', timeout=1000)
+    expect(page.locator('.user .bubble')).to_have_text('hello !')
     expect(page.locator('.bar')).to_have_count(3)
-    page.wait_for_timeout(500)
     page.click('#stop')
     settled(page)
     expect(page.locator('.turn.model .actions')).to_contain_text('stopped')
     reply = kept(page)['turns'][1]['replies'][0]
     assert reply['stopped'] and not reply['running']
+    slow.seconds = 0
     say(page, 'and you ?')
+    slow.seconds = 0.4
     page.fill('#message', 'more')
     page.press('#message', 'Enter')
     page.wait_for_selector('#stop')
@@ -162,6 +167,7 @@ def test_ones_own_message_appears_at_once_and_a_reply_can_be_stopped(visit, slow
 
 
 def test_text_arrives_in_pieces(visit, slow):
+    slow.seconds = 0.15
     page = visit()
     page.fill('#message', 'hello !')
     page.press('#message', 'Enter')

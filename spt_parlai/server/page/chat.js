@@ -73,6 +73,7 @@ function welcome() {
         `${view.models[0].spt_num_prompts} soft prompts steer one frozen LLM. For every reply a small retriever scores all of them, ` +
           'and the one with the highest score speaks. The bars under a reply show their shares; click one to hear that prompt instead.',
       ),
+    dialogue.persona.length > 0 && h('p', { class: 'as' }, `The model speaks as someone who says: “${dialogue.persona.join(' ')}”`),
     h('div', { class: 'openings' }, ...OPENINGS.map((text) => h('button', { type: 'button', onclick: () => say(text) }, text))),
   );
 }
