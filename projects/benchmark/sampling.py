@@ -59,14 +59,16 @@ def measure(llm: str, dtype: str, K: int, samples: int, context: int, tokens: in
 
     together()  # warm-up
     seconds: dict = {together: [], separately: []}
+    busy: dict = {together: [], separately: []}  # processor seconds, for machines that are shared
     for _ in range(rounds):
         found = []
         for way, times in seconds.items():
-            start = time.perf_counter()
+            start, start_busy = time.perf_counter(), time.process_time()
             found.append(way())
             times.append(time.perf_counter() - start)
+            busy[way].append(time.process_time() - start_busy)
     same = int((found[0] == found[1]).all(1).sum())
-    batch, alone = (statistics.median(times) for times in seconds.values())
+    batch, alone, batch_busy, alone_busy = (statistics.median(times) for times in (*seconds.values(), *busy.values()))
     return {
         'llm': llm,
         'dtype': dtype,
@@ -75,6 +77,7 @@ def measure(llm: str, dtype: str, K: int, samples: int, context: int, tokens: in
         'together_per_s': samples / batch,
         'separately_per_s': samples / alone,
         'ratio': alone / batch,
+        'processor_ratio': alone_busy / batch_busy,
         'same': same,
     }
 
@@ -91,11 +94,13 @@ def compare(llms=LLMS, prompts=PROMPTS, samples=SAMPLES, context=128, tokens=32,
 
 
 def show(results: list[dict]) -> None:
-    drawn = Table('LLM', 'dtype', 'K', 'replies', 'replies/s', 'one by one', 'ratio', 'same', title='drawing replies')
+    columns = ('LLM', 'dtype', 'K', 'replies', 'replies/s', 'one by one', 'ratio', 'of processor time', 'same')
+    drawn = Table(*columns, title='drawing replies')
     for r in results:
         rates = (f'{r[name]:.3g}' for name in ('together_per_s', 'separately_per_s'))
+        ratios = (f'{r[name]:.1f}' for name in ('ratio', 'processor_ratio'))
         same = f'{r["same"]}/{r["samples"]}'
-        drawn.add_row(r['llm'], r['dtype'], str(r['K']), str(r['samples']), *rates, f'{r["ratio"]:.1f}', same)
+        drawn.add_row(r['llm'], r['dtype'], str(r['K']), str(r['samples']), *rates, *ratios, same)
     console.print(drawn)
 
 

@@ -146,7 +146,7 @@ class Search:
     def _log_probs(self, logits: Tensor, so_far: Tensor, context: Tensor | None) -> Tensor:
         """float32 [R, V], with forbidden tokens at `_NEVER`."""
         if self.temperature != 1:
-            logits = logits / self.temperature
+            logits.div_(self.temperature)  # a copy already, see `PromptedLM.output`; a new one costs more than dividing
         log_probs = logits.log_softmax(-1)
         if so_far.shape[1] - 1 < self.min_length:
             log_probs[:, self.end] = _NEVER
