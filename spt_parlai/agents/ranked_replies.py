@@ -26,7 +26,7 @@ def _check_candidates(opt: Opt) -> str | None:
         return 'candidates are drawn one by one; give --inference topk or nucleus, without --beam-size'
     if inference == 'greedy' and n > 1:
         return 'greedy replies are all the same; add --inference topk or nucleus'
-    if opt.get('skip_generation'):
+    if opt.get('skip_generation') and not opt.get('interactive_mode'):  # a chat writes replies whatever it says
         return '--skip-generation true writes no replies; leave one of them out'
     taken = next((name for name in ('beam_block_list_filename', 'verbose') if opt.get(name)), None)
     return f'--{taken.replace("_", "-")} needs another search; leave one of them out' if taken else None

@@ -156,6 +156,12 @@ def test_logs_keep_the_candidates_and_repeat(tiny_llms, tmp_path):
     assert all(text == candidates[0]['text'] for text, candidates in chats[0])
 
 
+def test_a_chat_draws_candidates_whatever_the_model_file_skips(tiny_llms):
+    agent = build(tiny_llms.llama, 'TextPromptAgent', skip_generation=True, interactive_mode=True, persona='')
+    agent.observe({'text': 'hello', 'episode_done': False})
+    assert len(agent.act()['candidates']) == 1 + N
+
+
 @pytest.mark.parametrize(
     'options, named, way_out',
     [
