@@ -80,12 +80,15 @@ def application(
                 raise RequestError.of(first)
             assert isinstance(first, Selected)
             if not body.get('stream'):
-                return JSONResponse(await _whole(stream, request, model.name, first))
+                ended, finished = await _rest(stream, request)
+                ranked = protocol.ranked(body, asked, ended)
+                return JSONResponse({**Answer(model.name).whole(first, ended, finished), **ranked})
         except BaseException:
             stream.job.cancel()
             raise
         with_usage = bool((body.get('stream_options') or {}).get('include_usage'))
-        return StreamingResponse(_chunks(stream, model.name, first, with_usage), media_type='text/event-stream')
+        chunks = _chunks(stream, model.name, first, with_usage, lambda ended: protocol.ranked(body, asked, ended))
+        return StreamingResponse(chunks, media_type='text/event-stream')
 
     async def rate(request: Request) -> Response:
         assert ratings is not None
@@ -169,7 +172,8 @@ class _Events:
 # ---- answers ------------------------------------------------------------------------------------------------
 
 
-async def _whole(stream: _Events, request: Request, model: str, selected: Selected) -> dict[str, Any]:
+async def _rest(stream: _Events, request: Request) -> tuple[dict[int, Ended], Finished]:
+    """The replies, once all of them have ended."""
     ended: dict[int, Ended] = {}
     while True:
         event = await stream.next(request)
@@ -178,12 +182,19 @@ async def _whole(stream: _Events, request: Request, model: str, selected: Select
         elif isinstance(event, Failed):
             raise RequestError.of(event)
         elif isinstance(event, Finished):
-            return Answer(model).whole(selected, ended, event)
+            return ended, event
 
 
-async def _chunks(stream: _Events, model: str, selected: Selected, with_usage: bool) -> AsyncIterator[str]:
+async def _chunks(
+    stream: _Events,
+    model: str,
+    selected: Selected,
+    with_usage: bool,
+    ranked: Callable[[dict[int, Ended]], dict[str, Any]],
+) -> AsyncIterator[str]:
     """The chunks of an answer, as server-sent events. Whoever stops reading cancels the request."""
     answer = Answer(model)
+    ended: dict[int, Ended] = {}
     try:
         yield _sent(answer.opening(selected))
         while True:
@@ -191,11 +202,14 @@ async def _chunks(stream: _Events, model: str, selected: Selected, with_usage: b
             if isinstance(event, Piece):
                 yield _sent(answer.chunk([protocol.delta(event.row, content=event.text)]))
             elif isinstance(event, Ended):
+                ended[event.row] = event
                 yield _sent(answer.chunk([protocol.delta(event.row, event.reason)]))
             elif isinstance(event, Failed):
                 yield _sent(RequestError.of(event).body())
                 break
             elif isinstance(event, Finished):
+                if ranking := ranked(ended):
+                    yield _sent(answer.chunk([], **ranking))
                 if with_usage:
                     yield _sent(answer.chunk([], usage=protocol.usage(event)))
                 break

@@ -3,6 +3,7 @@
 The persona is the system message, a sentence a line. Beyond the protocol, a request may have `spt_prompt`: the number
 of the prompt to reply with, or "all", which gives one choice for each. Answers have `spt_scores`, the retriever's score
 of every prompt, and `spt_prompt`, the prompt that it selects; each choice has the `spt_prompt` that it was made with.
+With `spt_rank_by`, "mbr" or "persona", they also have `spt_ranking`, a score of every choice; the highest is the best.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from spt_parlai.agents.persona import persona_sentences
 from spt_parlai.dialogue.messages import Turn, clean
 from spt_parlai.errors import shorten
+from spt_parlai.metrics import ranking
 from spt_parlai.server.engine import Ended, Failed, Finished, ReplyRequest, Selected
 from spt_parlai.server.models import ServedModel
 
@@ -84,10 +86,11 @@ def reply_request(body: Json, model: ServedModel) -> ReplyRequest:
         _stops(body.get('stop')),
         SECONDS,
     )
-    if request.rows > MOST_CHOICES:
-        raise RequestError(
-            f'n {request.n}: that makes {request.rows} replies, and {MOST_CHOICES} is the most', 400, 'n'
-        )
+    most_rows = max(MOST_CHOICES, engine.num_prompts)
+    if request.rows > most_rows:
+        raise RequestError(f'n {request.n}: that makes {request.rows} replies, and {most_rows} is the most', 400, 'n')
+    if body.get('spt_rank_by') not in (None, 'mbr', 'persona'):
+        raise RequestError(f'spt_rank_by {shorten(body["spt_rank_by"])}: give mbr or persona', 400, 'spt_rank_by')
     return request
 
 
@@ -157,6 +160,18 @@ def _message(message: Any, where: str) -> tuple[str, str]:
 def model_list(models: Sequence[ServedModel]) -> Json:
     data = [{'id': m.name, 'object': 'model', 'created': 0, 'owned_by': 'spt_parlai', **m.about} for m in models]
     return {'object': 'list', 'data': data}
+
+
+def ranked(body: Json, request: ReplyRequest, ended: Mapping[int, Ended]) -> Json:
+    """The `spt_ranking` of the replies, if the request asks for one."""
+    texts = [ended[row].text for row in sorted(ended)]
+    if body.get('spt_rank_by') == 'mbr':
+        scores = ranking.consensus(texts)
+    elif body.get('spt_rank_by') == 'persona':
+        scores = [ranking.persona_overlap(text, ' '.join(request.persona)) for text in texts]
+    else:
+        return {}
+    return {'spt_ranking': [float(f'{score:.4g}') for score in scores]}
 
 
 class Answer:

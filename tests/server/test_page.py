@@ -256,6 +256,18 @@ def test_settings_reach_the_model(visit):
     expect(page.locator('.choice')).to_have_count(3)
 
 
+def test_the_candidate_that_the_others_agree_with_is_used(visit):
+    page = visit()
+    page.select_option('#candidates', '2')
+    say(page, 'hello !')
+    reply = kept(page)['turns'][1]['replies'][0]
+    assert len(reply['ranking']) == 6 and reply['ranking'][reply['used']] == max(reply['ranking'])
+    expect(page.locator('.choice')).to_have_count(6)
+    shown = [float(name.split()[-1]) for name in page.locator('.choice .name').all_inner_texts()]
+    assert shown == sorted(shown, reverse=True)
+    expect(page.locator('.choice.used')).to_have_count(1)
+
+
 def test_retry_undo_and_a_new_chat(visit):
     page = visit()
     for text in ('hello !', 'what do you do ?'):

@@ -15,6 +15,7 @@ from helpers.serving import serving
 from parlai.core.agents import create_agent
 from parlai.scripts.eval_model import EvalModel
 
+from spt_parlai.metrics.ranking import consensus, persona_overlap
 from spt_parlai.server.ratings import Ratings
 
 openai = pytest.importorskip('openai')
@@ -84,6 +85,17 @@ def test_parameters_reach_the_search(client):
     assert complete(client, stop=text[1:3]).choices[0].message.content == text.partition(text[1:3])[0].rstrip()
 
 
+@pytest.mark.parametrize('rank_by', ['mbr', 'persona'])
+def test_candidates_are_ranked(client, rank_by):
+    asked = {'n': 3, 'temperature': 1.5, 'extra_body': {'spt_prompt': 'all', 'spt_rank_by': rank_by}}
+    answer = complete(client, **asked)
+    texts = [choice.message.content for choice in answer.choices]
+    persona = 'i like tea. i have a dog.'
+    expected = consensus(texts) if rank_by == 'mbr' else [persona_overlap(text, persona) for text in texts]
+    assert len(texts) == 9 and answer.spt_ranking == pytest.approx(expected, abs=1e-3)
+    assert len(list(complete(client, stream=True, **asked))[-1].spt_ranking) == 9
+
+
 def test_persona_and_history_reach_the_model(client, model, monkeypatch):
     contexts, context = [], model.engine._context
     monkeypatch.setattr(model.engine, '_context', lambda request: (contexts.append(request), context(request))[1])
@@ -118,6 +130,7 @@ def test_persona_and_history_reach_the_model(client, model, monkeypatch):
         ({'n': 6, 'spt_prompt': 'all'}, '18 replies'),
         ({'spt_prompt': 3}, 'from 0 to 2'),
         ({'spt_prompt': 'best'}, 'spt_prompt'),
+        ({'spt_rank_by': 'luck'}, 'mbr or persona'),
         ({'stop': ['']}, 'stop'),
         ({'stream_options': 3, 'stop': {}}, 'stop'),
     ],

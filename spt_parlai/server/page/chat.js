@@ -109,13 +109,17 @@ async function reply() {
   keep();
   const box = byId('conversation');
   box.scrollTop = box.scrollHeight;
-  await run(dialogue.turns.length - 1, replies, chosenPrompt());
+  const { temperature, candidates } = dialogue.settings;
+  await run(dialogue.turns.length - 1, replies, chosenPrompt(), temperature, candidates);
 }
 
-async function run(index, replies, prompt, temperature = dialogue.settings.temperature) {
+async function run(index, replies, prompt, temperature = dialogue.settings.temperature, candidates = 0) {
   const how = (reply) => {
     const { spt_num_prompts: count } = view.models.find((model) => model.id === reply.model);
-    return { prompt: prompt >= count ? '' : prompt, temperature }; // one of two models may not have this prompt
+    const known = prompt >= count ? '' : prompt; // one of two models may not have this prompt
+    if (!candidates) return { prompt: known, temperature };
+    const n = Math.max(1, Math.min(candidates, Math.floor(16 / count))); // of each prompt; 16 replies are the most
+    return { prompt: known === '' ? 'all' : known, temperature: Math.max(temperature, RETRY), n };
   };
   await generate(index, replies, how, changed);
   announce(replies.map((reply) => (reply.error ? `Error: ${reply.error}` : `Reply: ${textOf(reply)}`)).join(' '));
@@ -255,6 +259,11 @@ function bindSettings() {
   byId('prompt').value = settings.prompt;
   byId('prompt').onchange = ({ target }) => {
     settings.prompt = target.value;
+    keep();
+  };
+  byId('candidates').value = settings.candidates;
+  byId('candidates').onchange = ({ target }) => {
+    settings.candidates = Number(target.value);
     keep();
   };
   byId('max-tokens').max = Math.min(...view.models.map((model) => model.spt_most_tokens));

@@ -1,14 +1,14 @@
 // The dialogue of this tab. It is kept in the tab's own storage, so a reload keeps it and no other tab sees it.
 //
 // turns: {role: 'user', text} and {role: 'model', replies, order, vote, blind}, with a reply for each model:
-// {model, texts, prompts, used, scores, selected, forced, running, stopped, error, edited, rating}.
+// {model, texts, prompts, used, scores, selected, forced, running, stopped, error, edited, rating, temperature, ranking}.
 // `texts` has one text, or one for each prompt; `used` is the number of the one that the dialogue goes on with.
 
 const KEY = 'spt-dialogue';
 
 export const dialogue = {
   persona: [],
-  settings: { prompt: '', temperature: 0, topP: 0.9, maxTokens: null, blind: true },
+  settings: { prompt: '', candidates: 0, temperature: 0, topP: 0.9, maxTokens: null, blind: true },
   turns: [],
 };
 

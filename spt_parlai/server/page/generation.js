@@ -9,7 +9,7 @@ export const isRunning = () => controller !== null;
 export const stop = () => controller?.abort();
 
 // Let replies of a turn be generated, all at once. changed() is called whenever one of them has changed.
-// how(reply) → {prompt, temperature}; prompt '' lets the retriever select, a number forces one, 'all' asks every prompt.
+// how(reply) → {prompt, temperature, n}; prompt '' lets the retriever select, a number forces one, 'all' asks every prompt.
 export async function generate(index, replies, how, changed) {
   controller = new AbortController();
   const { signal } = controller;
@@ -22,13 +22,15 @@ export async function generate(index, replies, how, changed) {
   changed();
 }
 
-async function one(reply, messages, { prompt, temperature }, signal, changed) {
+async function one(reply, messages, { prompt, temperature, n }, signal, changed) {
   const { topP, maxTokens } = dialogue.settings;
   const request = { model: reply.model, messages, temperature, top_p: topP, max_tokens: maxTokens };
   if (prompt !== '') request.spt_prompt = prompt;
+  if (n > 0) Object.assign(request, { n, spt_rank_by: 'mbr' }); // the reply that agrees most with the others
   Object.assign(reply, { texts: [''], prompts: [null], used: 0, running: true, stopped: false, error: null, edited: false, rating: null });
   reply.forced = typeof prompt === 'number';
   reply.temperature = temperature;
+  reply.ranking = null;
   try {
     for await (const chunk of stream(request, signal)) {
       if (chunk.spt_scores) {
@@ -37,6 +39,10 @@ async function one(reply, messages, { prompt, temperature }, signal, changed) {
         reply.prompts = chunk.choices.map((choice) => choice.spt_prompt);
         reply.texts = reply.prompts.map(() => '');
         reply.used = Math.max(reply.prompts.indexOf(reply.selected), 0);
+      }
+      if (chunk.spt_ranking) {
+        reply.ranking = chunk.spt_ranking;
+        reply.used = reply.ranking.indexOf(Math.max(...reply.ranking));
       }
       for (const { index, delta } of chunk.choices) reply.texts[index] += delta.content ?? '';
       changed();

@@ -85,23 +85,24 @@ function bars(reply, index, which, view, act) {
 function choices(reply, index, which, view, act) {
   const shared = stems(dialogue.persona);
   const share = shares(reply.scores);
-  const cards = reply.texts.map((text, i) =>
+  const order = [...reply.texts.keys()];
+  if (reply.ranking) order.sort((a, b) => reply.ranking[b] - reply.ranking[a]);
+  const card = (text, i) =>
     h(
       'li',
       { class: `choice prompt-${reply.prompts[i] % 8}${i === reply.used ? ' used' : ''}` },
       h(
         'span',
         { class: 'name' },
-        `prompt ${reply.prompts[i]} · ${percent(share[reply.prompts[i]])}`,
-        reply.prompts[i] === reply.selected && h('b', { class: 'badge' }, 'selected'),
+        `prompt ${reply.prompts[i]} · ${reply.ranking ? `agreement ${reply.ranking[i].toFixed(2)}` : percent(share[reply.prompts[i]])}`,
+        !reply.ranking && reply.prompts[i] === reply.selected && h('b', { class: 'badge' }, 'selected'),
       ),
       h('p', {}, ...marked(text, shared), reply.running && h('span', { class: 'caret' })),
       i === reply.used
         ? h('span', { class: 'note' }, 'used')
         : action('check', 'Use', () => act.use(index, which, i), { disabled: view.running, 'aria-label': `Use the reply of prompt ${reply.prompts[i]}` }),
-    ),
-  );
-  return h('ul', { class: 'choices', 'aria-label': 'Replies of all prompts' }, ...cards);
+    );
+  return h('ul', { class: 'choices', 'aria-label': 'Replies of all prompts' }, ...order.map((i) => card(reply.texts[i], i)));
 }
 
 function actions(reply, index, which, concealed, view, act) {
