@@ -12,6 +12,7 @@ from helpers.option_groups import GROUPS
 from parlai.core.script import SCRIPT_REGISTRY, setup_script_registry
 from typer.testing import CliRunner
 
+from spt_parlai import trained_models
 from spt_parlai.cli import app
 from spt_parlai.errors import flag
 from spt_parlai.metrics.registry import DEFINITIONS
@@ -65,7 +66,7 @@ def test_parlai_commands_parse(command, monkeypatch, tmp_path):
     parser = SCRIPT_REGISTRY[command[1]].klass.setup_args()
     opt = parser.parse_args(command[2:])
     given = dict(zip(command[2::2], command[3::2], strict=True))
-    assert opt.get('model_file') == given.get('-mf')
+    assert opt.get('model_file') == (trained_models.resolve(given['-mf']) if '-mf' in given else None)
     if '-o' in given:
         assert opt['model'] == json.loads(Path(given['-o']).read_text())['model'] and opt['model'].startswith(
             'spt_parlai.agents:'
