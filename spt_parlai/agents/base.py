@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spt_parlai import hub
 from spt_parlai.agents import persistence
-from spt_parlai.agents.batching import Batcher, by_message, share_window, window_size
+from spt_parlai.agents.batching import Batcher, TurnExample, by_message, share_window, window_size
 from spt_parlai.agents.generation import (
     Prefixes,
     blocked_context,
@@ -33,6 +33,7 @@ from spt_parlai.agents.generation import (
     search_like,
 )
 from spt_parlai.agents.llm import load, log_memory
+from spt_parlai.agents.look_ahead import predict_ahead
 from spt_parlai.agents.optimization import (
     Optimization,
     accumulate_without_sync,
@@ -44,6 +45,7 @@ from spt_parlai.agents.persona import persona_of_chat
 from spt_parlai.agents.ranked_replies import CANDIDATES, ranked_replies
 from spt_parlai.checkpoints.files import damage_explained, describe
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
+from spt_parlai.dialogue.episode import EPISODE, Episode
 from spt_parlai.dialogue.history import ContextOf, DialogueHistory
 from spt_parlai.dialogue.instruction import END_OF_TURN, first_turn_of, is_past_first_turn
 from spt_parlai.dialogue.messages import check_message, well_formed
@@ -278,8 +280,17 @@ class LLMAgent(TorchGeneratorAgent):
     def observe(self, observation):
         """Check a message and add it to the dialogue. Without `episode_done` the episode goes on."""
         check_message(observation)
+        episode = getattr(observation, EPISODE, None)
         observation = well_formed(observation)
+        if episode is not None and self._looks_ahead():
+            observation = {**observation, EPISODE: episode}
         return super().observe(observation if 'episode_done' in observation else {**observation, 'episode_done': False})
+
+    def _looks_ahead(self) -> bool:
+        """Whether evaluation predicts whole dialogues: contexts hold the labels, and neither draw nor retrieve."""
+        opt = self.opt
+        said = opt.get('use_reply', 'label') == 'label'
+        return opt['dialogue_packing'] and said and self.context_of is None and not opt.get('score_noise')
 
     def vectorize(self, obs, history, *args, label_truncate=None, **kwargs):
         """Add token ids to a message; one that carries a whole dialogue gets an example for each turn."""
@@ -322,7 +333,20 @@ class LLMAgent(TorchGeneratorAgent):
         """
         if batch.label_vec is None:
             raise ValueError('Cannot compute loss without a label.')
-        prediction = self.model(
+        prediction = None
+        if 'episodes' in batch and 'selection' in batch:
+            prediction = predict_ahead(batch, batch.selection, self._turns_ahead, self._predict, self.NULL_IDX)
+        if prediction is None:
+            prediction = self._predict(batch)
+        losses = self.losses(batch, prediction)
+        if torch.isfinite(losses.total):
+            self._record(batch, prediction, losses)
+        elif not batch.is_training:
+            raise self._nothing_to_evaluate()
+        return (losses.total, (self._label_logits(batch), prediction)) if return_output else losses.total
+
+    def _predict(self, batch) -> Prediction:
+        return self.model(
             batch.text_vec,
             batch.label_vec,
             row=batch.get('row'),
@@ -332,12 +356,11 @@ class LLMAgent(TorchGeneratorAgent):
             token_loss=self.objective.token_loss,
             gradient_scale=self.optimization.loss_scale,
         )
-        losses = self.losses(batch, prediction)
-        if torch.isfinite(losses.total):
-            self._record(batch, prediction, losses)
-        elif not batch.is_training:
-            raise self._nothing_to_evaluate()
-        return (losses.total, (self._label_logits(batch), prediction)) if return_output else losses.total
+
+    def _turns_ahead(self, episode: Episode) -> list[TurnExample]:
+        """Return the examples of an episode; none if labels are drawn, because looking ahead must not draw them."""
+        drawn = any(len(turn['labels'] or ()) > 1 for turn in episode.turns)
+        return [] if drawn else self.batcher.examples(well_formed(episode.turns), self.label_truncate)
 
     def _record(self, batch, prediction: Prediction, losses: Losses) -> None:
         metrics = self.metrics_of(prediction, losses)

@@ -15,6 +15,7 @@ from parlai.core.metrics import AverageMetric, Metric, SumMetric
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from spt_parlai.dialogue.episode import EPISODE
 from spt_parlai.dialogue.history import DialogueHistory
 from spt_parlai.dialogue.packing import pack
 from spt_parlai.errors import UsageError
@@ -145,7 +146,14 @@ class Batcher:
         message.force_set('context_truncated_length', context.length - len(context.ids))
 
     def add_turns(self, message, turns: Sequence[dict], limit: int | None) -> None:
-        """Write all labelled turns of a whole dialogue into its message, as examples.
+        """Write the examples of a whole dialogue into its message."""
+        examples = self.examples(turns, limit)
+        message.force_set('turns', examples)
+        message.force_set('text_vec', torch.LongTensor(examples[-1].context))  # the longest: ParlAI sorts by it
+        message.force_set('labels_vec', torch.LongTensor(examples[-1].target))
+
+    def examples(self, turns: Sequence[dict], limit: int | None) -> list[TurnExample]:
+        """Make an example of every labelled turn of a whole dialogue.
 
         Each is exactly the example that ParlAI would make if it told the dialogue message by message.
         """
@@ -163,9 +171,7 @@ class Batcher:
             )
             if self.labels_are_said:
                 history.add_reply(label)
-        message.force_set('turns', examples)
-        message.force_set('text_vec', torch.LongTensor(examples[-1].context))  # the longest: ParlAI sorts by it
-        message.force_set('labels_vec', torch.LongTensor(examples[-1].target))
+        return examples
 
     def complete(self, batch, messages: Sequence) -> None:
         """Add to ParlAI's batch of these messages what the model and the losses need.
@@ -181,6 +187,8 @@ class Batcher:
             'context': [message['full_text'] for message in messages],
             'persona': [message['persona_text'] for message in messages],
         }
+        if all(EPISODE in message for message in messages):
+            batch['episodes'] = [message[EPISODE] for message in messages]
         if messages[0]['scored'] is not None:
             batch['scored_vec'] = _padded([message['scored'] for message in messages], self.padding)
 

@@ -39,8 +39,8 @@ LLM = OptionGroup(
         Option(
             'dialogue_packing',
             True,
-            'train on whole dialogues, all turns in one pass, so that --batchsize counts dialogues. '
-            'false: every turn is an example of its own',
+            'train on whole dialogues, all turns in one pass, so that --batchsize counts dialogues, and evaluate their '
+            'turns in one pass. false: every turn is an example of its own',
             'bool',
         ),
         Option(

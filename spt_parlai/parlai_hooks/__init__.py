@@ -84,6 +84,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         teachers.describe_metrics,
         teachers.add_metric_options,
         teachers.report_paper_metrics,
+        teachers.show_episode,
         train_loop.begin_or_resume,
         train_loop.unlock_the_model_file,
         train_loop.replay_before_training,

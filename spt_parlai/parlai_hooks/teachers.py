@@ -14,6 +14,7 @@ from parlai.core.metrics import METRICS_DISPLAY_DATA, AverageMetric, MetricDispl
 from parlai.core.teachers import FixedDialogTeacher, Teacher
 from parlai.utils.misc import warn_once
 
+from spt_parlai.dialogue.episode import Episode
 from spt_parlai.dialogue.messages import split_message, well_formed
 from spt_parlai.errors import naming
 from spt_parlai.metrics.bertscore import BertModel, scorer
@@ -76,6 +77,28 @@ def report_paper_metrics() -> None:
             _report(self, opt.get('trim_responses', False), bert)
 
     FixedDialogTeacher.__init__ = init
+
+
+def show_episode() -> None:
+    """Let every message of an evaluation carry its whole episode, as an attribute that no log shows.
+
+    Breaks: nothing; every turn of a dialogue would be predicted by itself, although one pass predicts them all.
+    Where: ``FixedDialogTeacher.act``, ``parlai/core/teachers.py:567``.
+    Safe: the message is ParlAI's own, and no field of it changes. A teacher that streams its data has no whole episode.
+    Goes: when ParlAI lets an agent see the episode.
+    """
+    parlai_act = FixedDialogTeacher.act
+
+    def act(self):
+        message = parlai_act(self)
+        entry = getattr(self, 'entry_idx', None)  # a teacher that streams has none
+        if entry is not None and hasattr(self, 'episode_buffer') and not self.training and not message.is_padding():
+            if entry == 0:
+                self.episode = Episode(self.episode_buffer)
+            message.episode = self.episode
+        return message
+
+    FixedDialogTeacher.act = act
 
 
 def _report(teacher, trims: bool, bert: BertModel | None) -> None:

@@ -1,0 +1,75 @@
+"""An evaluation that predicts whole dialogues reports, logs and counts what it does turn by turn."""
+
+import pytest
+import torch
+from helpers.runs import AGENT, SAMPLE, evaluate, turns
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from spt_parlai.agents import look_ahead
+from spt_parlai.model.prompted_lm import PromptedLM
+
+TIMES = ('exps', 'ltps', 'ctps', 'tps', 'gpu_mem')
+
+
+@pytest.fixture(scope='module')
+def wide_llm(tiny_llms, tmp_path_factory):
+    """A tiny LLM whose window holds whole dialogues of the sample task."""
+    folder = tmp_path_factory.mktemp('wide')
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(tiny_llms.opt, max_position_embeddings=900)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_llms.opt).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    'more',
+    [
+        {},
+        {'text_truncate': 60},
+        {'history_size': 3},
+        {'dynamic_batching': 'full', 'text_truncate': 200},
+        {'num_examples': 9},
+        {'task': 'integration_tests:candidate', 'rank_candidates': True, 'num_examples': 8},
+        {'datatype': 'train:evalmode', 'num_examples': 12},
+        {'model': 'spt_parlai.agents:TextPromptAgent'},
+        {'skip_generation': False, 'max_new_tokens': 4, 'num_examples': 12},
+    ],
+    ids=str,
+)
+def test_same_report_and_log(wide_llm, tmp_path, monkeypatch, more):
+    spt = {'num_prompts': 3, 'prompt_length': 2}
+    forward, rows = PromptedLM.forward, []
+
+    def counted(self, contexts, *args, **kwargs):
+        rows.append(len(contexts))
+        return forward(self, contexts, *args, **kwargs)
+
+    monkeypatch.setattr(PromptedLM, 'forward', counted)
+    reports, logs, seen = [], [], []
+    for packing in (True, False):
+        rows.clear()
+        log = tmp_path / f'{packing}.jsonl'
+        settings = {
+            'model': AGENT, 'llm': wide_llm, 'label_truncate': 24, 'seed': 7, 'skip_generation': True,
+            'task': SAMPLE, 'world_logs': str(log), **({} if 'model' in more else spt), **more,
+        }  # fmt: skip
+        reports.append(evaluate(dialogue_packing=packing, **settings))
+        logs.append(turns(log))
+        seen.append(sum(rows))
+    ahead, alone = ({k: v for k, v in report.items() if k not in TIMES} for report in reports)
+    assert ahead == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    assert [[m.get('text') for m in turn] for turn in logs[0]] == [[m.get('text') for m in turn] for turn in logs[1]]
+    assert [[set(m) for m in turn] for turn in logs[0]] == [[set(m) for m in turn] for turn in logs[1]]
+    if not more:
+        assert seen[0] < seen[1] / 2
+
+
+def test_what_was_not_foreseen_is_predicted_by_itself(wide_llm, monkeypatch):
+    settings = {'model': AGENT, 'llm': wide_llm, 'label_truncate': 24, 'seed': 7, 'skip_generation': True}
+    key = look_ahead._key
+    expected = evaluate(**settings, num_examples=8)
+    count = iter(range(10**6))
+    monkeypatch.setattr(look_ahead, '_key', lambda *of: (*key(*of), next(count)))
+    assert evaluate(**settings, num_examples=8)['spt_loss'] == pytest.approx(expected['spt_loss'], rel=1e-5)
