@@ -79,6 +79,6 @@ def _training_files(out: Path) -> list[Path]:
     return sorted(
         path
         for path in out.parent.glob('*')
-        if path.name in {out.name + suffix for suffix in ('.trainstats', '.valid', '.test')}
+        if path.name in {out.name + suffix for suffix in ('.trainstats', '.valid', '.test', '.metrics.jsonl')}
         or path.name.startswith(f'{out.name}.checkpoint')
     )

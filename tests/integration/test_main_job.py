@@ -74,7 +74,7 @@ def test_checkpoint_holds_what_trains_and_nothing_of_the_llm(trained):
 
 def test_files_written_are_these(trained):
     names = {p.name for p in trained[0].parent.iterdir()}
-    whole = {'model', 'model.opt', 'model.dict', 'model.trainstats', 'model.valid', 'model.test'}
+    whole = {'model', 'model.opt', 'model.dict', 'model.trainstats', 'model.valid', 'model.test', 'model.metrics.jsonl'}
     assert names == whole | {f'model.checkpoint{s}' for s in ('', '.opt', '.dict', '.trainstats')}
 
 
