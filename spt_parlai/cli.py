@@ -64,12 +64,14 @@ def convai2(
 def info(
     model_file: Annotated[str, typer.Argument(help='A model file of this package, or the name of one inside it.')],
 ) -> None:
-    """Show the contents of a model file: its LLM, the shapes of the trained tensors and the progress of training."""
+    """Show what a model file is: its size, task and results, its LLM, the trained tensors, the progress of training."""
     from spt_parlai import trained_models
-    from spt_parlai.checkpoints.summary import read_summary
+    from spt_parlai.checkpoints.summary import facts, read_summary
 
-    description, tensors, progress = read_summary(trained_models.resolve(model_file))
+    path = trained_models.resolve(model_file)
+    description, tensors, progress = read_summary(path)
     rows = {
+        **facts(path),
         **description,
         **{name: f'{list(tensor.shape)} {tensor.dtype}' for name, tensor in tensors.items()},
         **{key: f'{number:.5g}' for key, number in progress.items()},

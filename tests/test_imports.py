@@ -46,7 +46,7 @@ def test_options_are_parsed_before_anything_of_the_llm_is_imported():
         'words = "-m spt_parlai.agents:SptAgent -t spt_parlai.tasks.sample".split()\n'
         'print(TrainModel.setup_args().parse_args(words)["num_prompts"])'
     )
-    assert printed.split()[-3:] == ['False', 'spt_parlai.parlai_hooks.train_loop', '4']
+    assert printed.split()[-3:] == ['False', 'spt_parlai.parlai_hooks.screen', '4']
     assert not imported & (OF_THE_LLM | OF_FEW_COMMANDS)
 
 

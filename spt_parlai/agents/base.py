@@ -22,7 +22,7 @@ from parlai.utils.misc import warn_once
 from torch import Tensor, nn
 
 from spt_parlai import hub
-from spt_parlai.agents import persistence
+from spt_parlai.agents import chat_commands, persistence
 from spt_parlai.agents.batching import Batcher, TurnExample, by_message, share_window, window_size
 from spt_parlai.agents.generation import (
     Prefixes,
@@ -41,7 +41,7 @@ from spt_parlai.agents.optimization import (
     memory_errors_explained,
 )
 from spt_parlai.agents.persistence import Persistence
-from spt_parlai.agents.persona import persona_of_chat
+from spt_parlai.agents.persona import announce, persona_of_chat
 from spt_parlai.agents.ranked_replies import CANDIDATES, ranked_replies
 from spt_parlai.checkpoints.files import damage_explained, describe
 from spt_parlai.dialogue.dictionary import TokenizerDictionary
@@ -266,6 +266,15 @@ class LLMAgent(TorchGeneratorAgent):
     def set_interactive_mode(self, mode, shared=False):
         super().set_interactive_mode(mode, shared)
         self.skip_generation = not mode and bool(self.opt.get('skip_generation'))
+
+    def chat_command(self, line: str) -> str | None:
+        """Obey a line that a person types in a chat; returns what to print, or None if the line is a message."""
+        return chat_commands.obey(self, line)
+
+    def announce_persona(self) -> None:
+        """Print the persona that a chat gave this agent, under its name, if it gave one."""
+        if self.history.given_persona:
+            announce(self.id, self.history.given_persona)
 
     # ---- observations → batch -------------------------------------------------------------------------
 

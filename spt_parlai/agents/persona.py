@@ -32,7 +32,8 @@ def persona_of_chat(opt, name: str) -> list[str]:
     task = (opt.get('override') or {}).get('task')  # opt['task'] may be the task that the model was trained on
     if persona is None and task in TASKS_WITHOUT_PERSONA:
         persona = draw_persona()
-    announce(name, persona or [])
+    if 'num_self_chats' not in opt:  # where both speakers have this name; see `parlai_hooks.chat`
+        announce(name, persona or [])
     return persona or []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from parlai.utils.distributed import get_rank
 
+from spt_parlai.agents.chat_commands import PromptScores
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
 from spt_parlai.metrics.batch import usage_metrics
 from spt_parlai.model.causal_lm import CausalLM
@@ -175,7 +176,7 @@ class SptAgent(PromptTuningAgent):
         if output is not None:
             scores, selected = batch['selection']
             output.selected_prompt = selected.tolist()
-            output.prompt_scores = [tuple(float(f'{s:.4g}') for s in row) for row in scores.tolist()]
+            output.prompt_scores = [PromptScores(float(f'{s:.4g}') for s in row) for row in scores.tolist()]
         return output
 
     @torch.no_grad()

@@ -6,16 +6,21 @@ code runs.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from spt_parlai.checkpoints.files import damage_explained, read_checkpoint
 from spt_parlai.checkpoints.schema import check_summary
 
 PROGRESS = ('train_steps', 'total_epochs', 'best_valid')
+RESULTS = ('ppl', 'ppl_word', 'unigram_f1', 'sacrebleu', 'rougeL', 'dist1', 'dist2', 'prompt_usage_entropy', 'exs')
 _DTYPES = {
     'DoubleStorage': 'float64',
     'FloatStorage': 'float32',
@@ -57,6 +62,36 @@ def read_summary(path: str | os.PathLike) -> Summary:
     return Summary(
         states['spt'], states['model'], {name: stats[name] for name in PROGRESS if stats.get(name) is not None}
     )
+
+
+def facts(path: str | os.PathLike) -> dict[str, str]:
+    """The size and date of a model file, the task in the options beside it, and its run's last report of validation.
+
+    What the files beside it do not say is left out.
+    """
+    file = Path(path)
+    status = file.stat()
+    found = {
+        'file': str(file),
+        'size': f'{status.st_size / 1e6:,.2f} MB',
+        'date': f'{datetime.fromtimestamp(status.st_mtime):%Y-%m-%d %H:%M}',
+        'task': _json_beside(file, '.opt').get('task'),
+    }
+    stats = _json_beside(file, '.trainstats')
+    report = stats.get('final_valid_report') or (stats.get('valid_reports') or [{}])[-1]
+    results = {name: report[name] for name in RESULTS if isinstance(report.get(name), (int, float))}
+    found['results'] = ', '.join(f'{name} {value:.4g}' for name, value in results.items())
+    card = file.with_name('README.md')
+    found['card'] = str(card) if card.exists() else None
+    return {name: value for name, value in found.items() if value}
+
+
+def _json_beside(file: Path, suffix: str) -> dict[str, Any]:
+    """The JSON object beside a model file, or {} if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(Path(f'{file}{suffix}').read_text(encoding='utf-8'))
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _load(path: str | os.PathLike) -> Any:

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from spt_parlai import hub
+from spt_parlai.agents.chat_commands import shares_of
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.errors import UsageError, naming
 
@@ -191,8 +192,7 @@ def _chat(console: Console, model_file: str) -> None:
         reply = agent.act()
         console.print(f'  you:  {question}', soft_wrap=True)
         console.print(f'  SPT:  [bold]{escape(reply["text"])}[/bold]', soft_wrap=True)
-        total = sum(reply['prompt_scores']) or 1.0
-        for k, score in enumerate(reply['prompt_scores']):
-            bar = '█' * round(24 * score / total)
+        for k, share in enumerate(shares_of(reply['prompt_scores'])):
+            bar = '█' * round(24 * share)
             style = 'cyan' if k == reply['selected_prompt'] else 'dim'
-            console.print(f'        prompt {k} {bar:24} {score / total:4.0%}', style=style)
+            console.print(f'        prompt {k} {bar:24} {share:4.0%}', style=style)

@@ -111,6 +111,7 @@ class OptionGroup:
         if not new:
             return
         group = parser.add_argument_group(self.title)
+        group.of_this_package = True  # `parlai_hooks.command_line` shows it first
         for option in new:
             choices = {'choices': list(option.choices)} if option.choices else {}
             group.add_argument(flag(option.name), type=option.type, default=option.default, help=option.help, **choices)

@@ -129,6 +129,59 @@ def draw_personas_of_one_side() -> None:
     worlds._load_personas = load_personas
 
 
+def take_commands() -> None:
+    """Let a person type ``/persona``, ``/prompt``, ``/all``, ``/undo`` and ``/help`` in a chat with one of our agents.
+
+    Breaks: nothing; another persona or prompt needs another command line, and what was mistyped stays in the dialogue.
+    Where: ``interactive``, ``parlai/scripts/interactive.py:89``, which asks ``LocalHumanAgent`` for a message.
+    Safe: a line that does not begin with ``/`` is a message as before, and all lines are in a chat with other agents.
+    Goes: when ParlAI's chats have commands.
+    """
+    from parlai.agents.local_human.local_human import LocalHumanAgent
+    from parlai.scripts import interactive
+
+    parlai_act, parlai_create_task = LocalHumanAgent.act, interactive.create_task
+
+    def act(self):
+        while True:
+            message = parlai_act(self)
+            obey = getattr(self, 'obey', None)
+            answer = obey(message.get('text') or '') if obey is not None else None
+            if answer is None:
+                return message
+            print(answer)
+
+    def create_task(opt, user_agents, default_world=None):
+        person, agent = user_agents
+        if hasattr(agent, 'chat_command'):
+            person.obey = agent.chat_command
+            print('/help lists what you can type besides messages.')
+        return parlai_create_task(opt, user_agents, default_world)
+
+    LocalHumanAgent.act, interactive.create_task = act, create_task
+
+
+def name_the_speakers_of_a_self_chat() -> None:
+    """Print the personas of a self-chat when its two speakers have their names.
+
+    Breaks: nothing; both personas are announced as those of one speaker.
+    Where: ``self_chat``, ``parlai/scripts/self_chat.py:139``.
+    Safe: it only prints; a task that sends personas shows them itself.
+    Goes: when ParlAI names the speakers before it builds them.
+    """
+    from parlai.scripts import self_chat
+
+    parlai_create_task = self_chat.create_task
+
+    def create_task(opt, user_agents, default_world=None):
+        for agent in user_agents:
+            if hasattr(agent, 'announce_persona'):
+                agent.announce_persona()
+        return parlai_create_task(opt, user_agents, default_world)
+
+    self_chat.create_task = create_task
+
+
 def _begin_anew_after(world, parley):
     def parley_or_begin_anew():
         try:

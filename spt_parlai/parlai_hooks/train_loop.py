@@ -22,6 +22,7 @@ from spt_parlai.checkpoints.files import save_json
 from spt_parlai.dialogue.mutator import MUTATOR
 from spt_parlai.errors import UsageError
 from spt_parlai.options.parlai_options import check_training, settle_validation, validation_needs_replies
+from spt_parlai.parlai_hooks.user_files import saving
 from spt_parlai.training import model_lock, preview, resume
 from spt_parlai.training.distributed import (
     AgreedInterrupt,
@@ -304,6 +305,36 @@ def append_reports() -> None:
         return seen
 
     TrainLoop.log, TrainLoop.validate, TrainLoop.train = log, validate, train
+
+
+def evaluate_one_fold_once() -> None:
+    """At the end of a run, take the report of the validation fold for a test fold that is the same file.
+
+    Breaks: nothing; ConvAI2 and other tasks without a test fold are evaluated twice, which may take hours, and the
+    second report looks like one of other dialogues.
+    Where: ``TrainLoop._run_eval``, ``parlai/scripts/train_model.py:686``.
+    Safe: both evaluations use the same model; with ``--world-logs``, which are those of the second, both are made.
+    Goes: when ParlAI knows which tasks have a test fold.
+    """
+    parlai_run_eval = TrainLoop._run_eval
+
+    def run_eval(self, worlds, opt, datatype, max_exs=-1, write_log=False, extra_log_suffix=''):
+        arguments = worlds, opt, datatype, max_exs, write_log, extra_log_suffix
+        if not is_resumable(self) or not write_log or extra_log_suffix:
+            return parlai_run_eval(self, *arguments)
+        files = [getattr(world, 'world', world).get_task_agent().opt.get('datafile') for world in worlds]
+        if datatype != 'test' or opt.get('world_logs') or None in files or files != getattr(self, 'final_files', None):
+            self.final_files = files
+            return parlai_run_eval(self, *arguments)
+        task = opt.get('evaltask') or opt['task']
+        logging.info(f'-dt test of {task} is its validation fold, whose report stands above.')
+        if opt.get('model_file') and is_primary_worker():
+            path = f'{opt["model_file"]}.test'
+            with saving(path), open(path, 'a', encoding='utf-8') as file:
+                file.write(f'test:\n{train_model.nice_report(self.final_valid_report)}\n\n')
+        return self.final_valid_report
+
+    TrainLoop._run_eval = run_eval
 
 
 def skip_unneeded_replies() -> None:

@@ -1,12 +1,14 @@
 """A checkpoint's summary, read without torch, says what the checkpoint holds."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import SAMPLE, train
 
 from spt_parlai.checkpoints import files
-from spt_parlai.checkpoints.summary import PROGRESS, read_summary
+from spt_parlai.checkpoints.summary import PROGRESS, facts, read_summary
 from spt_parlai.errors import UsageError
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'v0_1_0'
@@ -51,3 +53,22 @@ def test_what_cannot_be_shown_is_damage(tmp_path, states, named):
     files.save_states({'spt': DESCRIPTION, **states}, tmp_path / 'model')
     with pytest.raises(UsageError, match=f'model is damaged .* no proper {named!r}'):
         read_summary(tmp_path / 'model')
+
+
+def test_facts_of_a_trained_model(tiny_llms, tmp_path):
+    valid, _ = train(tmp_path / 'm', tiny_llms.opt, max_train_steps=1)
+    (tmp_path / 'README.md').write_text('a card')
+    found = facts(tmp_path / 'm')
+    assert found['task'] == SAMPLE and found['card'] == str(tmp_path / 'README.md')
+    assert found['size'] == f'{(tmp_path / "m").stat().st_size / 1e6:,.2f} MB'
+    assert f'ppl {float(valid["ppl"]):.4g}, ' in found['results'] and found['results'].endswith('exs 8')
+    assert found['date'].startswith(str(date.fromtimestamp((tmp_path / 'm').stat().st_mtime)))
+
+
+@pytest.mark.parametrize('beside', [None, '[]', '{'])
+def test_facts_of_a_model_file_alone(tmp_path, beside):
+    (tmp_path / 'm').write_bytes(b'1')
+    if beside is not None:
+        (tmp_path / 'm.opt').write_text(beside)
+        (tmp_path / 'm.trainstats').write_text(beside)
+    assert set(facts(tmp_path / 'm')) == {'file', 'size', 'date'}

@@ -29,6 +29,20 @@ def test_only_the_error_is_printed(parse, given, told, capsys):
     assert shown.err.startswith('Parse Error: ') and shown.err.count('\n') == 1 and '--help' not in shown.out
 
 
+@pytest.mark.parametrize('parse', [TrainModel.main, lambda *args: superscript_main(['train_model', *args])])
+@pytest.mark.parametrize('agent, own', [(AGENT, True), ('repeat_label', False)])
+def test_help_begins_with_the_agents_own_options(parse, agent, own, capsys):
+    with pytest.raises(SystemExit):
+        parse('-m', agent, '--help')
+    shown = capsys.readouterr().out
+    titles = [line for line in shown.split('\n') if line.endswith(':') and not line.startswith(' ')]
+    assert 'Main ParlAI Arguments:' in titles and len(set(titles) - {'options:'}) == len(titles) - titles.count(
+        'options:'
+    )
+    assert (titles.index('Main ParlAI Arguments:') > titles.index('Selective Prompt Tuning:')) if own else titles[0]
+    assert (titles[0] == 'LLM:' and shown.index('LLM:') < 400) is own
+
+
 @pytest.mark.parametrize('parse', [EvalModel.main, lambda *args: superscript_main(['eval_model', *args])])
 @pytest.mark.parametrize(
     'given, told',
