@@ -55,7 +55,7 @@ from spt_parlai.errors import UsageError, naming
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
 from spt_parlai.model.causal_lm import SHAPE_KEYS, CausalLM
 from spt_parlai.model.layer_execution import compile_layers
-from spt_parlai.model.prompted_lm import Prediction, PromptedLM
+from spt_parlai.model.prompted_lm import Prediction, PromptedLM, TokenLoss
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import Losses, SptObjective
@@ -354,6 +354,10 @@ class LLMAgent(TorchGeneratorAgent):
             raise self._nothing_to_evaluate()
         return (losses.total, (self._label_logits(batch), prediction)) if return_output else losses.total
 
+    def token_loss(self, batch) -> TokenLoss:
+        """Return the part of the loss that depends on log-probabilities."""
+        return self.objective.token_loss
+
     def _predict(self, batch) -> Prediction:
         return self.model(
             batch.text_vec,
@@ -362,7 +366,7 @@ class LLMAgent(TorchGeneratorAgent):
             context_length=batch.get('context_length'),
             scored=batch.get('scored_vec'),
             selection=batch.get('selection'),
-            token_loss=self.objective.token_loss,
+            token_loss=self.token_loss(batch),
             gradient_scale=self.optimization.loss_scale,
         )
 

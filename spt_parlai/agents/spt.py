@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,17 @@ from parlai.utils.distributed import get_rank
 
 from spt_parlai.agents.chat_commands import PromptScores
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
-from spt_parlai.metrics.batch import usage_metrics
+from spt_parlai.checkpoints.files import damage_explained
+from spt_parlai.metrics.batch import information_metrics, usage_metrics
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.prompted_lm import Selection
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.objective import Losses, SptObjective
+from spt_parlai.objective.assignment import balanced, equal_sizes
+from spt_parlai.objective.losses import sum_per_example
 from spt_parlai.objective.similarity import similar_pairs
-from spt_parlai.options.declare import Opt, Option, OptionGroup, options_of
+from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs, options_of
+from spt_parlai.training.distributed import of_all_processes
 from spt_parlai.training.seeding import noise_generator
 
 
@@ -27,6 +32,25 @@ def _check_force_prompt(opt: Opt) -> str | None:
         return None
     return f'give a prompt from 0 to {K - 1} (--num-prompts {K}), or -1 to let the retriever select'
 
+
+def _check_assignment(opt: Opt) -> str | None:
+    if opt['prompt_assignment'] == 'all' or opt.get('num_prompts', 4) > 1:
+        return None
+    return 'there is one prompt to assign replies to; add --num-prompts 2 or more, or leave it out'
+
+
+def _assigned(*to: str):
+    """The condition of options that need one of these assignments."""
+    return belongs(f'--prompt-assignment {" or ".join(to)}', lambda opt: opt.get('prompt_assignment', 'all') in to)
+
+
+_CONDITIONS: dict[str, dict[str, Any]] = {
+    'prompt_assignment': {'check': _check_assignment},
+    'assignment_epsilon': {'needs': _assigned('gated', 'mixture', 'wta', 'annealed', 'equal')},
+    'assignment_balance': {'needs': _assigned('wta')},
+    'lambda_fusion': {'needs': _assigned('all')},
+    'tau_gold': {'needs': _assigned('all', 'annealed')},
+}
 
 SPT = OptionGroup(
     'Selective Prompt Tuning',
@@ -39,7 +63,7 @@ SPT = OptionGroup(
             float,
             above=0,
         ),
-        *options_of(SptObjective),
+        *(replace(option, **_CONDITIONS.get(option.name, {})) for option in options_of(SptObjective)),
         Option(
             'retriever_learningrate',
             0.0,
@@ -112,6 +136,7 @@ class SptAgent(PromptTuningAgent):
 
     def __init__(self, opt, shared=None):
         self.objective = SptObjective(**{f.name: opt[f.name] for f in fields(SptObjective)})
+        self._balance = torch.zeros(opt['num_prompts'])  # bias of every prompt, for --prompt-assignment wta
         super().__init__(opt, shared)
 
     @property
@@ -132,13 +157,48 @@ class SptAgent(PromptTuningAgent):
 
     # ---- training and evaluation ----------------------------------------------------------------------
 
+    def token_loss(self, batch):
+        return partial(self.objective.token_loss, bias=batch.get('bias'))
+
+    def _predict(self, batch):
+        """Predict; in training, the replies of a batch compete for the prompts (`--prompt-assignment wta|equal`)."""
+        if batch.is_training and self.objective.prompt_assignment == 'wta':
+            batch['bias'] = self._balance
+        elif batch.is_training and self.objective.prompt_assignment == 'equal':
+            batch['bias'] = self._equal_sizes(batch)
+        return super()._predict(batch)
+
+    @torch.no_grad()
+    def _equal_sizes(self, batch) -> torch.Tensor:
+        """Assign the replies of all processes, in a pass without gradients; return the bias of ours, [B, K]."""
+        found = self.bare_model(
+            batch.text_vec,
+            batch.label_vec,
+            row=batch.get('row'),
+            context_length=batch.get('context_length'),
+            scored=batch.get('scored_vec'),
+        )
+        own = sum_per_example(found.log_probs, found.example, len(found.scores)).T.cpu()
+        everyone = of_all_processes(own)
+        sizes = [len(likelihood) for likelihood in everyone]
+        return equal_sizes(torch.cat(everyone)).split(sizes)[get_rank()].to(found.scores)
+
+    def _count_winners(self, prediction) -> None:
+        """Move the balance by the winners of one training batch, those of all processes."""
+        shares = self.objective.responsibilities(
+            prediction.log_probs, prediction.scores, prediction.example, self._balance
+        )
+        won = torch.bincount(shares.argmax(-1), minlength=self.num_prompts).cpu()
+        load = torch.stack(of_all_processes(won)).sum(0)
+        self._balance = balanced(self._balance, load, self.objective.assignment_balance)
+
     def losses(self, batch, prediction) -> Losses:
         """Return the four terms of eq. 6."""
         similar = None
         if self.objective.lambda_contrastive:
             similar = similar_pairs(batch.texts[self.opt['contrastive_text']], self.opt['similarity_threshold'])
             similar = similar.to(prediction.scores.device)
-        return self.objective(
+        losses = self.objective(
             prediction.log_probs,
             prediction.scores,
             prediction.example,
@@ -146,7 +206,11 @@ class SptAgent(PromptTuningAgent):
             self._noise(prediction.scores, batch),
             self._dialogues(batch),
             prediction.token_loss,
+            batch.get('bias'),
         )
+        if batch.is_training and self.objective.prompt_assignment == 'wta':
+            self._count_winners(prediction)
+        return losses
 
     def _dialogues(self, batch) -> torch.Tensor | None:
         """Return the number of each example's dialogue, int64 [B], for `--contrastive-pairs across`; None for `all`.
@@ -169,7 +233,9 @@ class SptAgent(PromptTuningAgent):
         return torch.randn(scores.shape, generator=generator).to(scores)
 
     def metrics_of(self, prediction, losses):
-        return {**super().metrics_of(prediction, losses), **usage_metrics(prediction.selected, losses.nll)}
+        used = usage_metrics(prediction.selected, losses.nll)
+        informed = information_metrics(prediction.scores, self.objective.tau_score)
+        return {**super().metrics_of(prediction, losses), **used, **informed}
 
     def eval_step(self, batch):
         output = super().eval_step(batch)
@@ -203,3 +269,16 @@ class SptAgent(PromptTuningAgent):
             {'scores': s, 'selected': k, 'replies': list(texts)}
             for s, k, texts in zip(scores.tolist(), selected.tolist(), zip(*replies, strict=True), strict=True)
         ]
+
+    # ---- the model file -------------------------------------------------------------------------------
+
+    def state_dict(self):
+        states = super().state_dict()
+        return {**states, 'balance': self._balance} if self.objective.prompt_assignment == 'wta' else states
+
+    def load(self, path):
+        states = super().load(path)
+        if 'balance' in states and not self._is_finetune:
+            with damage_explained(path):
+                self._balance = states['balance'].view(self.num_prompts)
+        return states

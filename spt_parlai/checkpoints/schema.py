@@ -85,6 +85,7 @@ def check_states(states: dict[str, Any]) -> None:
             'progress': lambda v: isinstance(v, dict),
             'accumulated': lambda v: isinstance(v, dict),
             'loss_scale': lambda v: isinstance(v, dict),
+            'balance': _weight,
         },
     )
     if 'accumulated' in states:

@@ -105,3 +105,36 @@ def usage_metrics(selected: Tensor, nll: Tensor) -> Named:
     metrics['selected_gain'] = AverageMetric.many(gain.gather(0, selected[None].to(gain.device))[0].tolist())
     metrics['best_gain'] = AverageMetric.many(gain.amax(0).tolist())
     return metrics
+
+
+class MutualInformation(Metric):
+    """I(context; prompt) in nats under π(prompt given context): entropy of the mean of π minus the mean of its entropy.
+
+    0: every context has the same π. ln K: each context is sure of one prompt, and all prompts are used alike. The sums
+    of batches and processes add up.
+
+    :param total: the sum of π over contexts, K numbers; entropy: the sum of its entropies; contexts: how many.
+    """
+
+    __slots__ = ('_total', '_entropy', '_contexts')
+
+    def __init__(self, total: tuple[float, ...], entropy: float, contexts: int = 1):
+        self._total, self._entropy, self._contexts = tuple(total), entropy, contexts
+
+    def __add__(self, other: MutualInformation | None) -> MutualInformation:
+        if other is None:
+            return self
+        total = tuple(a + b for a, b in zip(self._total, other._total, strict=True))
+        return MutualInformation(total, self._entropy + other._entropy, self._contexts + other._contexts)
+
+    def value(self) -> float:
+        shares = [total / self._contexts for total in self._total if total]
+        return max(0.0, sum(p * math.log(1 / p) for p in shares) - self._entropy / self._contexts)
+
+
+def information_metrics(scores: Tensor, tau: float) -> Named:
+    """Return what the retriever knows of the prompt. scores: float32 [B, K]; π = softmax(scores / τ)."""
+    log_pi = torch.log_softmax(scores.detach().double() / tau, dim=-1)
+    pi = log_pi.exp()
+    entropy = -(pi * log_pi).sum(-1)
+    return {'prompt_information': list(map(MutualInformation, map(tuple, pi.tolist()), entropy.tolist()))}

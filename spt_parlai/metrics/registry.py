@@ -200,6 +200,11 @@ METRICS = (
         'nats per token by which the best prompt in hindsight is better than the mean of all, mean over examples',
         lower_is_better=False,
     ),
+    MetricDefinition(
+        'prompt_information',
+        'mutual information of context and prompt under the retriever, in nats: at most ln K, 0 if it tells no '
+        'contexts apart',
+    ),
     # The replies.
     *REPLY_METRICS,
     MetricDefinition('f1', lower_is_better=False, highest=1.0, needs_replies=True),

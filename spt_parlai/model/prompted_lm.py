@@ -21,8 +21,9 @@ from spt_parlai.model.soft_prompts import SoftPromptGroup
 _TOKENS_AT_ONCE = {'cpu': 1024}  # a dialogue after four prompts: enough for a CPU, and it needs no padding
 _TOKENS_AT_ONCE_ELSEWHERE = 8192
 
-TokenLoss = Callable[[Tensor, Tensor, int], Tensor]
-"""(log-probabilities of n target tokens, float32 [K, n]; their examples, int64 [n]; B) → their part of the loss"""
+TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(log-probabilities of n target tokens, float32 [K, n]; scores, float32 [B, K]; the tokens' examples, int64 [n]) → the
+tokens' part of the loss"""
 
 
 class Selection(NamedTuple):
@@ -154,7 +155,7 @@ class PromptedLM(TorchGeneratorModel):
             log_probs, greedy = self._run_group(group.rows, selected)
             log_probs = log_probs.to(scores.device)
             if micro_batches is not None and token_loss is not None:
-                micro_batches.add(token_loss(log_probs, group.rows.example.to(scores.device), len(targets)))
+                micro_batches.add(token_loss(log_probs, scores.detach(), group.rows.example.to(scores.device)))
                 log_probs = log_probs.detach()
             parts.append((log_probs, greedy.to(scores.device)))
         order = torch.cat([group.token for group in groups]).argsort().to(scores.device)

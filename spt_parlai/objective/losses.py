@@ -14,12 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spt_parlai.objective.assignment import ASSIGNMENTS, Assigned, smoothed
+
 
 def mean_per_example(values: Tensor, example: Tensor, num_examples: int) -> Tensor:
     """Mean over each example's tokens: [..., N] → [..., B]."""
-    total = values.new_zeros(*values.shape[:-1], num_examples).index_add(-1, example, values)
     count = torch.bincount(example, minlength=num_examples).to(values)
-    return total / count.clamp(min=1)
+    return sum_per_example(values, example, num_examples) / count.clamp(min=1)
+
+
+def sum_per_example(values: Tensor, example: Tensor, num_examples: int) -> Tensor:
+    """Sum over each example's tokens: [..., N] → [..., B]."""
+    return values.new_zeros(*values.shape[:-1], num_examples).index_add(-1, example, values)
 
 
 def prompt_nll(log_probs: Tensor, example: Tensor, num_examples: int) -> Tensor:
@@ -90,7 +96,7 @@ class TermInputs(NamedTuple):
     """What a term that reads the scores is computed from; see `SptObjective.__call__`."""
 
     scores: Tensor
-    nll: Tensor
+    gold: Tensor
     similar: Tensor | None
     noise: Tensor | None
     apart: Tensor | None
@@ -106,7 +112,7 @@ class Losses:
 
 
 def _selection(objective: SptObjective, inputs: TermInputs) -> Term:
-    gold = gold_distribution(inputs.nll, objective.tau_gold)
+    gold = inputs.gold
     if inputs.noise is not None:
         gold = noisy_gold(gold, objective.gold_noise * inputs.noise)
     return Term(selection_loss(gold, inputs.scores, objective.tau_score))
@@ -144,6 +150,10 @@ class SptObjective:
 
     A loss is declared by its `lambda_X` field and nowhere else: the option, its check, the log entry X and the
     ablation all come from the field's metadata.
+
+    With an assignment of replies to prompts (see `objective.assignment`), Σ_i nll becomes Σ_i r_i · nll_i with the
+    reply's responsibilities r, which are the gold distribution of the selection loss, too. The losses of the tokens
+    (the fusion) are off then: they train every prompt on every reply.
     """
 
     lambda_selection: float = _weight(
@@ -165,6 +175,30 @@ class SptObjective:
         at_least=0.0,
         note='0 adds none',
     )
+    prompt_assignment: str = field(
+        default='all',
+        metadata={
+            'help': 'which prompts learn from a reply. all: every one (the paper); gated: the one that the retriever '
+            'selects; mixture: as much as the retriever and the reply speak for each; wta: the one under which the '
+            'reply is likeliest; annealed: the same, softly; equal: the same, but each prompt gets as many replies',
+            'choices': ('all', *ASSIGNMENTS),
+        },
+    )
+    assignment_epsilon: float = _setting(
+        0.05, "share of a prompt's part in a reply that goes to the other prompts", at_least=0.0, below=1.0
+    )
+    assignment_balance: float = _setting(
+        0.1,
+        'with --prompt-assignment wta, how fast the handicap of prompts that win too often grows, in nats for each '
+        'batch',
+        at_least=0.0,
+        note='0 handicaps none',
+    )
+
+    @property
+    def assigns(self) -> bool:
+        """Whether replies are assigned to prompts; if not, every prompt trains on every reply."""
+        return self.prompt_assignment != 'all'
 
     @classmethod
     def losses(cls) -> dict[str, Field]:
@@ -174,17 +208,37 @@ class SptObjective:
     def _active(self, kind: str) -> Iterator[tuple[str, float, Callable]]:
         """(name, weight, function) of each active loss that has a function of this kind."""
         for name, declared in self.losses().items():
-            weight = getattr(self, declared.name)
+            weight = 0.0 if self.assigns and 'token_term' in declared.metadata else getattr(self, declared.name)
             if weight and kind in declared.metadata:
                 yield name, weight, declared.metadata[kind]
 
-    def token_loss(self, log_probs: Tensor, example: Tensor, B: int) -> Tensor:
+    def responsibilities(
+        self, log_probs: Tensor, scores: Tensor, example: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """How much of each reply every prompt is to learn: [B, K], rows sum to 1; all ones without an assignment.
+
+        :param bias: [K] or [B, K], added to the log-likelihoods (`balanced`, `equal_sizes`); None adds nothing.
+        """
+        if not self.assigns:
+            return torch.ones_like(scores)
+        with torch.no_grad():
+            likelihood = sum_per_example(log_probs, example, len(scores)).T  # [B, K]
+            if bias is not None:
+                likelihood = likelihood + bias.to(likelihood)
+            prior = torch.log_softmax(scores / self.tau_score, dim=-1)
+            found = ASSIGNMENTS[self.prompt_assignment](Assigned(likelihood, prior, self.tau_gold))
+            return smoothed(found, self.assignment_epsilon)
+
+    def token_loss(self, log_probs: Tensor, scores: Tensor, example: Tensor, bias: Tensor | None = None) -> Tensor:
         """The terms that log-probabilities enter with a gradient: the NLL and every `token_term`. A scalar.
 
         A sum over examples: log_probs float32 [K, n] and example int64 [n] may hold any of the batch's B examples,
-        each whole, and what they add to the loss is returned.
+        each whole, and what they add to the loss is returned. scores: float32 [B, K] of the whole batch, without
+        gradient; bias: see `responsibilities`.
         """
-        loss = prompt_nll(log_probs, example, B).sum() / B
+        B = len(scores)
+        weights = self.responsibilities(log_probs, scores, example, bias)
+        loss = (weights.T * prompt_nll(log_probs, example, B)).sum() / B
         for _, weight, token_term in self._active('token_term'):
             loss = loss + weight * token_term(log_probs, example, B).sum() / B
         return loss
@@ -198,6 +252,7 @@ class SptObjective:
         noise: Tensor | None = None,
         apart: Tensor | None = None,
         token_loss: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Losses:
         """The losses of a batch.
 
@@ -208,13 +263,18 @@ class SptObjective:
         :param noise: N(0, 1) [B, K]; `gold_noise` times it is added to the gold distribution.
         :param apart: int64 [B]; the contrast then takes only pairs that differ in it (in their dialogue).
         :param token_loss: scalar, what the method `token_loss` returned for this batch, if it has run already.
+        :param bias: [K] or [B, K]; see `responsibilities`.
         :raises ValueError: if the contrast is active and `similar` is None.
         """
         B = len(scores)
         nll = prompt_nll(log_probs, example, B)
-        total = self.token_loss(log_probs, example, B) if token_loss is None else token_loss
+        total = self.token_loss(log_probs, scores, example, bias) if token_loss is None else token_loss
         total = total + 0.0 * scores.sum()  # every trainable tensor takes part in every step
-        inputs = TermInputs(scores, nll, similar, noise, apart)
+        if self.assigns:
+            gold = self.responsibilities(log_probs, scores, example, bias)
+        else:
+            gold = gold_distribution(nll, self.tau_gold)
+        inputs = TermInputs(scores, gold, similar, noise, apart)
         terms = {}
         for name, weight, score_term in self._active('score_term'):
             terms[name] = score_term(self, inputs)

@@ -11,10 +11,12 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 import torch.distributed as dist
 from parlai.utils import distributed, logging
 from parlai.utils.distributed import get_rank, is_distributed, is_primary_worker, num_workers
+from torch import Tensor
 from torch.nn import Parameter
 
 from spt_parlai.errors import UsageError
@@ -97,6 +99,15 @@ def sigint_handled_by(handler):
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def of_all_processes(tensor: Tensor) -> list[Tensor]:
+    """The tensors of all processes, in the order of their ranks; their shapes may differ. tensor: on the CPU."""
+    if not is_distributed():
+        return [tensor]
+    everyone: list[Any] = [None] * num_workers()
+    dist.all_gather_object(everyone, tensor)
+    return everyone
 
 
 # ---- what a checkpoint needs from every process ----------------------------------------------------------

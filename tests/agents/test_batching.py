@@ -24,6 +24,7 @@ PER_EXAMPLE = (
     'prompt_usage_entropy',
     'selected_gain',
     'best_gain',
+    'prompt_information',
     'f1',
     'exs',
 )

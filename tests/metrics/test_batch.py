@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from spt_parlai.metrics.batch import UsageEntropy, loss_metrics, prediction_metrics, usage_metrics
+from spt_parlai.metrics.batch import (
+    UsageEntropy,
+    information_metrics,
+    loss_metrics,
+    prediction_metrics,
+    usage_metrics,
+)
 from spt_parlai.objective.losses import Losses, Term
 
 
@@ -87,3 +93,19 @@ def test_gains_of_the_selection():
     assert [m.value() for m in got['best_gain']] == [2 - 1, 4 - 2]
     alone = dict(usage_metrics(torch.zeros(2, dtype=torch.long), nll[:1]))
     assert mean(alone['selected_gain']) == mean(alone['best_gain']) == 0
+
+
+def test_information_of_context_and_prompt():
+    torch.manual_seed(0)
+    scores, tau = torch.rand(6, 3), 0.2
+    joint = torch.softmax(scores.double() / tau, -1) / 6  # p(context, prompt)
+    marginal = joint.sum(0)
+    expected = sum(
+        float(joint[n, k]) * math.log(6 * float(joint[n, k] / marginal[k])) for n in range(6) for k in range(3)
+    )
+    of_each = information_metrics(scores, tau)['prompt_information']
+    assert expected > 0.05 and mean(of_each) == pytest.approx(expected)
+    assert (mean(of_each[:2]) != mean(of_each)) and (mean(of_each[4:] + of_each[:4]) == pytest.approx(expected))
+    assert mean(information_metrics(torch.ones(4, 3), 1.0)['prompt_information']) == pytest.approx(0, abs=1e-12)
+    sure = information_metrics(torch.eye(3), 1e-3)['prompt_information']
+    assert mean(sure) == pytest.approx(math.log(3)) and mean(sure[:1]) == 0 == (sure[0] + None).value()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,8 @@ from spt_parlai.model.adapters import Lora, add_lora, tune_all
 from spt_parlai.model.rows import row_groups, rows_of_like_length, token_rows
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import SptObjective
+from spt_parlai.objective.assignment import equal_sizes
+from spt_parlai.objective.losses import sum_per_example
 
 CONTEXTS, TARGETS = draw([7, 3, 11, 5, 2], seed=1), draw([3, 1, 5, 2, 4], seed=2)
 SHARED = dict(
@@ -73,12 +76,14 @@ def test_groups_hold_every_row_and_token_once(sizes, L, at_once):
             assert torch.equal(getattr(part, name), getattr(rows, name)[token])
 
 
-def gradients(model, inputs, objective=None, **more):
+def gradients(model, inputs, objective=None, bias=None, **more):
     """(prediction, loss, gradients) of the objective; groups run in turn if `token_loss` is given to the model too."""
     model.zero_grad()
     prediction = model(*inputs, **more)
     terms = objective or SptObjective(lambda_contrastive=0.0)
-    losses = terms(prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss)
+    losses = terms(
+        prediction.log_probs, prediction.scores, prediction.example, None, token_loss=prediction.token_loss, bias=bias
+    )
     losses.total.backward()
     return (
         prediction,
@@ -113,6 +118,22 @@ def test_micro_batches_as_together(family, at_once, chunk):
         found = gradients(model, inputs, objective, **more, token_loss=objective.token_loss, gradient_scale=8.0)
         assert not found[0].log_probs.requires_grad and found[0].token_loss.requires_grad
         assert_same(found, expected)
+
+
+@pytest.mark.parametrize('kind', ['gated', 'mixture', 'wta', 'annealed', 'equal'])
+def test_replies_are_assigned_group_by_group(kind):
+    objective = SptObjective(lambda_contrastive=0.0, prompt_assignment=kind, tau_gold=4.0)
+    model, found = build(tiny_lm('llama'))[0], []
+    with torch.no_grad():
+        first = model(*shared_rows(), **SHARED)
+        likelihood = sum_per_example(first.log_probs, first.example, len(first.scores)).T
+    bias = {'wta': torch.tensor([0.0, 0.4, -0.4]), 'equal': equal_sizes(likelihood)}.get(kind)
+    for at_once, chunk in ((10**6, 3), (1, 1), (60, 2)):
+        model.tokens_at_once, model.prompt_chunk = at_once, chunk
+        more = {} if at_once == 10**6 else {'token_loss': partial(objective.token_loss, bias=bias)}
+        found.append(gradients(model, shared_rows(), objective, bias, **SHARED, **more))
+    for other in found[1:]:
+        assert_same(other, found[0])
 
 
 def test_nothing_is_kept_of_a_group_that_has_run():

@@ -175,6 +175,22 @@ def test_adam(llm, tmp_path):
     assert {0.0, 1.0} in steps  # within one batch, some contexts selected that prompt and some did not
 
 
+@pytest.mark.parametrize('assignment', ['wta', 'equal'])
+def test_replies_of_all_processes_compete_for_the_prompts(llm, tmp_path, assignment):
+    options = {**SGD, 'lambda_selection': 1.0, 'prompt_assignment': assignment, 'max_train_steps': 3, 'llm': llm}
+    if assignment == 'wta':
+        options['assignment_balance'] = 2.0
+    two, one = train(tmp_path / 'two', 2, **options), train(tmp_path / 'one', 1, **{**options, 'batchsize': 6})
+    assert len(one.gradients(0)) == len(two.gradients(0)) == 3
+    for updates in zip(one.gradients(0), two.gradients(0), two.gradients(1), strict=True):
+        for gradients in zip(*updates, strict=True):
+            torch.testing.assert_close(gradients[1], gradients[0], **CLOSE)
+            assert torch.equal(gradients[1], gradients[2])
+    torch.testing.assert_close(two.states['model'], one.states['model'], **CLOSE)
+    if assignment == 'wta':
+        assert one.states['balance'].any() and torch.equal(one.states['balance'], two.states['balance'])
+
+
 def test_every_example_is_evaluated_once(two_with_sgd, one_with_sgd):
     """Of 7 examples the processes have 4 and 3, of a single one 1 and 0."""
     for fold, count in (('valid', 7), ('test', 1)):
@@ -377,6 +393,7 @@ def test_validation_equals_a_single_process(trained_by_two):
         'prompt_usage_entropy',
         'selected_gain',
         'best_gain',
+        'prompt_information',
     ):
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
 
