@@ -8,10 +8,21 @@ import sys
 from importlib import util
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from spt_parlai import requirements, terminal
 
+if TYPE_CHECKING:
+    from spt_parlai.api import Model
+
 __version__ = '0.1.0'
+
+
+def load(model_file: str, **options: Any) -> 'Model':
+    """Load a model file, or one inside the package by its name, to talk to it. See :class:`spt_parlai.api.Model`."""
+    from spt_parlai.api import Model
+
+    return Model(model_file, **options)
 
 
 def _install_hooks() -> None:

@@ -199,6 +199,32 @@ def strip(
     print(f'Wrote {out}: {size / 1e6:.2f} MB.')
 
 
+@app.command()
+def push(
+    model_file: Annotated[str, typer.Argument(help='A model file of this package.')],
+    repo: Annotated[
+        str | None, typer.Argument(help='OWNER/NAME of a repository of the Hugging Face hub, which is made if need be.')
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help='Write this folder instead.')] = None,
+    report: Annotated[Path | None, typer.Option(help='A file of eval_model --report-filename, for the card.')] = None,
+    private: Annotated[bool, typer.Option(help='Make the repository a private one.')] = False,
+    force: Annotated[bool, typer.Option(help='Replace the model in the folder.')] = False,
+) -> None:
+    """Share a model file, without what only training needs and with a card; others load it with -mf hf:OWNER/NAME."""
+    from spt_parlai import trained_models
+    from spt_parlai.checkpoints.push import push as run
+    from spt_parlai.checkpoints.push import write_folder
+
+    if (repo is None) == (folder is None):
+        raise UsageError('give a repository, OWNER/NAME, or --folder FOLDER.')
+    path = trained_models.resolve(model_file)
+    if folder is not None:
+        write_folder(path, folder, None, report, force)
+        print(f'Wrote {folder}; load it with -mf {folder / "model"}.')
+    elif repo is not None:
+        print(f'Wrote {run(path, repo, report, private)}; load it with -mf hf:{repo}.')
+
+
 @app.command('import-authors')
 def import_authors(
     source: Annotated[

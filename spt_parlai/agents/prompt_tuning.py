@@ -21,7 +21,7 @@ def _check_prompt_init(opt: Opt) -> str | None:
     if not init.startswith('file:') or any(path and os.path.isfile(path) for path in trained):
         return None  # prompts that are trained already need no beginning
     source = init.removeprefix('file:')
-    if os.path.exists(os.path.expanduser(source)) or source in trained_models.names():
+    if os.path.exists(os.path.expanduser(trained_models.resolve(source))):
         return None
     return 'no such file; give a .txt with a text a line, or a file or folder with trained prompts'
 

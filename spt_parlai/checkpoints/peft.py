@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spt_parlai import hub
+from spt_parlai.checkpoints.card import CARD, adapter_card
 from spt_parlai.checkpoints.files import load_states
 from spt_parlai.checkpoints.tensor_files import read_tensors
 from spt_parlai.errors import UsageError, shorten
@@ -55,7 +56,7 @@ def export_peft(model_file: str | Path, out: str | Path, prompt: int | None = No
         raise UsageError(f'--out {out}: {there[0]} holds an adapter; give another folder, or --force to replace it.')
     for i, folder in folders.items():
         try:
-            _write(folder, prompts[i], spt)
+            _write(folder, prompts[i], spt, i)
         except OSError as error:
             raise UsageError(
                 f'--out {out}: {folder} cannot be written ({error.strerror}); give another folder.'
@@ -88,8 +89,8 @@ def _check_widths(model_file: str | Path, spt: dict[str, Any], width: int) -> No
         )
 
 
-def _write(folder: Path, tokens: Tensor, spt: dict[str, Any]) -> None:
-    """Write both files whole or not at all, the config last: a folder with a config counts as an adapter."""
+def _write(folder: Path, tokens: Tensor, spt: dict[str, Any], number: int) -> None:
+    """Write all files whole or not at all, the config last: a folder with a config counts as an adapter."""
     from peft import PromptTuningConfig, TaskType
     from safetensors.torch import save_file
 
@@ -109,7 +110,8 @@ def _write(folder: Path, tokens: Tensor, spt: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix='.part', dir=folder) as part:
         config.save_pretrained(part)
         save_file({TENSOR: tokens.contiguous()}, Path(part, WEIGHTS[0]), metadata={'format': 'pt'})
-        for name in (WEIGHTS[0], CONFIG):
+        Path(part, CARD).write_text(adapter_card(spt, number), encoding='utf-8')
+        for name in (WEIGHTS[0], CARD, CONFIG):
             os.replace(Path(part, name), folder / name)
 
 

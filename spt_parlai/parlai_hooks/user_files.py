@@ -121,7 +121,7 @@ def check_files(opt) -> None:
             _check_written(Path(path))
     for name, suffix in _READ.items():
         path = opt.get(name)
-        if path and not path.startswith(('zoo:', 'models:', 'spt:')) and not os.path.isfile(path + suffix):
+        if path and not path.startswith(('zoo:', 'models:', 'spt:', 'hf:')) and not os.path.isfile(path + suffix):
             raise UsageError(f'{flag(name)} {path}: there is no file {path}{suffix}; give another path.')
     if opt.get('partner_opt_file'):
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parlai.core.agents import create_agent_from_model_file
+from parlai.core.opt import Opt
 from parlai.utils import logging
 
 from spt_parlai import trained_models
@@ -30,19 +32,24 @@ def name_of(model_file: str) -> str:
     return trained_models.name_of(str(path)) or '/'.join(path.absolute().parts[-2:])
 
 
-def open_agent(model_file: str) -> LLMAgent:
+def open_agent(model_file: str, **options: Any) -> LLMAgent:
     """The agent of a model file or of a name inside the package.
 
-    :raises UsageError: if there is none, or its LLM does not run here.
+    :param options: those that replace the model file's.
+    :raises UsageError: if there is none, there is no such option, or its LLM does not run here.
     """
     path = trained_models.resolve(model_file)
     if not Path(path).is_file():
         raise UsageError(
             f'{model_file}: there is no such model file; give the -mf of a training run, or see spt models.'
         )
+    known = Opt.load(f'{path}.opt') if options else {}
+    for name in options.keys() - known.keys():
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+        raise UsageError(f'{name}={options[name]!r}: {model_file} has no such option; did you mean {nearest[0]}?')
     logging.disable()
     try:
-        agent = create_agent_from_model_file(path, {'datatype': 'valid', 'interactive_mode': False})
+        agent = create_agent_from_model_file(path, {**options, 'datatype': 'valid', 'interactive_mode': False})
     finally:
         logging.enable()
     if not isinstance(agent, LLMAgent):

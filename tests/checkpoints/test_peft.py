@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from spt_parlai.checkpoints.files import describe, load_states, save_states
-from spt_parlai.checkpoints.peft import export_peft, read_adapter
+from spt_parlai.checkpoints.peft import CONFIG, export_peft, read_adapter
 from spt_parlai.cli import app
 from spt_parlai.errors import UsageError
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
-FILES = ['adapter_config.json', 'adapter_model.safetensors']
+FILES = ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
 SHARED = os.environ.get('SPT_SHARED_DATA')
 HUB_ID = 'nobody/has-this-model'
 
@@ -103,7 +103,7 @@ def test_same_logits_around_a_real_llm(tmp_path, name):
     ]
     for i, folder in enumerate(export_peft(tmp_path / 'model', tmp_path / 'adapters')):
         base = AutoModelForCausalLM.from_pretrained(
-            json.loads((folder / FILES[0]).read_text())['base_model_name_or_path']
+            json.loads((folder / CONFIG).read_text())['base_model_name_or_path']
         )
         with torch.no_grad():
             logits = PeftModel.from_pretrained(base, folder)(input_ids=torch.tensor([ids])).logits[0, -len(ids) :]
