@@ -57,6 +57,7 @@ from spt_parlai.model.causal_lm import SHAPE_KEYS, CausalLM
 from spt_parlai.model.layer_execution import compile_layers
 from spt_parlai.model.prompted_lm import Prediction, PromptedLM, TokenLoss
 from spt_parlai.model.retriever import Retriever
+from spt_parlai.model.sharding import run_along
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import Losses, SptObjective
 from spt_parlai.options.declare import OptionGroup
@@ -383,6 +384,7 @@ class LLMAgent(TorchGeneratorAgent):
             self.record_local_metric(name, values)
 
     def backward(self, loss, **kwargs):
+        run_along()  # torch averages the gradients within
         super().backward(self.optimization.scaled(loss), **kwargs)
 
     def update_params(self):

@@ -22,6 +22,11 @@ class FullFineTuningAgent(LLMAgent):
                     f'--{name.replace("_", "-")} {opt[name]}: all weights train, and do so in float32; leave it out, '
                     'or train LoRA matrices with -m spt_parlai.agents:LoraAgent.'
                 )
+        if opt.get('llm_sharding', 'none') != 'none':
+            raise UsageError(
+                f'--llm-sharding {opt["llm_sharding"]}: only frozen weights are divided, and all weights train here; '
+                'leave it out, or train LoRA matrices with -m spt_parlai.agents:LoraAgent.'
+            )
         super().__init__(opt, shared)
 
     def tune(self, llm: CausalLM) -> TunedWeights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from parlai.utils import logging
+from parlai.utils.distributed import is_distributed
 
 from spt_parlai.dialogue.mutator import packs
 from spt_parlai.errors import naming
@@ -33,8 +34,9 @@ def load(opt, use_cuda: bool, dtype: str | None = None) -> CausalLM:
         placement = read_device_map(opt['llm_device_map'])
     with naming('--llm-quantization', opt['llm_quantization']):
         quantization = quantization_config(opt['llm_quantization'], dtype, device)
-    with naming('--llm', opt['llm']):
-        llm = load_llm(opt['llm'], opt.get('llm_revision'), dtype, device, placement, quantization)
+    sharding = opt['llm_sharding'] if is_distributed() else 'none'
+    with naming('--llm', opt['llm'] if sharding == 'none' else f'{opt["llm"]} with --llm-sharding {sharding}'):
+        llm = load_llm(opt['llm'], opt.get('llm_revision'), dtype, device, placement, quantization, sharding)
     logging.info(f'--llm {opt["llm"]}: {llm.num_parameters:,} parameters, {llm.dtype}, on {llm.device}')
     if opt.get('fp16') and not use_cuda:
         logging.warning(f'--fp16 true is for GPUs: on this CPU the LLM runs in {llm.dtype} (see --llm-dtype).')

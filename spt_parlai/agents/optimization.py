@@ -17,11 +17,11 @@ _HELPS = {
     'training': (
         '--tokens-at-once 1 and --checkpoint-activations true train exactly the same model in less memory; else a '
         'smaller --batchsize (with a larger --update-freq), a shorter --text-truncate, --llm-dtype bfloat16, '
-        '--llm-quantization, or more GPUs with --llm-device-map auto'
+        '--llm-quantization, or more GPUs with --llm-sharding full or --llm-device-map auto'
     ),
     'replying': (
         'a smaller --batchsize or --eval-batchsize, a smaller --beam-size, a shorter --text-truncate, --llm-dtype '
-        'bfloat16, --llm-quantization, or more GPUs with --llm-device-map auto'
+        'bfloat16, --llm-quantization, or more GPUs with --llm-sharding full or --llm-device-map auto'
     ),
 }
 

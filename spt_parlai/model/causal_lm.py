@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spt_parlai.model.attention import share_keys_within_groups
+from spt_parlai.model.sharding import need
 from spt_parlai.model.target_log_probs import token_log_probs
 
 SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'vocab_size')
@@ -148,6 +149,7 @@ class CausalLM:
         if self.can_chunk_logits:
             hidden, _ = self._hidden_at(embeddings, positions)
             head, device = self.lm.get_output_embeddings(), hidden.device
+            need(head)
             return token_log_probs(hidden, head.weight, head.bias, targets.to(device), wanted.to(device))
         logits = self.logits_at(embeddings, positions).float()
         likeliest = torch.zeros_like(targets)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spt_parlai.hub import load_causal_lm, load_config
 from spt_parlai.model.causal_lm import CausalLM, HuggingFaceLM, input_device
+from spt_parlai.model.sharding import shard
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 PLACEMENTS = ('auto', 'balanced')
@@ -36,6 +37,7 @@ def load_llm(
     device: torch.device | str = 'cpu',
     device_map: str | dict | None = None,
     quantization: Any = None,
+    sharding: str = 'none',
 ) -> CausalLM:
     """Load `llm` and freeze it.
 
@@ -43,6 +45,7 @@ def load_llm(
     :param dtype: a name in `DTYPES`, or `auto`: float32 on a CPU, on a GPU the dtype in which the weights are stored.
     :param device_map: accelerate's placement, see `read_device_map`; None: all on `device`.
     :param quantization: see `quantization_config`.
+    :param sharding: how its weights are divided among the processes, see `sharding.shard`.
     :raises UsageError: for files that cannot be loaded.
     :raises ValueError: for an LM that the method does not work with.
     """
@@ -55,6 +58,8 @@ def load_llm(
         kwargs['quantization_config'] = quantization
         kwargs.setdefault('device_map', {'': str(device)})
     lm = load_causal_lm(llm, revision, **kwargs)
+    if sharding != 'none':
+        shard(lm.to(device), sharding)
     return freeze(lm if 'device_map' in kwargs else lm.to(device))
 
 

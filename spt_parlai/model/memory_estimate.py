@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.sharding import weight_bytes
 from spt_parlai.model.target_log_probs import LOGIT_BYTES
 
 TRIAL_LENGTHS = (8, 16, 32)
@@ -44,7 +45,7 @@ def estimate_memory(llm: CausalLM, length: int) -> MemoryEstimate:
     What a row keeps for the backward pass is measured on rows of 8, 16 and 32 tokens and extrapolated to `length` by a
     polynomial of degree two, because attention that keeps its weights grows quadratically.
     """
-    weights = sum(p.numel() * p.element_size() for p in llm.lm.parameters())
+    weights = weight_bytes(llm.lm)
     kept = [_kept_by_a_row(llm, t) for t in TRIAL_LENGTHS]
     powers = torch.tensor([[1.0, t, t * t] for t in TRIAL_LENGTHS], dtype=torch.float64)
     constant, linear, quadratic = torch.linalg.solve(powers, torch.tensor(kept, dtype=torch.float64)).tolist()
@@ -58,13 +59,13 @@ def estimate_memory(llm: CausalLM, length: int) -> MemoryEstimate:
 
 def _kept_by_a_row(llm: CausalLM, length: int) -> int:
     """Bytes that autograd keeps of one row, each storage counted once and the LM's weights not at all."""
-    known = {p.untyped_storage().data_ptr() for p in llm.lm.parameters()}
+    known = {p.untyped_storage()._cdata for p in llm.lm.parameters()}  # that of a shard changes its address
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     ids = torch.zeros(1, length, dtype=torch.long)

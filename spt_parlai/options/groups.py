@@ -7,11 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from spt_parlai import trained_models
+from spt_parlai.errors import flag
 from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs
 
 # ---- of every agent -------------------------------------------------------------------------------------------
 
 MAX_NEW_TOKENS = Option('max_new_tokens', 32, 'longest generated reply, in tokens', int, at_least=1)
+
+
+def _check_sharding(opt: Opt) -> str | None:
+    if opt['llm_sharding'] == 'none':
+        return None
+    for name, nothing in (('llm_device_map', 'none'), ('llm_quantization', 'none'), ('llm_compile', False)):
+        if opt.get(name, nothing) != nothing:
+            return f'it does not work with {flag(name)} {opt[name]}; leave one of them out (--llm-sharding none)'
+    return None
+
 
 LLM = OptionGroup(
     'LLM',
@@ -30,6 +41,18 @@ LLM = OptionGroup(
             choices=('auto', 'float32', 'bfloat16', 'float16'),
         ),
         Option('llm_device_map', 'none', "none, or accelerate's placement: auto, balanced, or a JSON file"),
+        Option(
+            'llm_sharding',
+            'none',
+            'full: each of several processes holds only a share of the LLM and gathers a layer while it runs; hybrid: '
+            'shares within each machine',
+            choices=('none', 'full', 'hybrid'),
+            check=_check_sharding,
+            needs=belongs(
+                'several processes (parlai multiprocessing_train, multiprocessing_eval, torchrun or SLURM)',
+                lambda opt: (opt.get('distributed_world_size') or 1) > 1,
+            ),
+        ),
         Option(
             'llm_quantization',
             'none',

@@ -80,7 +80,11 @@ def _check_verbose_topk(opt: Opt) -> str | None:
 
 
 def _check_ddp_backend(opt: Opt) -> str | None:
-    return None if opt['ddp_backend'] == 'ddp' else 'only ddp works here: what trains is too small to shard'
+    return (
+        None
+        if opt['ddp_backend'] == 'ddp'
+        else 'only ddp works here, as what trains is small; --llm-sharding full divides the LLM'
+    )
 
 
 def _check_init_model(opt: Opt) -> str | None:
@@ -110,7 +114,9 @@ PARLAI = OptionGroup(
         # the beginning of a run
         Option('batchsize', 1, type=int, at_least=1),
         Option('init_model', None, check=_check_init_model),
-        _unsupported('model_parallel', 'use --llm-device-map auto to spread the LLM over several GPUs'),
+        _unsupported(
+            'model_parallel', 'use --llm-device-map auto, or --llm-sharding full, to spread the LLM over several GPUs'
+        ),
         _unsupported('data_parallel', 'use parlai multiprocessing_train for several GPUs'),
         Option('ddp_backend', 'ddp', check=_check_ddp_backend),
         _unsupported('scripted_model_file', 'parlai torchscript cannot compile a Hugging Face LLM'),

@@ -77,6 +77,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         chat.take_commands,
         chat.name_the_speakers_of_a_self_chat,
         multiprocess.patch_workers,
+        multiprocess.run_along_before_collectives,
         slurm.patch_slurm_context,
         downloads.explain_failed_downloads,
         downloads.explain_unreadable_tasks,

@@ -17,8 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import util
 from typing import Any
 
+from spt_parlai.errors import UsageError
+
 # How long the first worker may outlive another worker's failure, in seconds.
 _GRACE = 10
+
+# How long after the first worker's failure another one's death is noticed, in seconds.
+_NOTICED = 2
 
 # How long gloo's threads get to release their last tensors while Python still runs, in seconds.
 _LET_GO = 0.1
@@ -131,10 +136,13 @@ def _launch(worker, opt, port):
         finished.set()
         watch.result()  # raises what another worker failed with
         return result
-    except BaseException:
+    except BaseException as error:
         # Also Ctrl-C, which a worker inside a collective does not notice.
         finished.set()
+        died = _who_died(watch) if isinstance(error, RuntimeError) else None
         _terminate(others)
+        if died:
+            raise UsageError(died) from error
         raise
 
 
@@ -148,9 +156,29 @@ def _watch(others, finished):
             pass
     except Exception as failure:
         if not finished.wait(_GRACE):
-            print(failure, file=sys.stderr, flush=True)
+            print(_death(failure) or failure, file=sys.stderr, flush=True)
             os._exit(1)
         raise
+
+
+def _who_died(watch):
+    """The sentence for a worker that died, because of which the first one failed in a collective; None if none did."""
+    try:
+        return _death(watch.exception(_NOTICED))
+    except TimeoutError:
+        return None
+
+
+def _death(failure):
+    from torch.multiprocessing.spawn import ProcessExitedException
+
+    if not isinstance(failure, ProcessExitedException):
+        return None
+    end = failure.signal_name or f'exit status {failure.exit_code}'
+    return (
+        f'process {failure.error_index + 1} was ended by {end}; the same command continues from the last checkpoint '
+        '(SIGKILL often means that the memory was used up).'
+    )
 
 
 def _terminate(others):
@@ -251,6 +279,30 @@ def _share_of_threads(num_workers):
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def run_along_before_collectives() -> None:
+    """Let a process that waits at a collective take part in the gathers of ``--llm-sharding`` until it begins.
+
+    Breaks: with a sharded LLM a process that validates, generates or has nothing left to do waits at its next
+    collective, and the others wait for it to gather a layer with them.
+    Where: torch's collectives, as ParlAI and torch's ``Join`` call them.
+    Safe: the collective is torch's own. Without a sharded LLM nothing happens before it.
+    Goes: when torch gathers shards without the other process's help.
+    """
+    import torch.distributed as dist
+
+    from spt_parlai.model import sharding
+
+    for name in ('all_reduce', 'all_gather', 'all_gather_object', 'broadcast', 'broadcast_object_list', 'barrier'):
+        setattr(dist, name, sharding.after_running_along(getattr(dist, name)))
+    destroy = dist.destroy_process_group
+
+    def destroy_process_group(group=None):
+        sharding.forget()
+        destroy(group)
+
+    dist.destroy_process_group = destroy_process_group
 
 
 def patch_join_device() -> None:

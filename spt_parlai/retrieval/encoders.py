@@ -14,6 +14,7 @@ from spt_parlai.dialogue.control_tokens import SafeTokenizer
 from spt_parlai.errors import UsageError
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import context_mean
+from spt_parlai.model.sharding import need
 
 LLM = 'llm'  # the value of --retrieval-encoder for the frozen LLM's own word embeddings
 _OPTION = '--retrieval-encoder'
@@ -93,6 +94,7 @@ class WordEncoder:
 
     def __init__(self, llm: CausalLM, tokenize: Callable[[str], Sequence[int]], texts: Sequence[str]):
         self.llm, self.tokenize = llm, tokenize
+        need(llm.lm.get_input_embeddings())
         weight = llm.lm.get_input_embeddings().weight
         found_in = torch.zeros(len(weight))  # the number of texts that contain each token
         for text in texts:

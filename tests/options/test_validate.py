@@ -54,6 +54,7 @@ NAN, INF = float('nan'), float('inf')
         ('prompt_init', 'zeros', 'normal, embedding-scale, vocab'),
         ('llm_dtype', 'int4', 'bfloat16'),
         ('llm_quantization', '2bit', '8bit'),
+        ('llm_sharding', 'half', 'hybrid'),
         ('contrastive_text', 'all', 'persona'),
         ('contrastive_pairs', 'some', 'across'),
         ('text_truncate', 0, '-1'),
@@ -116,6 +117,21 @@ def test_refuses(option, value, way_out):
 )
 def test_accepts(options):
     check_all(options)
+
+
+@pytest.mark.parametrize(
+    'with_it, sentence',
+    [
+        ({'llm_device_map': 'auto'}, 'it does not work with --llm-device-map auto; leave one of them out'),
+        ({'llm_quantization': '4bit'}, 'it does not work with --llm-quantization 4bit; leave one'),
+        ({'llm_compile': True}, 'it does not work with --llm-compile True; leave one'),
+        ({'distributed_world_size': 1}, 'it belongs to several processes'),
+    ],
+)
+def test_what_sharding_does_not_work_with(with_it, sentence):
+    opt = {'llm_sharding': 'full', 'distributed_world_size': 2, **with_it}
+    with pytest.raises(UsageError, match=f"^--llm-sharding 'full': {sentence}"):
+        check_all({**opt, 'override': opt})
 
 
 @pytest.mark.parametrize('persona', ['i ski.', ''])
