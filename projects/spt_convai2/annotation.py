@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from paper_figures import JUDGED
+from scipy.stats import binomtest
 
 from spt_parlai.dashboard.world_logs import Turn
 from spt_parlai.errors import UsageError
@@ -61,6 +62,57 @@ def make_sheet(models: dict[str, Sequence[Turn]], count: int, seed: int) -> tupl
                 'persona': '\n'.join(turn.persona),
                 'dialogue': _dialogue(models[name], turn),
                 'reply': turn.reply,
+                **dict.fromkeys(JUDGED, ''),
+            }
+        )
+    return rows, key
+
+
+def read_votes(path: Path) -> list[dict]:
+    """The comparisons of a ratings file that `spt chat --compare` wrote, of each two replies the last vote.
+
+    :raises UsageError: if it cannot be read, or holds none.
+    """
+    votes = {}
+    try:
+        for entry in map(json.loads, path.read_text(encoding='utf-8').split('\n')[:-1]):
+            if entry['kind'] == 'comparison':
+                votes[json.dumps([(r['model'], r['messages'], r['text']) for r in entry['replies']])] = entry
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f'{path} is no file of ratings ({error}); give the one of spt chat --ratings.') from error
+    if not votes:
+        raise UsageError(f'{path} holds no vote between two models; collect some with spt chat MODEL --compare OTHER.')
+    return list(votes.values())
+
+
+def count_votes(votes: Sequence[dict]) -> dict[str, int | float]:
+    """How often each of two models was preferred and how often neither ('equal'), and the p of a two-sided sign test.
+
+    :raises UsageError: if the votes are of more than two models.
+    """
+    models = sorted({reply['model'] for vote in votes for reply in vote['replies']})
+    if len(models) != 2:
+        raise UsageError(f'the votes are of {len(models)} models ({", ".join(models)}); give those of one pair.')
+    won = [sum(vote['preferred'] == model for vote in votes) for model in models]
+    p = float(binomtest(won[0], sum(won)).pvalue) if sum(won) else 1.0
+    return {**dict(zip(models, won, strict=True)), 'equal': len(votes) - sum(won), 'p': p}
+
+
+def sheet_of_votes(votes: Sequence[dict], seed: int) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """(rows, id → model): all replies that were voted on, shuffled with the seed."""
+    replies = [reply for vote in votes for reply in vote['replies']]
+    random.Random(seed).shuffle(replies)
+    rows, key = [], {}
+    for number, reply in enumerate(replies, 1):
+        speakers = {'user': 'A', 'assistant': 'B'}
+        lines = [f'{speakers[m["role"]]}: {m["content"]}' for m in reply['messages'] if m['role'] in speakers]
+        key[f'{number:03d}'] = reply['model']
+        rows.append(
+            {
+                'id': f'{number:03d}',
+                'persona': '\n'.join(m['content'] for m in reply['messages'] if m['role'] == 'system'),
+                'dialogue': '\n'.join(lines),
+                'reply': reply['text'],
                 **dict.fromkeys(JUDGED, ''),
             }
         )

@@ -280,6 +280,22 @@ def sheet(
     print(f'{hidden}: the model of each reply; do not show it to the judges.')
 
 
+@app.command()
+def votes(
+    ratings: Annotated[Path, typer.Argument(help='The --ratings of spt chat MODEL --compare OTHER.')],
+    seed: Annotated[int, typer.Option(help='Shuffles the sheet.')] = 1,
+) -> None:
+    """Count the votes of a chat page that compared two models, and write their replies as a sheet to judge."""
+    import annotation
+
+    read = annotation.read_votes(ratings)
+    for name, count in annotation.count_votes(read).items():
+        print(f'{name}: {count:.3g}' if name == 'p' else f'{name}: {count} of {len(read)}')
+    rows, key = annotation.sheet_of_votes(read, seed)
+    hidden = annotation.write_sheet(rows, key, ratings.with_suffix('.sheet.csv'))
+    print(f'{ratings.with_suffix(".sheet.csv")}: {len(rows)} replies to judge; {hidden}: their models.')
+
+
 @app.command('score-sheets')
 def score_sheets(
     sheets: Annotated[list[Path], typer.Argument(help='Filled sheets, one per judge.')],

@@ -416,3 +416,49 @@ def test_a_sheet_with_anything_but_scores_is_refused(project, tmp_path):
         project.annotation.read_scores(tmp_path / 's.csv', {'001': 'PT'})
     with pytest.raises(UsageError, match='not in the key'):
         project.annotation.read_scores(tmp_path / 's.csv', {'002': 'PT'})
+
+
+def voted(preferred, text='hi', n=0):
+    messages = [
+        {'role': 'system', 'content': 'i ski.\ni bake.'},
+        {'role': 'user', 'content': f'hello {n} !'},
+        {'role': 'assistant', 'content': 'hey'},
+        {'role': 'user', 'content': 'and ?'},
+    ]
+    replies = [{'model': model, 'text': f'{text} {model}', 'messages': messages} for model in ('spt', 'pt')]
+    return {'kind': 'comparison', 'preferred': preferred, 'replies': replies}
+
+
+def test_votes_of_the_chat_page_are_counted_and_become_a_sheet(project, tmp_path):
+    entries = [{'kind': 'rating', 'rating': 1}, voted('pt'), *(voted('spt', n=n) for n in range(6))]
+    entries += [voted('tie', n=9), voted('spt')]  # the last changes the first vote
+    path = tmp_path / 'ratings.jsonl'
+    path.write_text(''.join(json.dumps(entry) + '\n' for entry in entries))
+    shown = run(project, 'votes', path).output
+    assert 'spt: 6 of 7\n' in shown and 'pt: 0 of 7\n' in shown and 'equal: 1 of 7\n' in shown
+    assert f'p: {2 * 0.5**6:.3g}\n' in shown
+    with (tmp_path / 'ratings.sheet.csv').open(newline='', encoding='utf-8-sig') as file:
+        rows = list(csv.DictReader(file))
+    key = json.loads((tmp_path / 'ratings.sheet.key.json').read_text())
+    assert len(rows) == 14 and all(row['reply'] == f'hi {key[row["id"]]}' for row in rows)
+    assert {row['persona'] for row in rows} == {'i ski.\ni bake.'}
+    assert rows[0]['dialogue'].endswith(' !\nB: hey\nA: and ?') and len({row['dialogue'] for row in rows}) == 7
+    assert [key[row['id']] for row in rows] != ['spt', 'pt'] * 7
+    assert set(project.annotation.read_scores(tmp_path / 'ratings.sheet.csv', key)) == set()
+
+
+@pytest.mark.parametrize(
+    'content, told',
+    [('', 'holds no vote'), ('{\n', 'is no file of ratings'), ('{"kind": "comparison"}\n', 'is no file of ratings')],
+)
+def test_ratings_without_votes(project, tmp_path, content, told):
+    (tmp_path / 'ratings').write_text(content)
+    with pytest.raises(UsageError, match=told):
+        project.annotation.read_votes(tmp_path / 'ratings')
+
+
+def test_votes_of_three_models_are_refused(project):
+    other = voted('x')
+    other['replies'][0]['model'] = 'x'
+    with pytest.raises(UsageError, match=r'of 3 models \(pt, spt, x\)'):
+        project.annotation.count_votes([voted('spt'), other])
