@@ -231,7 +231,7 @@ def test_validation_has_its_own_batches(tiny_llms, tmp_path, monkeypatch, option
         skip_generation=True,
         **options,
     )
-    assert max(sizes) == size and sum(sizes) == 2 * 108
+    assert max(sizes) == size and sum(sizes) == 108  # the test fold is the validation fold
 
 
 # ---- the window -----------------------------------------------------------------------------------------

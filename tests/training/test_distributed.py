@@ -298,7 +298,7 @@ def test_torchrun_ends_when_a_process_ends(llm, tmp_path):
         tmp_path, ['-m', 'spt_parlai.torchrun'], 'train_model', *options, SIGNAL=f'1 11 {int(signal.SIGTERM)}'
     )
     assert done.returncode != 0
-    assert 'training...' in done.stdout and 'num_epochs completed' not in done.stdout
+    assert 'saved in ' in done.stdout and 'num_epochs completed' not in done.stdout
 
 
 def test_torchrun_says_what_is_missing(monkeypatch):
