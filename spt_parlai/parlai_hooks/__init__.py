@@ -102,6 +102,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         screen.show_runs_in_brief,
         screen.show_training,
         screen.show_evaluation,
+        screen.show_chats_in_brief,
         train_loop.evaluate_one_fold_once,
     ]
     without_cuda = [

@@ -45,7 +45,8 @@ class _Brief(python_logging.Filter):
     prefixes: tuple[str, ...] = ()
 
     def filter(self, record: python_logging.LogRecord) -> bool:
-        return not (self.on and record.getMessage().startswith(self.prefixes))
+        said = record.getMessage()
+        return not (self.on and (said.startswith(self.prefixes) or said.endswith(': full interactive mode on.')))
 
     def begin(self, opt) -> None:
         """Show the run of these options in brief if it is one of this package's agents'."""
@@ -191,6 +192,31 @@ def show_evaluation() -> None:
     eval_script.eval_model, eval_script._eval_single_world = eval_model, eval_single_world
     eval_script.create_task, eval_script.nice_report = create_task, nice_report
     eval_script.TimeLogger = LineLogger
+
+
+def show_chats_in_brief() -> None:
+    """Begin a chat with its LLM and the persona alone.
+
+    Breaks: nothing; between them stand ParlAI's notes on what it builds.
+    Where: ``interactive``, ``parlai/scripts/interactive.py:70``, and ``self_chat``, ``parlai/scripts/self_chat.py:106``.
+    Safe: only what is logged differs.
+    Goes: when ParlAI's chats begin with the chat.
+    """
+    from parlai.scripts import interactive, self_chat
+
+    def briefly(chat):
+        def chat_briefly(opt):
+            _brief.begin(opt)
+            _brief.prefixes += ('Loading existing model params from',)
+            try:
+                return chat(opt)
+            finally:
+                _brief.on = False
+
+        return chat_briefly
+
+    interactive.interactive = briefly(interactive.interactive)
+    self_chat.self_chat = briefly(self_chat.self_chat)
 
 
 # ---- the start ---------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers.runs import SAMPLE, evaluate, train
+from parlai.scripts.interactive import Interactive
+from parlai.scripts.self_chat import SelfChat
 from parlai.scripts.train_model import TrainModel
 from parlai.utils import logging
 
@@ -83,6 +85,17 @@ def test_an_evaluation_prints_its_report_once(tiny_llms, tmp_path, said, capsys)
     assert len([line for line in said if line.startswith(f'{SAMPLE}, -dt valid: SptAgent, 3 soft prompts of 2 ')]) == 1
     assert len(said) < 4 and out.startswith('quality\n') and out.count('quality') == 1
     assert re.search(rf'^  ppl  +{report["ppl"]:.4g}  ', out, re.MULTILINE)
+
+
+def test_a_chat_begins_with_its_llm_alone(tiny_llms, tmp_path, said, monkeypatch):
+    train(tmp_path / 'm', tiny_llms.opt, max_train_steps=1)
+    said.clear()
+    monkeypatch.setattr('builtins.input', lambda prompt: '[EXIT]')
+    Interactive.main('-mf', str(tmp_path / 'm'))
+    assert [line.partition(' ')[0] for line in said] == ['--llm']
+    said.clear()
+    SelfChat.main('-mf', str(tmp_path / 'm'), '--selfchat-max-turns', '2', '--outfile', str(tmp_path / 'chat'))
+    assert said[0].startswith('--llm ') and '100.0% complete' in said[1]
 
 
 def test_a_bar_on_a_terminal(tiny_llms, tmp_path, monkeypatch):
