@@ -198,7 +198,7 @@ def show_chats_in_brief() -> None:
     """Begin a chat with its LLM and the persona alone.
 
     Breaks: nothing; between them stand ParlAI's notes on what it builds.
-    Where: ``interactive``, ``parlai/scripts/interactive.py:70``, and ``self_chat``, ``parlai/scripts/self_chat.py:106``.
+    Where: ``interactive``, ``parlai/scripts/interactive.py:78``; ``self_chat``, ``parlai/scripts/self_chat.py:106``.
     Safe: only what is logged differs.
     Goes: when ParlAI's chats begin with the chat.
     """
