@@ -9,6 +9,7 @@ from spt_parlai.agents.lora import LoraAgent
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
 from spt_parlai.agents.rag import RagAgent, SptRagAgent
 from spt_parlai.agents.spt import SptAgent
+from spt_parlai.agents.spt_lora import SptLoraAgent
 from spt_parlai.agents.text_prompt import TextPromptAgent
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     'PromptTuningAgent',
     'RagAgent',
     'SptAgent',
+    'SptLoraAgent',
     'SptRagAgent',
     'TextPromptAgent',
 ]

@@ -50,6 +50,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     'prompts': (
         Row('prompt_usage', 'contexts that select each prompt, from prompt 0', '%', 100.0),
         Row('prompt_usage_entropy', '1: even use; 0: one prompt is always selected'),
+        Row('prompt_information', 'what the context says of the prompt, at most ln K', 'nats'),
         Row('selected_gain', 'gain of the selected prompt over the mean of all', 'nats'),
         Row('best_gain', 'gain of the best prompt in hindsight', 'nats'),
     ),

@@ -189,7 +189,7 @@ class PromptedLM(TorchGeneratorModel):
                 rows,
                 selected,
                 use_reentrant=False,
-                preserve_rng_state=False,
+                preserve_rng_state=self.tuned is not None,  # whose dropout must be the same again
             )
             for i, chunk in enumerate(chunks)
         ]

@@ -43,6 +43,9 @@ def test_has_the_shared_options_and_its_own(agent):
         'prompt_chunk',
         'retriever_learningrate',
         'log_replies',
+        'prompt_assignment',
+        'assignment_epsilon',
+        'assignment_balance',
     }
     prompts = {'prompt_length', 'prompt_init', 'prompt_init_noise'}
     assert offered('SptAgent') >= of_spt_alone | prompts
