@@ -69,7 +69,7 @@ _USAGE = re.compile(r'prompt_usage_(\d+)')
 
 def usage(report: Mapping[str, object], prefix: str = '') -> list[float]:
     """The share of contexts that select each prompt, prompt 0 first; [] for a report without prompts."""
-    numbers = sorted(int(m[1]) for key in report if (m := _USAGE.fullmatch(key.removeprefix(prefix))))
+    numbers = sorted({int(m[1]) for key in report if (m := _USAGE.fullmatch(key.removeprefix(prefix)))})
     return [float(report[f'{prefix}prompt_usage_{k}']) for k in numbers if f'{prefix}prompt_usage_{k}' in report]  # type: ignore[arg-type]
 
 

@@ -27,6 +27,8 @@ def test_line_of_an_agent_with_one_prompt():
 
 def test_usage_is_in_the_order_of_the_prompts():
     assert usage(SPT) == [0.25, 0.25, 0.5]
+    of_a_task = {f'convai2/{name}': value for name, value in SPT.items()}
+    assert usage({**SPT, **of_a_task}, 'convai2/') == [0.25, 0.25, 0.5]  # each prompt once
 
 
 def test_table_groups_what_the_report_has_and_leaves_out_the_rest():
