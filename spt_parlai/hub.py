@@ -8,6 +8,7 @@ cache at once, without the library's long retries.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -117,6 +118,31 @@ def load_causal_lm(llm: str, revision: str | None = None, **kwargs):
             f'another shape, such as {wrong[0]}); take both from the same model.'
         )
     return lm
+
+
+def stored_dtype(llm: str, revision: str | None = None):
+    """The torch dtype of all weights in the LLM's safetensors files; None if they have several, or for other files."""
+    from safetensors import safe_open
+    from transformers.modeling_utils import str_to_torch_dtype
+    from transformers.utils.hub import cached_file
+
+    def found(source, **kwargs):
+        index = cached_file(
+            source, 'model.safetensors.index.json', _raise_exceptions_for_missing_entries=False, **kwargs
+        )
+        names = ['model.safetensors']
+        if index:
+            names = sorted(set(json.loads(Path(index).read_text(encoding='utf-8'))['weight_map'].values()))
+        dtypes = set()
+        for name in names:
+            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **kwargs)
+            if path is None:
+                return None
+            with safe_open(path, 'pt') as file:
+                dtypes |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        return str_to_torch_dtype.get(dtypes.pop()) if len(dtypes) == 1 else None
+
+    return _load(found, llm, revision)
 
 
 def load_encoder(name: str, option: str):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spt_parlai.hub import load_causal_lm, load_config
+from spt_parlai.hub import load_causal_lm, load_config, stored_dtype
 from spt_parlai.model.causal_lm import CausalLM, HuggingFaceLM, input_device
 from spt_parlai.model.sharding import shard
 
@@ -57,9 +57,12 @@ def load_llm(
     if quantization is not None:
         kwargs['quantization_config'] = quantization
         kwargs.setdefault('device_map', {'': str(device)})
+    widened = None
+    if sharding != 'none' and kwargs['dtype'] == torch.float32 and (stored := stored_dtype(llm, revision)):
+        widened, kwargs['dtype'] = torch.float32, stored  # so the weights stay in their file until their layer's turn
     lm = load_causal_lm(llm, revision, **kwargs)
     if sharding != 'none':
-        shard(lm.to(device), sharding)
+        shard(lm, sharding, device, widened)
     return freeze(lm if 'device_map' in kwargs else lm.to(device))
 
 

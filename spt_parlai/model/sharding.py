@@ -1,7 +1,7 @@
 """A frozen LM whose weights are divided among processes: each holds a share, and all of a layer only while it runs.
 
 The weights of a layer, of the word embeddings or of the head are one unit. A process that needs a unit gathers it, and
-so drops the unit that it gathered before. A gather needs every process, but processes have different work: other
+so overwrites the unit that it gathered before. A gather needs every process, but processes have different work: other
 numbers of batches, micro-batches, decoding steps or dialogues. Therefore each gather begins with a vote:
 
 1. A process that needs a unit says which one; one that waits at another collective says that it needs none.
@@ -62,16 +62,21 @@ def weight_bytes(lm: nn.Module) -> int:
     return whole + sum(len(unit.share) for unit in units) + max((unit.size for unit in units), default=0)
 
 
-def shard(lm: Any, kind: str) -> None:
+def shard(lm: Any, kind: str, device: torch.device, dtype: torch.dtype | None = None) -> None:
     """Divide the weights of a frozen LM; every process calls this at the same time.
 
-    :param lm: a `…ForCausalLM` of transformers, on the device of this process.
+    Unit after unit moves to the device. Weights that are mapped from their file until then, which is how transformers
+    leaves those whose dtype stays, are never all in the memory of one process.
+
+    :param lm: a `…ForCausalLM` of transformers.
+    :param device: that of this process; dtype: of all weights; None: as they are.
     :param kind: `full`: over all processes; `hybrid`: over the processes of each machine.
     :raises ValueError: for an LM without layers that can be divided.
     """
     global _current
     run_along()
-    _current = Sharding(lm, *_groups(kind))
+    _current = Sharding(lm, *_groups(kind), device, dtype)
+    lm.to(device=device, dtype=dtype)
 
 
 def forget() -> None:
@@ -96,44 +101,41 @@ def _groups(kind: str) -> tuple[Any, Any]:
 
 
 class _Unit:
-    """Weights that are gathered together, in one buffer of bytes.
+    """Weights that are gathered together, one after the other in bytes.
 
-    share: uint8 [size / processes], what this process holds of it. The buffer has no storage unless it is gathered.
+    size: their bytes, a multiple of the number of processes. share: uint8 [size / processes], what this process holds.
     """
 
-    def __init__(self, sharding: Sharding, parameters: Iterable[nn.Parameter]):
+    share: Tensor
+
+    def __init__(self, sharding: Sharding, parameters: Iterable[nn.Parameter], dtype: torch.dtype | None, parts: int):
         self.sharding, self.number = sharding, len(sharding.units)
-        places, end = [], 0
+        self.places: list[tuple[nn.Parameter, torch.dtype, int]] = []  # where each begins
+        end = 0
         for parameter in parameters:
-            places.append((parameter, end, parameter.numel() * parameter.element_size()))
-            end += -(-places[-1][2] // _ALIGNED) * _ALIGNED
-        processes, rank = dist.get_world_size(sharding.group), dist.get_rank(sharding.group)
-        part = -(-end // (processes * _ALIGNED)) * _ALIGNED
-        self.size = part * processes
-        self.buffer = torch.zeros(self.size, dtype=torch.uint8, device=places[0][0].device)
-        for parameter, start, size in places:
-            view = self.buffer[start : start + size].view(parameter.dtype).view(parameter.shape)
+            self.places.append((parameter, dtype or parameter.dtype, end))
+            end += -(-parameter.numel() * self.places[-1][1].itemsize // _ALIGNED) * _ALIGNED
+        self.size = -(-end // (parts * _ALIGNED)) * parts * _ALIGNED
+
+    def divide(self, space: Tensor, rank: int, parts: int) -> None:
+        """Move the weights into a space for one unit, uint8 [≥ size], and keep a copy of a share."""
+        for parameter, dtype, start in self.places:
+            view = space[start : start + parameter.numel() * dtype.itemsize].view(dtype).view(parameter.shape)
             parameter.data = view.copy_(parameter.data)
             parameter._in_unit = True  # type: ignore[attr-defined]
-        self.share = self.buffer[rank * part : (rank + 1) * part].clone()
-        self.drop()
-
-    def gather(self) -> None:
-        self.buffer.untyped_storage().resize_(self.size)
-        # `data` has a version of its own: for autograd the weights that it has saved are those that come back
-        _all_gather(self.buffer.data, self.share, group=self.sharding.group)
-
-    def drop(self) -> None:
-        self.buffer.untyped_storage().resize_(0)
+        self.share = space[: self.size].view(parts, -1)[rank].clone()
 
 
 class Sharding:
-    """The units of an LM.
+    """The units of an LM, and the space in which the weights of one of them are at a time.
+
+    All weights are views of that space, so that nothing is allocated while the LM runs.
 
     :param group: the processes that divide the weights among them; `voters`: the same, over gloo.
+    :param device, dtype: see `shard`.
     """
 
-    def __init__(self, lm: Any, group: Any, voters: Any):
+    def __init__(self, lm: Any, group: Any, voters: Any, device: torch.device, dtype: torch.dtype | None = None):
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self.group, self.voters = group, voters
@@ -142,16 +144,20 @@ class Sharding:
         layers = [[module] for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
             raise ValueError(f'{type(lm).__name__} has no layers that can be divided; leave it out')
+        rank, parts = dist.get_rank(group), dist.get_world_size(group)
         words, head = lm.get_input_embeddings(), lm.get_output_embeddings()
         tied = head.weight is words.weight
         for modules in [[words, head], *layers] if tied else [[words], *layers, [head]]:
             parameters = {id(p): p for module in modules for p in module.parameters()}
-            unit = _Unit(self, parameters.values())
+            unit = _Unit(self, parameters.values(), dtype, parts)
             self.units.append(unit)
             for module in modules:
                 module._unit = unit
                 module.register_forward_pre_hook(lambda module, _: need(module))
                 module.register_forward_hook(partial(_needed_backward, unit))
+        self._space = torch.zeros(max(unit.size for unit in self.units), dtype=torch.uint8, device=device)
+        for unit in self.units:
+            unit.divide(self._space, rank, parts)
 
     def need(self, unit: _Unit, backward: bool = False) -> None:
         """Gather a unit unless it is there, and meanwhile whatever others need first."""
@@ -170,11 +176,25 @@ class Sharding:
         number = int(votes)
         if number == _NONE:
             return False
-        if self._gathered is not None:
-            self._gathered.drop()
-        self._gathered = self.units[number if number < len(self.units) else 2 * len(self.units) - 1 - number]
-        self._gathered.gather()
+        self._gathered = unit = self.units[min(number, 2 * len(self.units) - 1 - number)]
+        self._gather(self._space[: unit.size].data, unit.share)
         return True
+
+    def _gather(self, whole: Tensor, share: Tensor) -> None:
+        """Fill `whole`, uint8 [size], with all processes' shares.
+
+        whole: the `data` of a view, which has a version of its own: for autograd, the weights that it has saved are
+        those that come back.
+        """
+        if dist.get_backend(self.group) != 'gloo':
+            _all_gather(whole, share, group=self.group)
+            return
+        # gloo's own gather allocates all of it once more, in threads that keep their memory
+        parts = whole.view(-1, len(share))
+        parts[dist.get_rank(self.group)].copy_(share)
+        sent = [c10d.broadcast(part, group=self.group, group_src=i, async_op=True) for i, part in enumerate(parts)]
+        for work in sent:
+            work.wait()
 
 
 def _needed_backward(unit: _Unit, module: nn.Module, inputs: Any, output: Any) -> None:

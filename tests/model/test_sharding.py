@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from spt_parlai.model import sharding
 from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.loading import load_llm
 
 
 def run(llm: CausalLM, times: int):
@@ -31,26 +32,29 @@ def process(rank, llms, folder):
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=4, rank=rank)
     for kind, divided in (('full', 4), ('hybrid', 2)):
         for path in llms:
-            lm = AutoModelForCausalLM.from_pretrained(path)
-            expected = run(CausalLM(lm), 2)
-            sharding.shard(lm, kind)
-            found = run(CausalLM(lm), 2 if rank % 2 else rank // 2)
+            expected = run(load_llm(path), 2)
+            llm = load_llm(path, sharding=kind)
+            found = run(llm, 2 if rank % 2 else rank // 2)
             assert all(map(torch.equal, found, expected))
             sharding.run_along()
             units = sharding._current.units
             held = sum(len(unit.share) for unit in units)
+            assert llm.dtype == torch.float32
             assert held == sum(unit.size for unit in units) // divided
-            assert sum(len(unit.buffer.untyped_storage()) > 0 for unit in units) == 1
+            largest = max(unit.size for unit in units)
+            assert {p.untyped_storage().nbytes() for p in llm.lm.parameters() if hasattr(p, '_in_unit')} == {largest}
     sharding.forget()
     dist.barrier()
     dist.destroy_process_group()
 
 
 def test_processes_with_different_work(tiny_llms, tmp_path):
+    half = tmp_path / 'half'  # float16 that runs in float32, although its configuration says bfloat16
+    AutoModelForCausalLM.from_pretrained(tiny_llms.llama, dtype=torch.float16).save_pretrained(half)
+    config = half / 'config.json'
+    config.write_text(config.read_text().replace('float16', 'bfloat16'))
     context = torch.multiprocessing.get_context(warm.start_method())
-    started = [
-        context.Process(target=process, args=(rank, (tiny_llms.opt, tiny_llms.llama), tmp_path)) for rank in range(4)
-    ]
+    started = [context.Process(target=process, args=(rank, (tiny_llms.opt, str(half)), tmp_path)) for rank in range(4)]
     for each in started:
         each.start()
     for each in started:
@@ -61,4 +65,4 @@ def test_processes_with_different_work(tiny_llms, tmp_path):
 
 def test_an_lm_without_layers():
     with pytest.raises(ValueError, match=r'^Linear has no layers that can be divided; leave it out$'):
-        sharding.Sharding(torch.nn.Linear(2, 2), None, None)
+        sharding.Sharding(torch.nn.Linear(2, 2), None, None, torch.device('cpu'))
