@@ -1,14 +1,21 @@
 """An evaluation that predicts whole dialogues reports, logs and counts what it does turn by turn."""
 
+import json
+
 import pytest
 import torch
+from helpers import warm
 from helpers.runs import AGENT, SAMPLE, evaluate, turns
+from parlai.scripts.multiprocessing_eval import MultiProcessEval
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from spt_parlai.agents import look_ahead
 from spt_parlai.model.prompted_lm import PromptedLM
 
 TIMES = ('exps', 'ltps', 'ctps', 'tps', 'gpu_mem')
+ALONE = {  # cut contexts, drawn scores, dialogues of one turn, contexts that an agent composes
+    'text_truncate', 'history_size', 'score_noise', 'rank_candidates', 'spt_parlai.agents:TextPromptAgent',
+}  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +41,17 @@ def wide_llm(tiny_llms, tmp_path_factory):
         {'task': 'integration_tests:candidate', 'rank_candidates': True, 'num_examples': 8},
         {'datatype': 'train:evalmode', 'num_examples': 12},
         {'model': 'spt_parlai.agents:TextPromptAgent'},
+        {'model': 'spt_parlai.agents:PromptTuningAgent', 'prompt_length': 2},
+        {'model': 'spt_parlai.agents:LoraAgent', 'lora_targets': 'q_proj,v_proj'},
+        {'model': 'spt_parlai.agents:SptLoraAgent'},
+        {'force_prompt': 1},
+        {'prompt_assignment': 'wta'},
+        {'prompt_assignment': 'mixture'},
+        {'score_noise': 0.5},
+        {'prompt_chunk': 2},
+        {'tokens_at_once': 400},
+        {'contrastive_text': 'persona', 'contrastive_pairs': 'across'},
+        {'metrics': 'all', 'skip_generation': False, 'max_new_tokens': 4, 'num_examples': 8},
         {'skip_generation': False, 'max_new_tokens': 4, 'num_examples': 12},
     ],
     ids=str,
@@ -62,8 +80,27 @@ def test_same_report_and_log(wide_llm, tmp_path, monkeypatch, more):
     assert ahead == pytest.approx(alone, rel=1e-5, abs=1e-6)
     assert [[m.get('text') for m in turn] for turn in logs[0]] == [[m.get('text') for m in turn] for turn in logs[1]]
     assert [[set(m) for m in turn] for turn in logs[0]] == [[set(m) for m in turn] for turn in logs[1]]
-    if not more:
-        assert seen[0] < seen[1] / 2
+    assert [_numbers(turn) for turn in logs[0]] == [
+        pytest.approx(_numbers(turn), rel=1e-4, abs=1e-5) for turn in logs[1]
+    ]
+    assert all(map(_numbers, logs[0]))
+    if not ALONE & {*more, more.get('model')}:
+        assert seen[0] <= seen[1] / 2
+
+
+def test_same_report_of_two_processes(wide_llm, tmp_path, monkeypatch):
+    warm.patch_workers(monkeypatch)
+    reports = []
+    for packing in (True, False):
+        file = tmp_path / f'{packing}.json'
+        MultiProcessEval.main(
+            model=AGENT, llm=wide_llm, num_prompts=3, prompt_length=2, label_truncate=24, seed=7, skip_generation=True,
+            task=SAMPLE, datatype='valid', batchsize=4, num_examples=24, distributed_world_size=2,
+            dialogue_packing=packing, report_filename=str(file),
+        )  # fmt: skip
+        reports.append(json.loads(file.read_text())['report'])
+    ahead, alone = ({k: v for k, v in report.items() if k not in TIMES} for report in reports)
+    assert ahead == pytest.approx(alone, rel=1e-5, abs=1e-6)
 
 
 def test_what_was_not_foreseen_is_predicted_by_itself(wide_llm, monkeypatch):
@@ -73,3 +110,12 @@ def test_what_was_not_foreseen_is_predicted_by_itself(wide_llm, monkeypatch):
     count = iter(range(10**6))
     monkeypatch.setattr(look_ahead, '_key', lambda *of: (*key(*of), next(count)))
     assert evaluate(**settings, num_examples=8)['spt_loss'] == pytest.approx(expected['spt_loss'], rel=1e-5)
+
+
+def _numbers(turn) -> dict[str, float]:
+    """The metrics that a world log keeps of a turn."""
+    kept = {}
+    for number, message in enumerate(turn):
+        for name, value in message.get('metrics', {}).items():
+            kept[f'{number} {name}'] = float(value['value'] if isinstance(value, dict) else value)
+    return kept
