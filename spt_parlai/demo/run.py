@@ -11,11 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from spt_parlai import hub
-from spt_parlai.agents.chat_commands import shares_of
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.errors import UsageError, naming
 
@@ -64,7 +62,7 @@ def run_demo(
 
     console.rule('[bold]1. train')
     _show_command(console, 'train_model', '-o', _path_to_type(PRESETS[llm]), *_flags(given))
-    _train(console, {**preset, **given, 'loglevel': 'error'})
+    _train({**preset, **given})
     console.rule('[bold]2. evaluate, before and after')
     test = {'task': preset['task'], 'datatype': 'valid', 'batchsize': preset['eval_batchsize']}
     alone = {'model': 'spt_parlai.agents:TextPromptAgent', 'llm': llm}
@@ -125,54 +123,40 @@ def _show_command(console: Console, *words: str) -> None:
     console.print('$ ' + shlex.join(('parlai', *words)), style='cyan', soft_wrap=True)
 
 
-def _train(console: Console, options: dict) -> None:
+def _train(options: dict) -> None:
     from parlai.scripts.train_model import TrainLoop, TrainModel
     from parlai.utils import logging
 
-    logging.set_log_level('ERROR')  # ParlAI warns that validation by perplexity writes no replies
-    opt = TrainModel.setup_args().parse_kwargs(**options)
-    loop = TrainLoop(opt)
-    console.print(f'{_size(loop.agent)}; {loop.world.num_examples()} training examples')
-    with Progress(console=console) as progress:
-        bar = progress.add_task('training', total=opt['max_train_steps'])
-        for report in loop.train_steps():
-            progress.update(bar, completed=loop._train_steps)
-            values = {k: float(report[k]) for k in ('spt_loss', 'ppl', 'selection', 'contrastive')}
-            shown = '  '.join(f'{k} {v:.3g}' for k, v in values.items())
-            line = f'step {loop._train_steps:>4}  {shown}  prompt usage {_usage(report)}'
-            progress.console.print(line, soft_wrap=True)
-        progress.update(bar, completed=opt['max_train_steps'])
-
-
-def _size(agent) -> str:
-    trained = sum(p.numel() for p in agent.bare_model.parameters())
-    return f'{trained:,} trained parameters around {agent.bare_model.llm.num_parameters:,} frozen ones'
-
-
-def _usage(report) -> str:
-    shares = [float(report[k]) for k in sorted(report) if k.startswith('prompt_usage_') and k[-1].isdigit()]
-    return ' '.join(f'{share:.0%}' for share in shares)
+    logging.set_log_level('INFO')
+    for _report in TrainLoop(TrainModel.setup_args().parse_kwargs(**options)).train_steps():
+        pass
 
 
 def _evaluate(options: dict) -> dict:
     from parlai.scripts.eval_model import EvalModel
     from parlai.utils import logging
 
-    logging.disable()  # ParlAI's log and report would come before the table
-    with contextlib.redirect_stdout(io.StringIO()):
-        report = EvalModel.main(**options)
-    logging.enable()
+    with contextlib.redirect_stdout(io.StringIO()):  # the report would come before the table
+        report = EvalModel.main(**options, loglevel='warn')
+    logging.set_log_level('INFO')
     return report
 
 
 def _compare(console: Console, before: dict, after: dict) -> None:
+    from spt_parlai.metrics.report_table import usage
+
     table = Table('metric', 'the LLM alone', 'SPT', 'meaning')
     for key, meaning in QUALITY:
         table.add_row(key, f'{float(before[key]):.4g}', f'{float(after[key]):.4g}', meaning)
     table.add_section()
     for key, meaning in OBJECTIVE:
         table.add_row(key, '', f'{float(after[key]):.4g}', meaning)
-    table.add_row('prompt_usage_0…', '', _usage(after), 'share of the contexts that select each prompt')
+    table.add_row(
+        'prompt_usage_0…',
+        '',
+        ' '.join(f'{share:.0%}' for share in usage(after)),
+        'share of the contexts that select each prompt',
+    )
     entropy = f'{float(after["prompt_usage_entropy"]):.3f}'
     table.add_row('prompt_usage_entropy', '', entropy, '1: even use; 0: one prompt is always selected')
     console.print(table)
@@ -182,11 +166,12 @@ def _chat(console: Console, model_file: str) -> None:
     from parlai.core.agents import create_agent_from_model_file
     from parlai.utils import logging
 
+    from spt_parlai.agents.chat_commands import shares_of
+
     logging.disable()
     chat = {'interactive_mode': True, 'task': 'interactive', 'persona': PERSONA}
     agent = create_agent_from_model_file(model_file, chat)
     logging.enable()
-    console.print(f'  persona: {PERSONA.replace("|", " ")}\n', style='dim', soft_wrap=True)
     for question in QUESTIONS:
         agent.observe({'id': 'you', 'text': question, 'episode_done': False})
         reply = agent.act()

@@ -31,6 +31,7 @@ _LEFT_OUT = (
     *('building dictionary first', 'No model with opt yet at', 'Total parameters:', 'creating task(s):'),
     *('loading fbdialog data:', 'Evaluating task', 'training...', 'time:', 'running eval:', 'eval completed in'),
     *('valid:\n', 'test:\n', 'Report for ', 'Finished evaluating tasks', 'saving best valid model:'),
+    'saving model checkpoint:',
     '--skip-generation true produces limited metrics',
 )
 _LEFT_OUT_WHEN_LOADED_AGAIN = ('--llm ', 'estimated memory', 'Loading existing model params from')
@@ -255,7 +256,9 @@ Show = Callable[[float, str, dict], None]
 @contextlib.contextmanager
 def _bar() -> Iterator[Show | None]:
     """What draws the bar, from the part that is done, what it is of and the metrics so far; None without a terminal."""
-    if not (_brief.on and sys.stderr.isatty() and is_primary_worker() and logging.logger.level <= logging.INFO):
+    if not (
+        _brief.on and sys.stderr.isatty() and is_primary_worker() and logging.logger.level <= python_logging.WARNING
+    ):
         yield None
         return
     with (

@@ -39,7 +39,7 @@ def test_the_demo_runs_to_its_end(tmp_path, capsys):
     shown = capsys.readouterr().out
     for heading in ('1. train', '2. evaluate, before and after', '3. chat', 'next'):
         assert heading in shown
-    assert shown.count('SPT:') == 3 and 'persona' in shown and 'prompt usage' in shown
+    assert shown.count('SPT:') == 3 and 'persona' in shown and 'prompt_usage_0…' in shown
     assert 0 < float(report['ppl']) and (tmp_path / 'demo' / 'model').exists()
     check_commands(re.findall(r'^\$ (parlai .*)$', shown, flags=re.MULTILINE), tmp_path / 'demo' / 'model')
 
