@@ -137,7 +137,7 @@ def _evaluate(options: dict) -> dict:
     from parlai.utils import logging
 
     with contextlib.redirect_stdout(io.StringIO()):  # the report would come before the table
-        report = EvalModel.main(**options, loglevel='warn')
+        report = EvalModel.main(**options, loglevel='error')
     logging.set_log_level('INFO')
     return report
 

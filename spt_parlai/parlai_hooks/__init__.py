@@ -67,6 +67,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         command_line.say_that_no_dictionary_is_built,
         start.list_options_of_no_chat,
         start.name_no_commit_of_others,
+        start.let_log_levels_take_effect,
         user_files.check_files_first,
         user_files.report_what_cannot_be_saved,
         chat.leave_at_the_prompt,

@@ -256,9 +256,7 @@ Show = Callable[[float, str, dict], None]
 @contextlib.contextmanager
 def _bar() -> Iterator[Show | None]:
     """What draws the bar, from the part that is done, what it is of and the metrics so far; None without a terminal."""
-    if not (
-        _brief.on and sys.stderr.isatty() and is_primary_worker() and logging.logger.level <= python_logging.WARNING
-    ):
+    if not (_brief.on and sys.stderr.isatty() and is_primary_worker() and logging.logger.level < logging.CRITICAL):
         yield None
         return
     with (

@@ -38,3 +38,23 @@ def name_no_commit_of_others() -> None:
 
     if not (Path(parlai.__file__).parents[1] / '.git').exists():
         params.print_git_commit = lambda: None
+
+
+def let_log_levels_take_effect() -> None:
+    """Forget, when a log level is set, what the logger has remembered of the level before.
+
+    Breaks: after the first message of a level, ``--loglevel`` neither hides nor shows that level.
+    Where: ``set_log_level``, ``parlai/utils/logging.py:137``; Python clears the memory of the loggers that it manages
+    only, and ParlAI makes its own.
+    Safe: the memory is a cache.
+    Goes: when ParlAI's logger is one of ``getLogger``.
+    """
+    from parlai.utils.logging import ParlaiLogger
+
+    python_set_level = ParlaiLogger.setLevel
+
+    def set_level(self, level):
+        python_set_level(self, level)
+        self._cache.clear()
+
+    ParlaiLogger.setLevel = set_level

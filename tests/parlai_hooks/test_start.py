@@ -38,3 +38,15 @@ def test_a_checkout_of_parlai_names_its_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(params, 'print_git_commit', parlai_print := object())
     name_no_commit_of_others()
     assert params.print_git_commit is parlai_print
+
+
+def test_a_log_level_takes_effect_after_a_message(monkeypatch):
+    before, messages = logging.logger.level, []
+    monkeypatch.setattr(logging.logger.streamHandler, 'emit', lambda record: messages.append(record.getMessage()))
+    try:
+        for level in ('INFO', 'ERROR', 'INFO'):
+            logging.set_log_level(level)
+            logging.info(level)
+    finally:
+        logging.set_log_level(before)
+    assert messages == ['INFO', 'INFO']
