@@ -82,6 +82,7 @@ class LLMAgent(TorchGeneratorAgent):
     objective = SptObjective(lambda_selection=0.0, lambda_contrastive=0.0, lambda_fusion=0.0)
     llm_dtype: str | None = None  # the LLM's dtype, if the agent decides it instead of --llm-dtype
     context_of: ContextOf | None = None  # a method, in agents that put text before the dialogue
+    context_is_foreseen = True  # whether a context depends on its dialogue alone, and begins with the one before it
 
     def build_prompts(self, llm: CausalLM) -> SoftPromptGroup:
         """Return the untrained soft prompts [K, L, D]. The base class has none: K = 1 and L = 0."""
@@ -300,7 +301,7 @@ class LLMAgent(TorchGeneratorAgent):
         """Whether evaluation predicts whole dialogues: contexts hold the labels, and neither draw nor retrieve."""
         opt = self.opt
         said = opt.get('use_reply', 'label') == 'label'
-        return opt['dialogue_packing'] and said and self.context_of is None and not opt.get('score_noise')
+        return opt['dialogue_packing'] and said and self.context_is_foreseen and not opt.get('score_noise')
 
     def vectorize(self, obs, history, *args, label_truncate=None, **kwargs):
         """Add token ids to a message; one that carries a whole dialogue gets an example for each turn."""

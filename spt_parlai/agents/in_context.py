@@ -42,6 +42,7 @@ class InContextAgent(LLMAgent):
     """A frozen LLM with an instruction. Perplexities are those of the reply after the instruction and the dialogue."""
 
     kind = 'InContextAgent'
+    context_is_foreseen = False  # it depends on the examples
     trains = False
 
     # API is among them so that its options are refused with the name of the agent that they belong to.

@@ -119,6 +119,7 @@ class RagAgent(PromptTuningAgent):
     """Prompt tuning with the most similar training dialogues before every context (appendix A.6)."""
 
     kind = 'RagAgent'
+    context_is_foreseen = False  # it depends on the retrieved text
     options = (*PromptTuningAgent.options, RETRIEVAL)
 
     def __init__(self, opt, shared=None):

@@ -136,7 +136,7 @@ class SptAgent(PromptTuningAgent):
 
     def __init__(self, opt, shared=None):
         self.objective = SptObjective(**{f.name: opt[f.name] for f in fields(SptObjective)})
-        self._balance = torch.zeros(opt['num_prompts'])  # bias of every prompt, for --prompt-assignment wta
+        self._balance = torch.zeros(0)  # the bias of every prompt, for --prompt-assignment wta, once K is checked
         super().__init__(opt, shared)
 
     @property
@@ -144,6 +144,7 @@ class SptAgent(PromptTuningAgent):
         return self.opt['num_prompts']
 
     def build_retriever(self, llm: CausalLM) -> Retriever:
+        self._balance = torch.zeros(self.num_prompts)
         return Retriever(llm.hidden_size, self.opt['activation_beta'])
 
     def model_options(self):

@@ -13,9 +13,8 @@ from spt_parlai.agents import look_ahead
 from spt_parlai.model.prompted_lm import PromptedLM
 
 TIMES = ('exps', 'ltps', 'ctps', 'tps', 'gpu_mem')
-ALONE = {  # cut contexts, drawn scores, dialogues of one turn, contexts that an agent composes
-    'text_truncate', 'history_size', 'score_noise', 'rank_candidates', 'spt_parlai.agents:TextPromptAgent',
-}  # fmt: skip
+ALONE = {'text_truncate', 'history_size', 'score_noise', 'rank_candidates'}
+# cut contexts, drawn scores, dialogues of one turn
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +39,7 @@ def wide_llm(tiny_llms, tmp_path_factory):
         {'num_examples': 9},
         {'task': 'integration_tests:candidate', 'rank_candidates': True, 'num_examples': 8},
         {'datatype': 'train:evalmode', 'num_examples': 12},
-        {'model': 'spt_parlai.agents:TextPromptAgent'},
+        {'model': 'spt_parlai.agents:TextPromptAgent', 'prompt_text': 'a chat .'},
         {'model': 'spt_parlai.agents:PromptTuningAgent', 'prompt_length': 2},
         {'model': 'spt_parlai.agents:LoraAgent', 'lora_targets': 'q_proj,v_proj'},
         {'model': 'spt_parlai.agents:SptLoraAgent'},
