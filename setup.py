@@ -73,5 +73,6 @@ setup(
         ],
         'dev': ['import-linter', 'mypy', 'ruff', 'types-requests'],  # make lint
     },
-    entry_points={'console_scripts': ['spt = spt_parlai.cli:main']},
+    # `parlai` replaces the script of ParlAI, which is installed before this package.
+    entry_points={'console_scripts': ['spt = spt_parlai.cli:main', 'parlai = spt_parlai.parlai_command:main']},
 )

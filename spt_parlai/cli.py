@@ -272,8 +272,8 @@ def export_peft(
     context_settings={'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []},
 )
 def run_parlai(context: typer.Context) -> None:
-    """Run one of ParlAI's commands with this package loaded, for agents and tasks of other packages."""
-    from parlai.__main__ import main as parlai_main
+    """Run one of ParlAI's commands with this package loaded, as `parlai` does where this package installed it."""
+    from spt_parlai.parlai_command import main as parlai_main
 
     sys.argv = ['parlai', *context.args]
     parlai_main()

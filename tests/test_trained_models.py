@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,3 +99,22 @@ def test_the_models_in_the_package(name, ppl):
     """Their perplexity on the first turns of the sample task, in float32."""
     report = evaluate(name, num_examples=4, skip_generation=True, llm_dtype='float32')
     assert report['ppl'] == pytest.approx(ppl, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    'words, told',
+    [
+        (
+            ['eval_model', '-mf', 'spt:tiny', '-t', 'convai2'],
+            'spt:tiny: there is no such model; did you mean spt:smollm2',
+        ),
+        (['interactive', '-mf', 'hf:tiny'], 'hf:tiny: give hf:OWNER/NAME'),
+        (['eval_model', '-mf', 'runs/no', '-o', 'no.opt'], '-o no.opt: there is no such file or preset.'),
+    ],
+)
+def test_the_command_parlai_knows_names_before_it_knows_the_agent(words, told, tmp_path):
+    """In a process of its own, in which nothing else imports this package."""
+    command = Path(sys.executable).with_name('parlai')
+    assert 'spt_parlai' in command.read_text(), 'install this package after ParlAI: pip install --no-deps -e .'
+    done = subprocess.run([command, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(told) and 'Traceback' not in done.stderr
