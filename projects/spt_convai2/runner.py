@@ -10,7 +10,6 @@ import os
 import platform
 import queue
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 from grid import AGENTS, Evaluation, Job
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from warm import Command, prepare
 
 PACKAGES = ('spt_parlai', 'parlai', 'torch', 'transformers', 'peft', 'sacrebleu', 'rouge_score', 'bert-score')
 LOG_FIELDS = 'text,eval_labels,selected_prompt,prompt_scores,id,episode_done'
@@ -186,7 +186,8 @@ class Runner:
     def __init__(self, place: Place, at_once: int, devices: list[int], console: Console):
         self.place, self.at_once, self.console = place, at_once, console
         self.about = environment()
-        self.running: set[subprocess.Popen] = set()
+        prepare()
+        self.running: set[Command] = set()
         self.stopped = threading.Event()
         self.devices: queue.Queue[int | None] = queue.Queue()
         for slot in range(at_once):
@@ -243,7 +244,7 @@ class Runner:
         """Send SIGINT to every process: `train_model` then saves a checkpoint from which it can continue."""
         self.stopped.set()
         for process in list(self.running):
-            process.send_signal(signal.SIGINT)
+            process.interrupt()
 
     def run(self, job: Job) -> dict:
         """Run the missing stages of a job, writing its record after each; return the record."""
@@ -286,19 +287,10 @@ class Runner:
         }
         log = folder / f'{stage.name}.log'
         started, clock = datetime.now(UTC).isoformat(timespec='seconds'), time.monotonic()
-        with log.open('ab') as output:
-            process = subprocess.Popen(
-                stage.command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **given},
-                start_new_session=True,
-            )
-            self.running.add(process)
-            _, status, used = os.wait4(process.pid, 0)  # like process.wait(), with the processor time
-            code = process.returncode = os.waitstatus_to_exitcode(status)
-            self.running.discard(process)
+        process = Command(stage.command[2:], log, given)  # without `python -m`
+        self.running.add(process)
+        code, used = process.wait()
+        self.running.discard(process)
         if self.stopped.is_set():  # whatever the exit status: a stopped process may save and exit with 0
             raise Stopped
         done = {
@@ -307,7 +299,7 @@ class Runner:
             'environment': given,
             'started': started,
             'seconds': time.monotonic() - clock,
-            'cpu_seconds': used.ru_utime + used.ru_stime,
+            'cpu_seconds': used,
             'returncode': code,
             'finished': code == 0,
         }
