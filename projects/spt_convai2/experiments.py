@@ -13,6 +13,7 @@ import signal
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import beyond
 import grid
 import portalocker
 import runner
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False, help=__doc__.splitlines()[0], no_args_is_help=True, pretty_exceptions_enable=False
 )
 console = Console(soft_wrap=True)
+TABLES = {**grid.TABLES, **beyond.TABLES}
 
 
 class Plan(NamedTuple):
@@ -48,7 +50,7 @@ class Plan(NamedTuple):
 
 
 Names = Annotated[
-    list[str], typer.Argument(help=f'What to run: {", ".join(grid.TABLES)} (table8 is part of table4), or all.')
+    list[str], typer.Argument(help=f'What to run: {", ".join(TABLES)} (table8 is part of table4), or all.')
 ]
 SizeName = Annotated[
     str,
@@ -122,7 +124,7 @@ def plan(
     at_once = jobs or len(devices) or os.cpu_count() or 1
     threads = max(1, (os.cpu_count() or 1) // at_once)
     place = runner.Place(out.absolute(), None if data is None else str(data.absolute()), threads)
-    return Plan(size, llms, chosen, [grid.TABLES[name](size, llms) for name in _tables(names)], place, at_once, devices)
+    return Plan(size, llms, chosen, [TABLES[name](size, llms) for name in _tables(names)], place, at_once, devices)
 
 
 def _tables(names: list[str]) -> list[str]:
@@ -132,8 +134,8 @@ def _tables(names: list[str]) -> list[str]:
     for name in names:
         if name in grid.BY_HAND:
             raise UsageError(f'{name} is judged by people: `sheet` makes the sheets and `score-sheets` evaluates them.')
-        if name not in grid.TABLES:
-            raise UsageError(f'{name}: give {", ".join(grid.TABLES)} or all.')
+        if name not in TABLES:
+            raise UsageError(f'{name}: give {", ".join(TABLES)} or all.')
     return names
 
 
@@ -220,7 +222,7 @@ def _again(out: Path) -> Plan:
     seeds = ','.join(map(str, asked['seeds']))
     data = None if asked['data'] is None else Path(asked['data'])
     data = data if data is not None and data.is_dir() else None
-    names = [name for name in grid.TABLES if name in asked['names']]
+    names = [name for name in TABLES if name in asked['names']]
     return plan(
         names, asked['size'], asked['llms'], data, seeds, None, out, asked['settings'], asked['set'], asked['set_eval']
     )

@@ -25,7 +25,8 @@ class Method:
     """How a row is made, without its seed.
 
     train: options of `train_model`, None for an agent that does not train; evaluate: options of `eval_model` alone. An
-    option whose value is None is left out, even if the size sets it. seeded: whether the seed changes the result.
+    option whose value is None is left out, even if the size sets it. seeded: whether the seed changes the result. begin:
+    another method, from whose prompts the training begins.
     """
 
     agent: str
@@ -33,6 +34,7 @@ class Method:
     evaluate: Options = field(default_factory=dict)
     task: str = 'persona'
     seeded: bool = True
+    begin: Method | None = None
 
 
 class Row(NamedTuple):
@@ -63,7 +65,10 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A training, or none, and all evaluations that any row needs of it. It runs in a folder called `name`."""
+    """A training, or none, and all evaluations that any row needs of it. It runs in a folder called `name`.
+
+    after: name of the job from whose prompts the training begins.
+    """
 
     name: str
     agent: str
@@ -72,6 +77,7 @@ class Job:
     seed: int
     train: tuple[tuple[str, Any], ...] | None
     evaluations: tuple[Evaluation, ...]
+    after: str | None = None
 
     @property
     def cost(self) -> float:
@@ -108,8 +114,7 @@ def _prompted(agent: str, size: Size, llm: str, task: str, options: Options, eva
 
 def _recipe(size: Size, llm: str) -> Options:
     """The settings of table 6, without the number of epochs if the size counts steps."""
-    recipe = table_6(llm)
-    return {k: v for k, v in recipe.items() if k != 'num_epochs' or 'max_train_steps' not in size.train}
+    return {k: v for k, v in table_6(llm).items() if k != 'num_epochs' or 'max_train_steps' not in size.train}
 
 
 def tuned_weights(size: Size, llm: str, agent: str, **options) -> Method:
@@ -329,13 +334,15 @@ def job_of(row: Row, size: Size, seed: int) -> Job:
     if method.train is None:
         evaluate = {**{k: v for k, v in size.train.items() if k in _OF_THE_LLM}, **evaluate}
     train = None if method.train is None else _given({**size.train, **method.train})
+    after = None if method.begin is None else job_of(Row('', row.llm, method.begin), size, seed).name
     identity = (method.agent, row.llm, size.tasks[method.task], train, _given(evaluate) if train is None else None)
+    identity = identity if after is None else (*identity, after)
     evaluation = Evaluation(_key(method.evaluate), _given(evaluate))
     shown = re.sub(
         '[^A-Za-z0-9]+', '-', f'{method.agent.removesuffix("Agent")}-{PurePath(row.llm).name}-{size.tasks[method.task]}'
     )
     name = f'{shown.lower()}-{_digest(identity)}-seed{seed}'
-    return Job(name, method.agent, row.llm, size.tasks[method.task], seed, train, (evaluation,))
+    return Job(name, method.agent, row.llm, size.tasks[method.task], seed, train, (evaluation,), after)
 
 
 _OF_THE_LLM = ('llm_dtype', 'max_new_tokens', 'fp16')
@@ -354,14 +361,19 @@ def _digest(identity) -> str:
 
 
 def jobs_of(tables: Iterable[TableOfRows], size: Size, seeds: Iterable[int]) -> list[Job]:
-    """Every run once, ordered by seed, so that whole tables are finished early."""
+    """Every run once, ordered by seed, so that whole tables are finished early. A run is behind the one it begins from."""
     jobs: dict[str, Job] = {}
     tables = list(tables)
+
+    def add(job: Job) -> None:
+        known = jobs.get(job.name, job)
+        both = tuple(dict.fromkeys((*known.evaluations, *job.evaluations)))
+        jobs[job.name] = replace(job, evaluations=both)
+
     for seed in seeds:
         for table in tables:
             for row in table.rows:
-                job = job_of(row, size, seed)
-                known = jobs.get(job.name, job)
-                both = tuple(dict.fromkeys((*known.evaluations, *job.evaluations)))
-                jobs[job.name] = replace(job, evaluations=both)
+                if row.method.begin is not None:
+                    add(replace(job_of(Row('', row.llm, row.method.begin), size, seed), evaluations=()))
+                add(job_of(row, size, seed))
     return list(jobs.values())

@@ -116,6 +116,7 @@ def train_command(job: Job, place: Place) -> list[str]:
         str(place.folder(job) / 'model'),
         '--seed',
         str(job.seed),
+        *(['--prompt-init', f'file:{place.out / "runs" / job.after / "model"}'] if job.after else []),
     ]
     return [sys.executable, '-m', 'parlai', 'train_model', *_common(job, place), *model, *_words(job.train)]
 
@@ -189,6 +190,7 @@ class Runner:
         prepare()
         self.running: set[Command] = set()
         self.stopped = threading.Event()
+        self.ended: dict[str, threading.Event] = {}  # of every job that others may begin from
         self.devices: queue.Queue[int | None] = queue.Queue()
         for slot in range(at_once):
             self.devices.put(devices[slot % len(devices)] if devices else None)
@@ -199,6 +201,7 @@ class Runner:
         self.console.print(
             f'{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {self.at_once} at once'
         )
+        self.ended = {job.name: threading.Event() for job in waiting}
         failed, total, start = [], sum(job.cost for job in waiting), time.monotonic()
         columns = (
             TextColumn('{task.description}'),
@@ -248,6 +251,8 @@ class Runner:
 
     def run(self, job: Job) -> dict:
         """Run the missing stages of a job, writing its record after each; return the record."""
+        if job.after in self.ended:
+            self.ended[job.after].wait()
         path, device = self.place.record(job), self.devices.get()
         record = read_record(path) or {
             'name': job.name,
@@ -273,6 +278,7 @@ class Runner:
             record.update(status='stopped', error='stopped; the same command continues it')
         finally:
             self.devices.put(device)
+            self.ended[job.name].set()
         write_json(path, record)
         return record
 

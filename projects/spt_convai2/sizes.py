@@ -22,7 +22,8 @@ class Size:
     train, evaluate: options of `parlai train_model` and `eval_model`; tasks: with and without persona; settings: those
     of table 1, the last of which the other tables use; prompt_counts: K of table 3; noises, gold_noises: α of tables 11
     and 12; rates: learning rates of the agents that train weights, of which those without a rate have no row;
-    retrieval: options of RAG, whose defaults are the paper's.
+    retrieval: options of RAG, whose defaults are the paper's; drawn: replies of the rows that choose among candidates,
+    None for as many as of the others.
     """
 
     llms: tuple[str, ...]
@@ -36,6 +37,7 @@ class Size:
     gold_noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     rates: dict[str, float] = field(default_factory=dict)
     retrieval: dict[str, object] = field(default_factory=dict)
+    drawn: int | None = None
 
 
 _ALWAYS = {'trim_responses': 'true'}  # the paper's authors cut every reply before they scored it
@@ -50,6 +52,17 @@ _NO_VALIDATION = {
 # No other encoder is needed, and whole dialogues are still trained in one pass.
 _OWN_EMBEDDINGS = {'retrieval_encoder': 'llm', 'retrieve_per': 'dialogue'}
 _RATES = {'LoraAgent': 0.001, 'FullFineTuningAgent': 0.0001}  # the prompts' 0.01 is too high for weights
+_CORPORA = (
+    'convai2:self',
+    'dailydialog',
+    *(f'spt_parlai.tasks.dialogue_lines:{name}Teacher' for name in ('TopicalChat', 'Taskmaster4', 'WizardOfWikipedia')),
+)
+_MIXED = {
+    'persona': 'convai2:self',
+    'plain': 'dailydialog',
+    'mixed': ','.join(_CORPORA),
+    **{corpus: corpus for corpus in _CORPORA},
+}
 SIZES = {
     'smoke': Size(
         llms=('demo',),
@@ -81,6 +94,23 @@ SIZES = {
         rates=_RATES,
         retrieval=_OWN_EMBEDDINGS,
     ),
+    'real': Size(
+        llms=('smollm2',),
+        tasks=_MIXED,
+        train={
+            'max_train_steps': 120,
+            'batchsize': 8,
+            'log_every_n_steps': 20,
+            'llm_dtype': 'bfloat16',
+            **_NO_VALIDATION,
+        },
+        evaluate={'num_examples': 1000, 'batchsize': 32, **_ALWAYS},
+        seeds=(1, 2, 3),
+        settings=('tuned',),
+        prompt_counts=(2, 4, 8),
+        rates=_RATES,
+        retrieval=_OWN_EMBEDDINGS,
+    ),
     'paper': Size(
         llms=('facebook/opt-125m', 'facebook/opt-1.3b', 'facebook/opt-2.7b', 'meta-llama/Llama-2-7b-hf'),
         tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
@@ -97,6 +127,6 @@ SIZES = {
 def table_6(llm: str) -> dict[str, object]:
     """The paper's prompt length, learning rate and epochs for an LLM; OPT-125M's for an LLM that the paper lacks."""
     presets = [json.loads(path.read_text(encoding='utf-8')) for path in sorted(PRESETS.glob('*.opt'))]
-    by_llm = {preset['llm']: preset for preset in presets}
+    by_llm = {preset['llm']: preset for preset in presets if 'num_epochs' in preset}
     preset = by_llm.get(llm, by_llm['facebook/opt-125m'])
     return {name: preset[name] for name in ('prompt_length', 'learningrate', 'num_epochs')}
