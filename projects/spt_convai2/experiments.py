@@ -243,7 +243,7 @@ def report(
 def make_report(asked: Plan, patterns: dict[str, str] | None = None) -> Path:
     import report_of_runs
 
-    tables = [made.build(table, asked.size, asked.seeds, asked.place) for table in asked.tables]
+    tables = [part for table in asked.tables for part in made.build(table, asked.size, asked.seeds, asked.place)]
     page = report_of_runs.make(asked.tables, tables, asked.size, asked.llms, asked.seeds, asked.place, patterns)
     for table in tables:
         show(table)

@@ -9,6 +9,7 @@ from typing import Any
 import figures
 import html_report
 import tables as made
+from corpora import read_logs, title_of, world_logs
 from grid import Row, TableOfRows, job_of
 from runner import Place, finished, read_record, write_json
 from sizes import Size
@@ -21,13 +22,13 @@ PATTERNS = {'emoji': figures.EMOJI, 'a question': r'\?', '“i”': r'(?i)\bi\b'
 MOST_PANELS = 6
 
 
-def first_finished(row: Row, size: Size, seeds: Sequence[int], place: Place) -> tuple[dict, Path] | None:
-    """(record, world log) of the first finished seed, None if there is none."""
+def first_finished(row: Row, size: Size, seeds: Sequence[int], place: Place) -> tuple[dict, dict[str, Path]] | None:
+    """(record, corpus → world log) of the first finished seed, None if there is none."""
     for seed in seeds:
         job = job_of(row, size, seed)
         record, (evaluation,) = read_record(place.record(job)), job.evaluations
         if finished(record, evaluation.key, dict(evaluation.options)):
-            return record, place.folder(job) / f'{evaluation.key}.jsonl'
+            return record, world_logs(place.folder(job), evaluation.key, job)
     return None
 
 
@@ -39,7 +40,7 @@ def _rows(tables: Sequence[TableOfRows], *names: str) -> list[Row]:
 
 
 def _with_its_task(row: Row) -> Row:
-    if row.method.task == 'persona':
+    if row.method.task != 'plain':
         return row
     return row._replace(label=f'{row.label}, DailyDialog', against=row.against and f'{row.against}, DailyDialog')
 
@@ -62,7 +63,7 @@ def two_models(
             raise UsageError(
                 f'{name or "an SPT row with its PT"} has not finished; finished rows: {", ".join(ready) or "none"}.'
             )
-    return {name: read_turns(ready[name][1][1]) for name in (left, right)}
+    return {name: read_logs(ready[name][1][1]) for name in (left, right)}
 
 
 def make(
@@ -127,7 +128,12 @@ def draw(
     curves = {
         row.label: curve for row, (record, _) in ready if (curve := record['stages'].get('train', {}).get('curve'))
     }
-    logs = {row.label: read_turns(log) for row, (_, log) in ready if row.method.agent == 'SptAgent'}
+    logs = {
+        row.label + (f', {title_of(corpus)}' if len(of_row) > 1 else ''): read_turns(log)
+        for row, (_, of_row) in ready
+        if row.method.agent == 'SptAgent'
+        for corpus, log in of_row.items()
+    }
     logs = {label: turns for label, turns in logs.items() if figures.prompts_of(turns) > 1}
     shown, seed = dict(list(logs.items())[:MOST_PANELS]), f'seed {seeds[0]}'
     result = []
@@ -136,8 +142,8 @@ def draw(
         result.append(html_report.Figure(name, short, title, f'{caption} ({seed})', path, **more))
 
     if shown:
-        personas = [row.label for row, _ in ready if row.label in shown and row.method.task == 'persona']
-        label = (personas or list(shown))[-1]
+        with_persona = [label for label, turns in shown.items() if any(turn.persona for turn in turns)]
+        label = (with_persona or list(shown))[-1]
         add(
             'figure2',
             'Figure 2',

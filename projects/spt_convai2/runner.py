@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from warm import Command, prepare
 
 PACKAGES = ('spt_parlai', 'parlai', 'torch', 'transformers', 'peft', 'sacrebleu', 'rouge_score', 'bert-score')
-LOG_FIELDS = 'text,eval_labels,selected_prompt,prompt_scores,id,episode_done'
+LOG_FIELDS = 'text,eval_labels,selected_prompt,prompt_scores,id,episode_done,metrics'
 
 
 class Place(NamedTuple):

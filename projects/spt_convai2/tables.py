@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpora import corpora_of, metrics_of_corpus, title_of, world_logs
 from grid import Row, TableOfRows, job_of
 from paper_figures import FIRST, TABLE_1_GAIN
 from runner import Place, finished, read_record
@@ -56,23 +57,28 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {'mean': mean, 'sd': sd, 'interval': [mean - half, mean + half], 'n': n}
 
 
-def metrics_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> dict[int, Metrics]:
-    """seed → metrics of the evaluation, for all finished seeds. An agent without a seed has the same for each."""
+def metrics_of(
+    row: Row, size: Size, seeds: Sequence[int], place: Place, corpus: str | None = None
+) -> dict[int, Metrics]:
+    """seed → metrics of the evaluation, for all finished seeds. An agent without a seed has the same for each.
+
+    :param corpus: one of the corpora of the evaluation; None: all of them together.
+    """
     found = {}
     for seed in seeds:
         job = job_of(row, size, seed)
         record, (evaluation,) = read_record(place.record(job)), job.evaluations
         stage = finished(record, evaluation.key, dict(evaluation.options))
-        if stage:
+        if stage and (metrics := metrics_of_corpus(stage['metrics'], job, corpus)) is not None:
             hours = record['stages'].get('train', {}).get('epoch_hours')
-            found[seed] = {**stage['metrics'], **({} if hours is None else {'epoch_hours': hours})}
+            found[seed] = {**metrics, **({} if hours is None else {'epoch_hours': hours})}
     return found
 
 
-def logs_of(row: Row, size: Size, seeds: Sequence[int], place: Place) -> list[list[Turn]]:
-    """The turns of the evaluation of each of these seeds."""
+def logs_of(row: Row, size: Size, seeds: Sequence[int], place: Place, corpus: str) -> list[list[Turn]]:
+    """The turns of the evaluation of each of these seeds on one corpus."""
     jobs = [job_of(row, size, seed) for seed in seeds]
-    return [read_turns(place.folder(job) / f'{job.evaluations[0].key}.jsonl') for job in jobs]
+    return [read_turns(world_logs(place.folder(job), job.evaluations[0].key, job)[corpus]) for job in jobs]
 
 
 def mark_best(rows: Sequence[dict[str, Any]]) -> None:
@@ -89,9 +95,28 @@ def mark_best(rows: Sequence[dict[str, Any]]) -> None:
                 row['best'].append(column)
 
 
-def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) -> dict[str, Any]:
-    """A table as plain values. A row's gain is computed seed by seed, relative to the row `against`."""
-    measured = {row.label: metrics_of(row, size, seeds, place) for row in table.rows}
+def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) -> list[dict[str, Any]]:
+    """A table as plain values. Where runs were evaluated on several corpora, the means of the corpora are the first
+    table, and one for each corpus follows, with the rows that were evaluated on it.
+    """
+    tasks = [size.tasks[row.method.task] for row in table.rows]
+    corpora = list(dict.fromkeys(corpus for task in tasks for corpus in corpora_of(task)))
+    if len(corpora) == 1:
+        return [_of_corpus(table, size, seeds, place, corpora[0])]
+    of_all = [row for row, task in zip(table.rows, tasks, strict=True) if len(corpora_of(task)) == len(corpora)]
+    parts = [] if not of_all else [_of_corpus(table._replace(rows=of_all), size, seeds, place, None)]
+    for n, corpus in enumerate(corpora, 1):
+        rows = [row for row, task in zip(table.rows, tasks, strict=True) if corpus in corpora_of(task)]
+        named = table._replace(name=f'{table.name}-{n}', title=f'{table.title}: {title_of(corpus)}', rows=rows)
+        parts.append(_of_corpus(named, size, seeds, place, corpus))
+    return parts
+
+
+def _of_corpus(
+    table: TableOfRows, size: Size, seeds: Sequence[int], place: Place, corpus: str | None
+) -> dict[str, Any]:
+    """A table of one corpus, or of the means of all. A row's gain is computed seed by seed, relative to `against`."""
+    measured = {row.label: metrics_of(row, size, seeds, place, corpus) for row in table.rows}
     by_label = {row.label: row for row in table.rows}
     rows, shared = [], None
     for row in table.rows:
@@ -110,16 +135,15 @@ def build(table: TableOfRows, size: Size, seeds: Sequence[int], place: Place) ->
                 if runs and all(c in m for m in runs.values())
             },
         }
-        pairs = [
-            (runs[s], measured[row.against][s]) for s in sorted(runs) if row.against and s in measured[row.against]
-        ]
+        pairs = [(runs[s], measured[row.against][s]) for s in sorted(runs) if s in measured.get(row.against or '', {})]
         if pairs:
             shared = [c for c in FIRST if all(c in gain_columns(*pair) for pair in pairs)]
             entry['gain'] = spread([average_gain(*pair, shared) for pair in pairs])
             entry['gain_by_column'] = {c: spread([average_gain(*pair, [c]) for pair in pairs]) for c in shared}
             both = [s for s in sorted(runs) if s in measured[row.against]]
-            ours, theirs = (logs_of(one, size, both, place) for one in (row, by_label[row.against]))
-            entry['p'] = p_values(ours, theirs)
+            if corpus is not None:
+                ours, theirs = (logs_of(one, size, both, place, corpus) for one in (row, by_label[row.against]))
+                entry['p'] = p_values(ours, theirs)
         rows.append(entry)
     mark_best(rows)
     columns = [c for c in table.columns if any(c in row['cells'] for row in rows)] or list(table.columns)
@@ -300,8 +324,10 @@ def write_csv(tables: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def title(table: dict[str, Any]) -> str:
-    """A table's number and title."""
+    """A table's number, if the paper has it, and its title."""
     number = table['name'].removeprefix('table')
+    if number == table['name']:
+        return table['title']
     return f'Table {number}{" and 8" if number == "4" else ""}. {table["title"]}'
 
 
@@ -310,25 +336,29 @@ def title(table: dict[str, Any]) -> str:
 
 def usage(tables: Sequence[TableOfRows], size: Size, seeds: Sequence[int], place: Place) -> list[dict[str, Any]]:
     """For every row that selects prompts: how evenly it uses them, and what the selection is worth in nats."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     for table in tables:
         for row in table.rows:
-            runs = metrics_of(row, size, seeds, place)
-            if not row.method.agent.startswith('Spt') or not runs or row.method.train.get('num_prompts') == 1:
+            if not row.method.agent.startswith('Spt') or row.method.train.get('num_prompts') == 1:
                 continue
-            K = row.method.train['num_prompts']
+            job, K = job_of(row, size, 0), row.method.train['num_prompts']
             label = row.label if 'SPT' in row.label else f'SPT, {row.label}'
-            shares = [[m[f'prompt_usage_{i}'] for i in range(K)] for m in runs.values()]
-            key = job_of(row, size, 0).name + job_of(row, size, 0).evaluations[0].key
-            found.setdefault(
-                key,
-                {
-                    'label': f'{table.name.replace("table", "table ")}: {label}',
-                    'shares': [sorted(s, reverse=True) for s in shares],
-                    'entropy': spread([m['prompt_usage_entropy'] for m in runs.values()]),
-                    **{name: spread([m[name] for m in runs.values()]) for name in GAINS},
-                },
-            )
+            several = len(corpora_of(job.task)) > 1
+            for corpus in corpora_of(job.task):
+                runs = metrics_of(row, size, seeds, place, corpus)
+                if not runs:
+                    continue
+                shares = [[m[f'prompt_usage_{i}'] for i in range(K)] for m in runs.values()]
+                found.setdefault(
+                    (job.name, job.evaluations[0].key, corpus),
+                    {
+                        'label': f'{table.name.replace("table", "table ")}: {label}'
+                        + (f', {title_of(corpus)}' if several else ''),
+                        'shares': shares if several else [sorted(s, reverse=True) for s in shares],
+                        'entropy': spread([m['prompt_usage_entropy'] for m in runs.values()]),
+                        **{name: spread([m[name] for m in runs.values()]) for name in GAINS},
+                    },
+                )
     return list(found.values())
 
 
@@ -346,7 +376,7 @@ def usage_lines(usage: Sequence[dict[str, Any]]) -> list[list[str]]:
         'entropy of use',
         'nats gained by the selection',
         'by the best selection',
-        'share of each prompt, largest first, one list per seed',
+        'share of each prompt, largest first (on several corpora: in their order), one list per seed',
     ]
     return [
         header,

@@ -2,11 +2,8 @@
 
 import base64
 import csv
-import importlib
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,20 +14,6 @@ from spt_parlai.errors import UsageError
 from spt_parlai.metrics.gain import TABLE_1
 from spt_parlai.metrics.registry import REPLY_METRICS
 from spt_parlai.objective import SptObjective
-
-FOLDER = Path(__file__).parents[2] / 'projects' / 'spt_convai2'
-
-
-@pytest.fixture(scope='module')
-def project():
-    """The project's modules by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        names = ('annotation', 'experiments', 'figures', 'grid', 'paper_figures', 'runner', 'significance', 'sizes')
-        names = (*names, 'tables')
-        yield type('Project', (), {name: importlib.import_module(name) for name in names})
-        for name in (*names, 'html_report', 'report_of_runs'):
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope='module')
