@@ -120,11 +120,12 @@ def plan(
         raise UsageError(f'--jobs {jobs}: give at least 1.')
     if data is not None and not data.is_dir():
         raise UsageError(f'--data {data}: there is no such folder; give the one that holds ConvAI2/ and dailydialog/.')
+    made = [_table(name, size, llms, size_name) for name in _tables(names)]
     devices = list(range(len(runner.gpus())))
     at_once = jobs or len(devices) or os.cpu_count() or 1
     threads = max(1, (os.cpu_count() or 1) // at_once)
     place = runner.Place(out.absolute(), None if data is None else str(data.absolute()), threads)
-    return Plan(size, llms, chosen, [TABLES[name](size, llms) for name in _tables(names)], place, at_once, devices)
+    return Plan(size, llms, chosen, made, place, at_once, devices)
 
 
 def _tables(names: list[str]) -> list[str]:
@@ -137,6 +138,13 @@ def _tables(names: list[str]) -> list[str]:
         if name not in TABLES:
             raise UsageError(f'{name}: give {", ".join(TABLES)} or all.')
     return names
+
+
+def _table(name: str, size: sizes.Size, llms: tuple[str, ...], size_name: str) -> grid.TableOfRows:
+    if name in beyond.TABLES and 'mixed' not in size.tasks:
+        fit = ', '.join(one for one, of in sizes.SIZES.items() if 'mixed' in of.tasks)
+        raise UsageError(f'{name} --size {size_name}: this table has the sizes {fit}.')
+    return TABLES[name](size, llms)
 
 
 def _pairs(words: list[str] | None, option: str) -> dict[str, str]:

@@ -25,8 +25,8 @@ class Method:
     """How a row is made, without its seed.
 
     train: options of `train_model`, None for an agent that does not train; evaluate: options of `eval_model` alone. An
-    option whose value is None is left out, even if the size sets it. seeded: whether the seed changes the result. begin:
-    another method, from whose prompts the training begins.
+    option whose value is None is left out, even if the size sets it. seeded: whether the seed changes the result.
+    begin: another method, from whose prompts the training begins.
     """
 
     agent: str
@@ -338,9 +338,8 @@ def job_of(row: Row, size: Size, seed: int) -> Job:
     identity = (method.agent, row.llm, size.tasks[method.task], train, _given(evaluate) if train is None else None)
     identity = identity if after is None else (*identity, after)
     evaluation = Evaluation(_key(method.evaluate), _given(evaluate))
-    shown = re.sub(
-        '[^A-Za-z0-9]+', '-', f'{method.agent.removesuffix("Agent")}-{PurePath(row.llm).name}-{size.tasks[method.task]}'
-    )
+    data = method.task if ',' in size.tasks[method.task] else size.tasks[method.task]
+    shown = re.sub('[^A-Za-z0-9]+', '-', f'{method.agent.removesuffix("Agent")}-{PurePath(row.llm).name}-{data}')
     name = f'{shown.lower()}-{_digest(identity)}-seed{seed}'
     return Job(name, method.agent, row.llm, size.tasks[method.task], seed, train, (evaluation,), after)
 
@@ -361,7 +360,7 @@ def _digest(identity) -> str:
 
 
 def jobs_of(tables: Iterable[TableOfRows], size: Size, seeds: Iterable[int]) -> list[Job]:
-    """Every run once, ordered by seed, so that whole tables are finished early. A run is behind the one it begins from."""
+    """Every run once, ordered by seed, so that whole tables are finished early; a run is behind the one it begins from."""
     jobs: dict[str, Job] = {}
     tables = list(tables)
 

@@ -144,7 +144,7 @@ def eval_command(job: Job, evaluation: Evaluation, place: Place) -> list[str]:
         *_words(evaluation.options),
         *written,
         '--log-keep-fields',
-        LOG_FIELDS,
+        LOG_FIELDS + (',candidates' if 'candidates_per_prompt' in dict(evaluation.options) else ''),
     ]
 
 

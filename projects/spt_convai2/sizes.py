@@ -22,8 +22,7 @@ class Size:
     train, evaluate: options of `parlai train_model` and `eval_model`; tasks: with and without persona; settings: those
     of table 1, the last of which the other tables use; prompt_counts: K of table 3; noises, gold_noises: α of tables 11
     and 12; rates: learning rates of the agents that train weights, of which those without a rate have no row;
-    retrieval: options of RAG, whose defaults are the paper's; drawn: replies of the rows that choose among candidates,
-    None for as many as of the others.
+    retrieval: options of RAG, whose defaults are the paper's; each: replies of each corpus if there are several.
     """
 
     llms: tuple[str, ...]
@@ -37,7 +36,7 @@ class Size:
     gold_noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     rates: dict[str, float] = field(default_factory=dict)
     retrieval: dict[str, object] = field(default_factory=dict)
-    drawn: int | None = None
+    each: int = 0
 
 
 _ALWAYS = {'trim_responses': 'true'}  # the paper's authors cut every reply before they scored it
@@ -66,7 +65,13 @@ _MIXED = {
 SIZES = {
     'smoke': Size(
         llms=('demo',),
-        tasks={'persona': 'spt_parlai.tasks.sample', 'plain': 'spt_parlai.tasks.sample'},  # no download
+        tasks={  # no download
+            'persona': 'spt_parlai.tasks.sample',
+            'plain': 'spt_parlai.tasks.sample',
+            'mixed': 'spt_parlai.tasks.sample,spt_parlai.tasks.sample:SelfTeacher',
+            'spt_parlai.tasks.sample': 'spt_parlai.tasks.sample',
+            'spt_parlai.tasks.sample:SelfTeacher': 'spt_parlai.tasks.sample:SelfTeacher',
+        },
         train={'max_train_steps': 4, 'batchsize': 2, 'log_every_n_steps': 2, 'max_new_tokens': 8, **_NO_VALIDATION},
         evaluate={'num_examples': 24, 'batchsize': 8, **_ALWAYS},
         seeds=(1,),
@@ -76,6 +81,7 @@ SIZES = {
         gold_noises=(1.0,),
         rates=_RATES,
         retrieval=_OWN_EMBEDDINGS,
+        each=12,
     ),
     'small': Size(
         llms=('demo',),
@@ -110,6 +116,7 @@ SIZES = {
         prompt_counts=(2, 4, 8),
         rates=_RATES,
         retrieval=_OWN_EMBEDDINGS,
+        each=300,
     ),
     'paper': Size(
         llms=('facebook/opt-125m', 'facebook/opt-1.3b', 'facebook/opt-2.7b', 'meta-llama/Llama-2-7b-hf'),

@@ -36,6 +36,8 @@ TITLES = {
     'ppl': 'ppl',
     'persona_bleu': 'persona BLEU',
     'epoch_hours': 'hours per epoch',
+    'selected_gain': 'selected gain',
+    'best_gain': 'best gain',
     **{f'persona_bleu_{n}': f'{n}-gram' for n in range(1, 5)},
 }
 GAINS = ('selected_gain', 'best_gain')
@@ -198,7 +200,7 @@ def lines(table: dict[str, Any], bold: Callable[[str], str] = str) -> list[list[
     gains = any('gain' in row or row['paper_gain'] for row in table['rows'])
     result = [['', *(TITLES[c] for c in table['columns']), *(['AVG↑'] if gains else [])]]
     for row in table['rows']:
-        digits = {c: 3 if c == 'epoch_hours' else 2 for c in table['columns']}
+        digits = {c: 3 if c in ('epoch_hours', *GAINS) else 2 for c in table['columns']}
         result.append(
             [
                 row['label'],
