@@ -42,14 +42,22 @@ def distinct_among(counts: np.ndarray, m: int) -> np.ndarray:
 
     if m < 1:
         raise ValueError(f'the number of n-grams to draw is {m}; it must be at least 1')
-    total = counts.sum(-1, keepdims=True)
+    rows = counts.reshape(-1, counts.shape[-1]).astype(int)
+    R, end = len(rows), 1 + rows.max(initial=0)
+    # Few different counts occur, so the formula is evaluated for each of them and not for each n-gram.
+    spectrum = np.bincount((np.arange(R)[:, None] * end + rows).ravel(), minlength=R * end).reshape(
+        R, end
+    )  # [R, count]
+    times = 1 + np.flatnonzero(spectrum[:, 1:].any(0))  # [U]
+    spectrum = spectrum[:, times]
+    total = (spectrum * times).sum(-1, keepdims=True)
     drawn = np.minimum(total, m)
-    left = total - counts  # an n-gram is missed if all that are drawn are others: C(left, drawn) / C(total, drawn)
+    left = total - times  # an n-gram is missed if all that are drawn are others: C(left, drawn) / C(total, drawn)
     possible = left >= drawn
     log_missed = gammaln(left + 1) - gammaln(np.where(possible, left - drawn, 0) + 1)
     log_missed += gammaln(total - drawn + 1) - gammaln(total + 1)
-    found = np.where(possible, -np.expm1(np.where(possible, log_missed, 0)), 1.0) * (counts > 0)
-    return 100 * found.sum(-1) / np.maximum(drawn[..., 0], 1)
+    found = np.where(possible, -np.expm1(np.where(possible, log_missed, 0)), 1.0)
+    return (100 * (spectrum * found).sum(-1) / np.maximum(drawn[:, 0], 1)).reshape(counts.shape[:-1])
 
 
 def self_bleu(replies: Sequence[str]) -> list[float]:

@@ -13,7 +13,7 @@ LONGEST = 256  # tokens of a reply and a sentence together
 class Nli:
     """A sequence classifier that tells whether a premise entails or contradicts a hypothesis.
 
-    :param folder: a Hugging Face folder, or an id that is cached, with labels that begin with `entail` and `contradict`.
+    :param folder: a Hugging Face folder, or a cached id, whose labels begin with `entail` and `contradict`.
     :raises ValueError: if it cannot be loaded, or has other labels.
     """
 

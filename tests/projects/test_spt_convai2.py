@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spt_parlai.dashboard.world_logs import Turn, read_turns
+from spt_parlai.dashboard.world_logs import read_turns
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.gain import TABLE_1
 from spt_parlai.metrics.registry import REPLY_METRICS
@@ -214,42 +214,6 @@ def test_a_gain_leaves_out_columns_that_the_baseline_lacks(project):
         {'unigram_f1': 2.0, 'rouge2': 1.0, 'dist1': 3.0}, {'unigram_f1': 1.0, 'rouge2': 0.0, 'sacrebleu': 1.0}
     )
     assert columns == ('unigram_f1',)
-
-
-def turns_of(replies, labels=None, dialogues=None):
-    labels = labels or ['a b c d'] * len(replies)
-    numbers = dialogues or range(len(replies))
-    return [
-        Turn(d, 1, f'message {i}', (), label, reply, None, None)
-        for i, (d, reply, label) in enumerate(zip(numbers, replies, labels, strict=True))
-    ]
-
-
-def test_rows_that_differ_in_every_dialogue_are_significant_and_equal_ones_are_not(project):
-    good, bad = turns_of(['a b c d'] * 20), turns_of(['a x y z'] * 20)
-    p = project.significance.p_values([good, good], [bad, bad])
-    assert set(p) == {'unigram_f1', 'rouge1', 'rouge2', 'rougeL', 'sacrebleu', 'dist1', 'dist2'}
-    assert all(p[name] <= 0.002 for name in ('unigram_f1', 'rouge1', 'rouge2', 'rougeL', 'sacrebleu'))
-    assert p['dist1'] == p['dist2'] == 1  # both rows repeat one reply
-    assert set(project.significance.p_values([good], [good]).values()) == {1.0}
-    assert project.significance.p_values([good], [turns_of(['x'] * 19)]) == {}  # not the same messages
-
-
-def test_dialogues_are_exchanged_whole(project):
-    """Twenty turns that are all better are two observations in two dialogues, and ten in ten."""
-    of = [[k // (20 // n) for k in range(20)] for n in (2, 10)]
-    better, worse = (
-        [[turns_of([reply] * 20, dialogues=dialogues)] for dialogues in of] for reply in ('a b c d', 'a x y z')
-    )
-    p = [project.significance.p_values(*pair)['unigram_f1'] for pair in zip(better, worse, strict=True)]
-    assert p == pytest.approx([2 / 2**2, 2 / 2**10], abs=0.001)  # two of the 2ⁿ exchanges are as extreme
-
-
-def test_distinct_words_of_all_replies_together(project):
-    words = [f'w{i}' for i in range(24)]
-    varied = turns_of([' '.join(words[2 * i : 2 * i + 2]) for i in range(12)])
-    alike = turns_of(['w0 w1'] * 12)
-    assert project.significance.p_values([varied], [alike])['dist1'] < 0.01
 
 
 def table_of(rows):
