@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from helpers.classifier import write_classifier
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from spt_parlai.metrics.nli import CONTRADICTS, ENTAILS, NEUTRAL, Nli, c_scores
 
@@ -18,29 +19,9 @@ PERSONAS = [
 
 
 @pytest.fixture(scope='module')
-def make(encoders, tmp_path_factory):
+def make(tiny_llms, tmp_path_factory):
     """labels → the folder of a random classifier."""
-
-    def folder(*labels):
-        path = tmp_path_factory.mktemp('nli')
-        tokenizer = AutoTokenizer.from_pretrained(encoders['bert'])
-        tokenizer.save_pretrained(path)
-        with torch.random.fork_rng():
-            torch.manual_seed(2)
-            config = BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=16,
-                max_position_embeddings=512,
-                initializer_range=1.0,
-                id2label=dict(enumerate(labels)),
-            )
-            BertForSequenceClassification(config).save_pretrained(path)
-        return path
-
-    return folder
+    return lambda *labels: write_classifier(tmp_path_factory.mktemp('nli'), tiny_llms.opt, *labels)
 
 
 def test_verdicts_are_those_of_the_model_pair_by_pair(make):

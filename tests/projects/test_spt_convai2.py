@@ -166,7 +166,7 @@ def test_every_loss_of_the_objective_is_switched_off_once(project):
 def test_every_column_of_a_table_is_a_metric_with_a_title(project):
     size = project.sizes.SIZES['small']
     columns = {column for make in project.grid.TABLES.values() for column in make(size, ('demo',)).columns}
-    assert columns <= set(project.tables.TITLES)
+    assert columns <= set(project.table_text.TITLES)
     assert columns - {'epoch_hours'} <= {metric.name for metric in REPLY_METRICS}
 
 
@@ -187,7 +187,7 @@ def test_settings_are_those_of_table_6(project):
 
 
 def test_tables_are_recomputed_from_the_evaluation_reports(finished):
-    (table,) = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
+    table, _ = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
     paths = [finished / 'runs' / row['runs'][0] / 'eval.json' for row in table['rows']]
     reports = [json.loads(path.read_text())['report'] for path in paths]
     for row, report in zip(table['rows'], reports, strict=True):
@@ -238,7 +238,7 @@ def test_the_best_is_bold_and_what_differs_has_a_sign(project, tmp_path):
     project.tables.mark_best(rows)
     assert [row['best'] for row in rows] == [['ppl'], ['unigram_f1'], []]  # lower ppl; nothing to compare
     table = table_of(rows)
-    project.tables.write([table], [], tmp_path)
+    project.table_text.write([table], None, tmp_path)
     text = (tmp_path / 'tables.md').read_text()
     assert '| PT, 50% | 18.00 | **40.00** |' in text and '| SPT | **19.00‡** | 41.00 |' in text
     assert 'Bold: the best of its LLM. † p < 0.05, ‡ p < 0.01: ' in text
@@ -256,7 +256,7 @@ def test_the_best_is_bold_and_what_differs_has_a_sign(project, tmp_path):
 
 def test_rows_lead_to_their_runs_and_these_to_curves_and_replies(finished):
     page = (finished / 'report' / 'index.html').read_text()
-    (table,) = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
+    table, _ = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
     names = [name for row in table['rows'] for name in row['runs']]
     assert len(names) == 2
     for name in names:
@@ -294,7 +294,7 @@ def test_the_gains_of_the_selection_are_those_of_the_evaluation(project, finishe
     """The gains of the evaluation report reach the table and the page; the selection gains no more than the best."""
     (row,) = json.loads((finished / 'report' / 'tables.json').read_text())['usage']
     (metrics,) = [r['stages']['eval']['metrics'] for r in records(finished).values() if r['agent'] == 'SptAgent']
-    gains = project.tables.GAINS
+    gains = project.prompt_use.GAINS
     assert {name: row[name]['mean'] for name in gains} == {name: metrics[name] for name in gains}
     assert abs(metrics['selected_gain']) <= metrics['best_gain'] * 3 and metrics['best_gain'] > 0
     assert f'{metrics["best_gain"]:.3f}' in (finished / 'report' / 'index.html').read_text()
