@@ -74,7 +74,7 @@ def self_bleu(replies: Sequence[str]) -> list[float]:
         for gram, count in counts.items():
             best, owner, second = highest.get(gram, (0, -1, 0))
             highest[gram] = (count, i, best) if count > best else (best, owner, max(second, count))
-    of_length = Counter(lengths)
+    of_length: Counter[int] = Counter(lengths)
     scores = []
     for i, (counts, length) in enumerate(zip(counted, lengths, strict=True)):
         matched, total = [0] * ORDERS, [0] * ORDERS
