@@ -6,6 +6,7 @@ Every row trains as many steps. A row "from PT" trains the first half as prompt 
 from __future__ import annotations
 
 from grid import K, Method, Options, Row, TableOfRows, spt, tuned_weights
+from paper_figures import FURTHER
 from sizes import Size
 
 L = 8
@@ -79,7 +80,7 @@ def mixed(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         *told,
         *_rows(llm, drawn, dict.fromkeys(list(drawn)[1:], next(iter(drawn)))),
     ]
-    return TableOfRows('mixed', 'Five corpora at once', MIXED_COLUMNS, rows)
+    return TableOfRows('mixed', 'Five corpora at once', MIXED_COLUMNS, rows, FURTHER)
 
 
 def mixed_more(size: Size, llms: tuple[str, ...]) -> TableOfRows:
@@ -116,7 +117,7 @@ def real(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         f'SPT, all, from PT, {CANDIDATES} candidates': _from_pt(size, task, ALL, _drawn(K)),
         f'SPT, gated, from PT, {CANDIDATES} candidates': _from_pt(size, task, GATED, _drawn(K)),
     }
-    return TableOfRows('real', 'ConvAI2', REAL_COLUMNS, _rows(llm, methods, dict.fromkeys(list(methods)[1:], PT)))
+    return TableOfRows('real', 'ConvAI2', REAL_COLUMNS, _rows(llm, methods, dict.fromkeys(list(methods)[1:], PT)), FURTHER)
 
 
 def real_more(size: Size, llms: tuple[str, ...]) -> TableOfRows:
