@@ -362,7 +362,7 @@ def _digest(identity) -> str:
 
 
 def jobs_of(tables: Iterable[TableOfRows], size: Size, seeds: Iterable[int]) -> list[Job]:
-    """Every run once, ordered by seed, so that whole tables are finished early; a run is behind the one it begins from."""
+    """Every run once, by seed, so that whole tables are finished early; a run is behind the one it begins from."""
     jobs: dict[str, Job] = {}
     tables = list(tables)
 
