@@ -81,17 +81,18 @@ def balanced(bias: Tensor, load: Tensor, rate: float) -> Tensor:
     return bias - rate * (load / load.sum() - 1 / len(load))
 
 
-def even_loads(log_prior: Tensor, rounds: int = 100) -> Tensor:
-    """The bias b with which the prompts get equal shares of some contexts: mean of softmax(log π + b) = 1/K for each k.
+def even_loads(log_weights: Tensor, rounds: int = 100) -> Tensor:
+    """The bias b with which the prompts get equal shares of some replies: mean of softmax(w + b) = 1/K for each k.
 
     What all contexts have in common moves log π most, so without b one prompt would be selected for every context, be
     the only one that learns, and stay. b takes the common part away: what is left is how contexts differ.
-    log_prior: [Q, K], log π of Q contexts. Returns float32 [K] with mean 0, found by Sinkhorn's fixed-point steps.
+    log_weights: [Q, K], w of Q replies, which is log π, plus log p_k(reply) where that counts. Returns float32 [K] with
+    mean 0, found by Sinkhorn's fixed-point steps; zeros if Q is 0.
     """
-    K = log_prior.shape[-1]
-    log_prior, bias = log_prior.double(), log_prior.new_zeros(K, dtype=torch.float64)
-    for _ in range(rounds):
-        bias = bias - (K * torch.softmax(log_prior + bias, dim=-1).mean(0)).log()
+    Q, K = log_weights.shape
+    log_weights, bias = log_weights.double(), log_weights.new_zeros(K, dtype=torch.float64)
+    for _ in range(rounds if Q else 0):
+        bias = bias - torch.logsumexp(torch.log_softmax(log_weights + bias, dim=-1), dim=0)
         bias = bias - bias.mean()
     return bias.float()
 

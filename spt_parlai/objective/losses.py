@@ -197,8 +197,7 @@ class SptObjective:
 
     assignment_window: int = _setting(
         512,
-        'with --prompt-assignment gated or mixture, the prompts get equal shares of this many recent contexts, those '
-        'of the batch included',
+        'with --prompt-assignment gated or mixture, the prompts get equal shares of this many recent replies',
         at_least=0,
         note='0 balances nothing',
     )

@@ -74,50 +74,51 @@ def test_the_balance_is_that_of_the_winners(tiny_llms):
     assert len(set(bias.tolist())) == 3
 
 
-def test_recent_contexts_share_the_prompts(tiny_llms):
-    """The retriever prefers one prompt for all contexts; every prompt learns from some of them nevertheless."""
-    agent = agent_of(
-        tiny_llms.opt,
-        **{'prompt_assignment': 'gated', 'tau_score': 0.1, 'assignment_epsilon': 0.0, 'lambda_contrastive': 0.0},
-    )
+@pytest.mark.parametrize('kind', ['gated', 'mixture'])
+def test_recent_replies_are_shared(tiny_llms, kind):
+    """The retriever prefers one prompt for all contexts; every prompt learns from some replies nevertheless."""
+    agent = agent_of(tiny_llms.opt, prompt_assignment=kind, tau_score=0.01, lambda_contrastive=0.0)
     agent.model.train()
     batch = batch_of(agent, packed=True)
-    with torch.no_grad():
-        prompts, retriever = agent.bare_model.soft_prompts.tokens, agent.bare_model.retriever
-        retriever.lin_prompt.bias.copy_(
-            -retriever.lin_prompt.weight @ prompts[0].mean(0)
-        )  # to zero, so its cosine is 0
-        retriever.lin_prompt.bias.add_(1e-4 * torch.randn_like(retriever.lin_prompt.bias))
-        prediction = agent._predict(batch)
-        agent.losses(batch, prediction)
-    shares = agent.objective.responsibilities(
-        prediction.log_probs, prediction.scores, prediction.example, batch['bias']
-    )
-    assert prediction.selected.bincount(minlength=3).max() > shares.sum(0).max()
-    assert shares.sum(0).min() >= 1
-    log_prior = torch.log_softmax(prediction.scores / 0.1, -1)
-    torch.testing.assert_close(torch.softmax(log_prior + batch['bias'], -1).mean(0), torch.full((3,), 1 / 3))
+    shares = []
+    for _ in range(2):
+        with torch.no_grad():
+            prediction = agent._predict(batch)
+            agent.losses(batch, prediction)
+        shares.append(
+            agent.objective.responsibilities(
+                prediction.log_probs, prediction.scores, prediction.example, batch['bias']
+            ).mean(0)
+        )
+    weights = torch.log_softmax(prediction.scores / 0.01, -1)
+    if kind == 'mixture':
+        tokens = [prediction.log_probs[:, prediction.example == n] for n in range(len(weights))]
+        weights = weights + torch.stack([log_probs.sum(1) for log_probs in tokens])
+    torch.testing.assert_close(torch.softmax(weights + batch['bias'], -1).mean(0), torch.full((3,), 1 / 3))
+    assert shares[1].max() - shares[1].min() < 0.5 * (shares[0].max() - shares[0].min())
 
 
-def test_only_recent_contexts_count(tiny_llms):
+def test_only_recent_replies_count(tiny_llms):
     agent = agent_of(tiny_llms.opt, prompt_assignment='mixture', assignment_window=20, lambda_contrastive=0.0)
     agent.model.train()
     batch = batch_of(agent, packed=True)
     B = len(batch.label_vec)
-    assert B < 20
-    for expected in (B, min(2 * B, 20), 20):
+    assert 10 < B < 20
+    for expected in (B, 20, 20):
         with torch.no_grad():
-            agent._predict(batch)
+            prediction = agent._predict(batch)
+            agent.losses(batch, prediction)
         assert len(agent._recent) == expected
     means = agent.bare_model.context_means(batch.text_vec, batch.row, batch.context_length)
-    torch.testing.assert_close(agent._recent[-B:], means)
+    likelihood = [prediction.log_probs[:, prediction.example == n].sum(1) for n in range(B)]
+    torch.testing.assert_close(agent._recent[-B:], torch.cat([means, torch.stack(likelihood)], 1))
 
 
 @pytest.mark.parametrize(
     'assignment, state',
     [
         ({'prompt_assignment': 'wta', 'assignment_balance': 3.0}, 'balance'),
-        ({'prompt_assignment': 'gated'}, 'recent_contexts'),
+        ({'prompt_assignment': 'gated'}, 'recent'),
     ],
 )
 def test_a_stopped_run_continues_with_its_balance(tiny_llms, tmp_path, assignment, state):

@@ -175,7 +175,7 @@ def test_adam(llm, tmp_path):
     assert {0.0, 1.0} in steps  # within one batch, some contexts selected that prompt and some did not
 
 
-@pytest.mark.parametrize('assignment, state', [('wta', 'balance'), ('equal', None), ('gated', 'recent_contexts')])
+@pytest.mark.parametrize('assignment, state', [('wta', 'balance'), ('equal', None), ('mixture', 'recent')])
 def test_replies_of_all_processes_compete_for_the_prompts(llm, tmp_path, assignment, state):
     options = {**SGD, 'lambda_selection': 1.0, 'prompt_assignment': assignment, 'max_train_steps': 3, 'llm': llm}
     if assignment == 'wta':
