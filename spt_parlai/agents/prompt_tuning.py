@@ -9,7 +9,7 @@ from spt_parlai.agents.base import LLMAgent
 from spt_parlai.checkpoints.prompts import read_prompts
 from spt_parlai.errors import naming
 from spt_parlai.model.causal_lm import CausalLM
-from spt_parlai.model.soft_prompts import INITIALISATIONS, SOURCES, SoftPromptGroup, initial_prompts
+from spt_parlai.model.soft_prompts import COPIES_NOISE, INITIALISATIONS, SOURCES, SoftPromptGroup, initial_prompts
 from spt_parlai.options.declare import Opt, Option, OptionGroup
 
 
@@ -39,9 +39,9 @@ SOFT_PROMPTS = OptionGroup(
         ),
         Option(
             'prompt_init_noise',
-            0.0,
+            None,
             'standard deviation of the normal noise on trained prompts from "file:PATH", in units of that of their '
-            'values; with it, one trained prompt serves as the beginning of all K',
+            f'values (default: {COPIES_NOISE} where one trained prompt is the beginning of all K, else 0)',
             float,
             at_least=0,
             note='0 adds none',
@@ -63,7 +63,7 @@ class PromptTuningAgent(LLMAgent):
     def build_prompts(self, llm: CausalLM) -> SoftPromptGroup:
         init, noise = self.opt['prompt_init'], self.opt['prompt_init_noise']
         if self.persistence.loads:
-            init, noise = 'normal', 0.0
+            init, noise = 'normal', None
         K, L = self.num_prompts, self.opt['prompt_length']
         given = f'{init} --prompt-init-noise {noise:g}' if noise else init
         with naming(f'--prompt-init {given} with --num-prompts {K} and --prompt-length', L):

@@ -18,7 +18,7 @@ from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.prompted_lm import Selection
 from spt_parlai.model.retriever import Retriever
 from spt_parlai.objective import Losses, SptObjective
-from spt_parlai.objective.assignment import balanced, equal_sizes
+from spt_parlai.objective.assignment import BY_CONTEXT, balanced, equal_sizes, even_loads
 from spt_parlai.objective.losses import sum_per_example
 from spt_parlai.objective.similarity import similar_pairs
 from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs, options_of
@@ -48,6 +48,7 @@ _CONDITIONS: dict[str, dict[str, Any]] = {
     'prompt_assignment': {'check': _check_assignment},
     'assignment_epsilon': {'needs': _assigned('gated', 'mixture', 'wta', 'annealed', 'equal')},
     'assignment_balance': {'needs': _assigned('wta')},
+    'assignment_window': {'needs': _assigned(*BY_CONTEXT)},
     'lambda_fusion': {'needs': _assigned('all')},
     'tau_gold': {'needs': _assigned('all', 'annealed')},
 }
@@ -137,6 +138,7 @@ class SptAgent(PromptTuningAgent):
     def __init__(self, opt, shared=None):
         self.objective = SptObjective(**{f.name: opt[f.name] for f in fields(SptObjective)})
         self._balance = torch.zeros(0)  # the bias of every prompt, for --prompt-assignment wta, once K is checked
+        self._recent = torch.zeros(0, 0)  # [Q, D + K], means of contexts and log-likelihoods, for --assignment-window
         super().__init__(opt, shared)
 
     @property
@@ -145,6 +147,7 @@ class SptAgent(PromptTuningAgent):
 
     def build_retriever(self, llm: CausalLM) -> Retriever:
         self._balance = torch.zeros(self.num_prompts)
+        self._recent = torch.zeros(0, llm.hidden_size + self.num_prompts)
         return Retriever(llm.hidden_size, self.opt['activation_beta'])
 
     def model_options(self):
@@ -162,12 +165,35 @@ class SptAgent(PromptTuningAgent):
         return partial(self.objective.token_loss, bias=batch.get('bias'))
 
     def _predict(self, batch):
-        """Predict; in training, the replies of a batch compete for the prompts (`--prompt-assignment wta|equal`)."""
-        if batch.is_training and self.objective.prompt_assignment == 'wta':
+        """Predict; in training, contexts or replies compete for the prompts (`--prompt-assignment`)."""
+        if batch.is_training and self._balances_contexts:
+            batch['bias'] = self._even_loads()
+        elif batch.is_training and self.objective.prompt_assignment == 'wta':
             batch['bias'] = self._balance
         elif batch.is_training and self.objective.prompt_assignment == 'equal':
             batch['bias'] = self._equal_sizes(batch)
         return super()._predict(batch)
+
+    @property
+    def _balances_contexts(self) -> bool:
+        return self.objective.prompt_assignment in BY_CONTEXT and self.objective.assignment_window > 0
+
+    @torch.no_grad()
+    def _even_loads(self) -> torch.Tensor:
+        """Return the bias [K] that gives the prompts equal shares of the recent replies."""
+        means, likelihood = self._recent.split([self._recent.shape[1] - self.num_prompts, self.num_prompts], dim=1)
+        weights = self.objective.log_prior(self.bare_model.scores(means)).cpu()
+        return even_loads(weights + likelihood if self.objective.prompt_assignment == 'mixture' else weights)
+
+    @torch.no_grad()
+    def _remember(self, batch, prediction) -> None:
+        """Add the replies of one training batch, those of all processes, to the recent ones."""
+        scored = batch.get('scored_vec')
+        packed = () if scored is not None else (batch.get('row'), batch.get('context_length'))
+        means = self.bare_model.context_means(batch.text_vec if scored is None else scored, *packed)
+        likelihood = sum_per_example(prediction.log_probs, prediction.example, len(prediction.scores)).T
+        everyone = torch.cat(of_all_processes(torch.cat([means, likelihood.to(means)], dim=1).cpu()))
+        self._recent = torch.cat([self._recent, everyone])[-self.objective.assignment_window :]
 
     @torch.no_grad()
     def _equal_sizes(self, batch) -> torch.Tensor:
@@ -211,6 +237,8 @@ class SptAgent(PromptTuningAgent):
         )
         if batch.is_training and self.objective.prompt_assignment == 'wta':
             self._count_winners(prediction)
+        elif batch.is_training and self._balances_contexts:
+            self._remember(batch, prediction)
         return losses
 
     def _dialogues(self, batch) -> torch.Tensor | None:
@@ -275,11 +303,18 @@ class SptAgent(PromptTuningAgent):
 
     def state_dict(self):
         states = super().state_dict()
-        return {**states, 'balance': self._balance} if self.objective.prompt_assignment == 'wta' else states
+        if self._balances_contexts:
+            states['recent'] = self._recent
+        elif self.objective.prompt_assignment == 'wta':
+            states['balance'] = self._balance
+        return states
 
     def load(self, path):
         states = super().load(path)
         if 'balance' in states and not self._is_finetune:
             with damage_explained(path):
                 self._balance = states['balance'].view(self.num_prompts)
+        if 'recent' in states and not self._is_finetune:
+            with damage_explained(path):
+                self._recent = states['recent'].view(-1, self._recent.shape[1])
         return states

@@ -86,6 +86,7 @@ def check_states(states: dict[str, Any]) -> None:
             'accumulated': lambda v: isinstance(v, dict),
             'loss_scale': lambda v: isinstance(v, dict),
             'balance': _weight,
+            'recent': _weight,
         },
     )
     if 'accumulated' in states:

@@ -217,6 +217,16 @@ class PromptedLM(TorchGeneratorModel):
         """Score and select prompts for contexts, int64 [B, T], right-padded with negative ids."""
         return self._select_by_means(context_mean(*self._embed_contexts(contexts)))
 
+    def context_means(self, contexts: Tensor, row: Tensor | None = None, length: Tensor | None = None) -> Tensor:
+        """Return what the retriever sees of contexts, the means of their word embeddings: float32 [B, D].
+
+        contexts: int64 [R, T], right-padded with negative ids; row, length: int64 [B], where contexts share rows.
+        """
+        words, mask = self._embed_contexts(contexts)
+        if row is None or length is None:
+            return context_mean(words, mask)
+        return prefix_means(words, row.to(words.device), length.to(words.device))
+
     def select(self, scores: Tensor) -> Tensor:
         """Equation 7, with score noise and forced prompts: scores [B, K] → int64 [B]."""
         if self.force_prompt >= 0:
@@ -232,12 +242,15 @@ class PromptedLM(TorchGeneratorModel):
 
     def _select_by_means(self, means: Tensor) -> Selection:
         """Score and select prompts by the means of the contexts' word embeddings, float32 [B, D]."""
+        scores = self.scores(means)
+        return Selection(scores, self.select(scores))
+
+    def scores(self, means: Tensor) -> Tensor:
+        """Score every prompt for contexts of which the means of the word embeddings are given: [B, D] → [B, K]."""
         prompts = self.soft_prompts.tokens
         if self.retriever is None:
-            scores = prompts.new_zeros(len(means), len(prompts))
-        else:
-            scores = self.retriever(means.to(prompts), prompts)
-        return Selection(scores, self.select(scores))
+            return prompts.new_zeros(len(means), len(prompts))
+        return self.retriever(means.to(prompts), prompts)
 
     # ---- decoding, as ParlAI's search calls it --------------------------------------------------------
 

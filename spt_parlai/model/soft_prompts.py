@@ -17,6 +17,8 @@ from spt_parlai.text_files import read_lines
 INITIALISATIONS = ('normal', 'embedding-scale', 'vocab')
 SOURCES = ('text:', 'file:')
 
+COPIES_NOISE = 0.1  # enough to tell copies of one prompt apart, and too little to change its perplexity
+
 Tokenize = Callable[[str], Sequence[int]]
 """A text → token ids, without special tokens."""
 
@@ -58,19 +60,20 @@ def initial_prompts(
     tokenize: Tokenize,
     vocabulary: int,
     read_prompts: Callable[[str], Tensor],
-    noise: float = 0.0,
+    noise: float | None = None,
 ) -> Tensor:
     """Return the initial soft prompts, float32 [K, L, D] on the CPU.
 
     normal: N(0, 1), as in the paper. embedding-scale: normal with the mean and standard deviation of the LM's own word
     embeddings, dimension by dimension. vocab: the embeddings of K × L different words. `text:A|B|…`: the embeddings of
     the words of K texts, repeated or cut to L. `file:PATH`: the same with one text per line of a `.txt` file, or else
-    prompts that were trained before; a single one is copied K times.
+    prompts that were trained before; a single one is copied K times, with noise that tells the copies apart.
 
     :param embed: token ids [...] → the LM's word embeddings [..., D].
     :param vocabulary: V, how many of the LM's token ids its tokenizer uses.
     :param read_prompts: path → trained prompts [K, L, D].
-    :param noise: standard deviation of the normal noise on trained prompts, in units of that of their values.
+    :param noise: standard deviation of the normal noise on trained prompts, in units of that of their values; None:
+        a tenth for copies of a single prompt, and none otherwise.
     :raises ValueError: for a source that does not give K different prompts of L tokens and the LM's D.
     """
     K, L, D = num_prompts, prompt_length, embed(torch.zeros(1, dtype=torch.long)).shape[-1]
@@ -124,16 +127,18 @@ def _texts(init: str) -> list[str]:
         raise ValueError(f'the file cannot be read ({error}); give a file with one text per line') from error
 
 
-def _from_trained(prompts: Tensor, shape: tuple[int, int, int], noise: float) -> Tensor:
+def _from_trained(prompts: Tensor, shape: tuple[int, int, int], noise: float | None) -> Tensor:
     """Return trained prompts, float32 [K, L, D], with noise; a single one becomes K copies that the noise tells apart.
 
     :raises ValueError: if their shape is not the [K, L, D] that is needed, or copies would be equal.
     """
     if prompts.shape[0] == 1 and tuple(prompts.shape[1:]) == shape[1:]:
+        if noise is None and shape[0] > 1:
+            noise = COPIES_NOISE
         if shape[0] > 1 and not noise:
             raise ValueError(
                 f'the file holds one prompt, and {shape[0]} copies that begin equal stay equal; '
-                'add noise to them, such as 0.1'
+                f'add noise to them, such as {COPIES_NOISE}'
             )
         prompts = prompts.expand(shape)
     if tuple(prompts.shape) != shape:

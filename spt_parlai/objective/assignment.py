@@ -24,8 +24,8 @@ from torch import Tensor
 class Assigned:
     """What an assignment may look at.
 
-    log_likelihood: [B, K]; log_prior: [B, K], log π, the log-softmax of the retriever's scores; tau: temperature of the
-    annealed posterior.
+    log_likelihood: [B, K]; log_prior: [B, K], log π, the log-softmax of the retriever's scores, plus a bias that
+    balances the prompts (`even_loads`); tau: temperature of the annealed posterior.
     """
 
     log_likelihood: Tensor
@@ -34,12 +34,12 @@ class Assigned:
 
 
 def gated(inputs: Assigned) -> Tensor:
-    """1 for the prompt that the retriever selects (the lowest index of equal scores): [B, K]."""
+    """1 for the prompt of the highest log π + b, which the retriever is to select (the first of equal ones): [B, K]."""
     return _one_hot(inputs.log_prior)
 
 
 def mixture(inputs: Assigned) -> Tensor:
-    """The posterior of a mixture of prompts whose weights the retriever gives: ∝ π_k · p_k(reply), [B, K]."""
+    """The posterior of a mixture of prompts whose weights the retriever gives: ∝ π_k · e^b_k · p_k(reply), [B, K]."""
     return torch.softmax(inputs.log_prior + inputs.log_likelihood, dim=-1)
 
 
@@ -60,6 +60,7 @@ ASSIGNMENTS: dict[str, Callable[[Assigned], Tensor]] = {
     'annealed': annealed,
     'equal': winner,  # of the likelihoods to which `equal_sizes` has added its bias
 }
+BY_CONTEXT = ('gated', 'mixture')  # look at what the retriever will select; the others look at the reply alone
 
 
 def smoothed(responsibilities: Tensor, epsilon: float) -> Tensor:
@@ -78,6 +79,22 @@ def balanced(bias: Tensor, load: Tensor, rate: float) -> Tensor:
     each prompt has won; rate: γ.
     """
     return bias - rate * (load / load.sum() - 1 / len(load))
+
+
+def even_loads(log_weights: Tensor, rounds: int = 100) -> Tensor:
+    """The bias b with which the prompts get equal shares of some replies: mean of softmax(w + b) = 1/K for each k.
+
+    What all contexts have in common moves log π most, so without b one prompt would be selected for every context, be
+    the only one that learns, and stay. b takes the common part away: what is left is how contexts differ.
+    log_weights: [Q, K], w of Q replies, which is log π, plus log p_k(reply) where that counts. Returns float32 [K] with
+    mean 0, found by Sinkhorn's fixed-point steps; zeros if Q is 0.
+    """
+    Q, K = log_weights.shape
+    log_weights, bias = log_weights.double(), log_weights.new_zeros(K, dtype=torch.float64)
+    for _ in range(rounds if Q else 0):
+        bias = bias - torch.logsumexp(torch.log_softmax(log_weights + bias, dim=-1), dim=0)
+        bias = bias - bias.mean()
+    return bias.float()
 
 
 def equal_sizes(log_likelihood: Tensor) -> Tensor:

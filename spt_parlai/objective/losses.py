@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_parlai.objective.assignment import ASSIGNMENTS, Assigned, smoothed
+from spt_parlai.objective.assignment import ASSIGNMENTS, BY_CONTEXT, Assigned, smoothed
 
 
 def mean_per_example(values: Tensor, example: Tensor, num_examples: int) -> Tensor:
@@ -195,6 +195,13 @@ class SptObjective:
         note='0 handicaps none',
     )
 
+    assignment_window: int = _setting(
+        512,
+        'with --prompt-assignment gated or mixture, the prompts get equal shares of this many recent replies',
+        at_least=0,
+        note='0 balances nothing',
+    )
+
     @property
     def assigns(self) -> bool:
         """Whether replies are assigned to prompts; if not, every prompt trains on every reply."""
@@ -212,20 +219,27 @@ class SptObjective:
             if weight and kind in declared.metadata:
                 yield name, weight, declared.metadata[kind]
 
+    def log_prior(self, scores: Tensor) -> Tensor:
+        """log π, the retriever's distribution over the prompts: scores [..., K] → [..., K]."""
+        return torch.log_softmax(scores / self.tau_score, dim=-1)
+
     def responsibilities(
         self, log_probs: Tensor, scores: Tensor, example: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         """How much of each reply every prompt is to learn: [B, K], rows sum to 1; all ones without an assignment.
 
-        :param bias: [K] or [B, K], added to the log-likelihoods (`balanced`, `equal_sizes`); None adds nothing.
+        :param bias: [K] or [B, K], added to log π (`even_loads`) or, where the assignment looks at the reply alone, to
+            the log-likelihoods (`balanced`, `equal_sizes`); None adds nothing.
         """
         if not self.assigns:
             return torch.ones_like(scores)
         with torch.no_grad():
             likelihood = sum_per_example(log_probs, example, len(scores)).T  # [B, K]
-            if bias is not None:
+            prior = self.log_prior(scores)
+            if bias is not None and self.prompt_assignment in BY_CONTEXT:
+                prior = prior + bias.to(prior)
+            elif bias is not None:
                 likelihood = likelihood + bias.to(likelihood)
-            prior = torch.log_softmax(scores / self.tau_score, dim=-1)
             found = ASSIGNMENTS[self.prompt_assignment](Assigned(likelihood, prior, self.tau_gold))
             return smoothed(found, self.assignment_epsilon)
 

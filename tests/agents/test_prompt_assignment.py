@@ -19,6 +19,8 @@ from spt_parlai.objective.assignment import balanced
         ({'prompt_assignment': 'mixture', 'assignment_balance': 0.5}, 'belongs to --prompt-assignment wta'),
         ({'prompt_assignment': 'gated', 'lambda_fusion': 0.5}, 'belongs to --prompt-assignment all'),
         ({'prompt_assignment': 'gated', 'tau_gold': 2.0}, 'belongs to --prompt-assignment all or annealed'),
+        ({'prompt_assignment': 'wta', 'assignment_window': 9}, 'belongs to --prompt-assignment gated or mixture'),
+        ({'prompt_assignment': 'gated', 'assignment_window': -1}, 'give a whole number of at least 0'),
         ({'assignment_epsilon': 0.1}, 'belongs to --prompt-assignment gated or mixture'),
     ],
 )
@@ -72,16 +74,63 @@ def test_the_balance_is_that_of_the_winners(tiny_llms):
     assert len(set(bias.tolist())) == 3
 
 
-def test_a_stopped_run_continues_with_its_balance(tiny_llms, tmp_path):
-    run = {'prompt_assignment': 'wta', 'assignment_balance': 3.0, 'log_every_n_steps': 1, 'batchsize': 2}
+@pytest.mark.parametrize('kind', ['gated', 'mixture'])
+def test_recent_replies_are_shared(tiny_llms, kind):
+    """The retriever prefers one prompt for all contexts; every prompt learns from some replies nevertheless."""
+    agent = agent_of(tiny_llms.opt, prompt_assignment=kind, tau_score=0.01, lambda_contrastive=0.0)
+    agent.model.train()
+    batch = batch_of(agent, packed=True)
+    shares = []
+    for _ in range(2):
+        with torch.no_grad():
+            prediction = agent._predict(batch)
+            agent.losses(batch, prediction)
+        shares.append(
+            agent.objective.responsibilities(
+                prediction.log_probs, prediction.scores, prediction.example, batch['bias']
+            ).mean(0)
+        )
+    weights = torch.log_softmax(prediction.scores / 0.01, -1)
+    if kind == 'mixture':
+        tokens = [prediction.log_probs[:, prediction.example == n] for n in range(len(weights))]
+        weights = weights + torch.stack([log_probs.sum(1) for log_probs in tokens])
+    torch.testing.assert_close(torch.softmax(weights + batch['bias'], -1).mean(0), torch.full((3,), 1 / 3))
+    assert shares[1].max() - shares[1].min() < 0.5 * (shares[0].max() - shares[0].min())
+
+
+def test_only_recent_replies_count(tiny_llms):
+    agent = agent_of(tiny_llms.opt, prompt_assignment='mixture', assignment_window=20, lambda_contrastive=0.0)
+    agent.model.train()
+    batch = batch_of(agent, packed=True)
+    B = len(batch.label_vec)
+    assert 10 < B < 20
+    for expected in (B, 20, 20):
+        with torch.no_grad():
+            prediction = agent._predict(batch)
+            agent.losses(batch, prediction)
+        assert len(agent._recent) == expected
+    means = agent.bare_model.context_means(batch.text_vec, batch.row, batch.context_length)
+    likelihood = [prediction.log_probs[:, prediction.example == n].sum(1) for n in range(B)]
+    torch.testing.assert_close(agent._recent[-B:], torch.cat([means, torch.stack(likelihood)], 1))
+
+
+@pytest.mark.parametrize(
+    'assignment, state',
+    [
+        ({'prompt_assignment': 'wta', 'assignment_balance': 3.0}, 'balance'),
+        ({'prompt_assignment': 'gated'}, 'recent'),
+    ],
+)
+def test_a_stopped_run_continues_with_its_balance(tiny_llms, tmp_path, assignment, state):
+    run = {**assignment, 'log_every_n_steps': 1, 'batchsize': 2}
     run |= {'lambda_contrastive': 0.0, 'validation_every_n_epochs': -1, 'skip_generation': True}
     train(tmp_path / 'whole', tiny_llms.opt, **run, max_train_steps=6)
     train(tmp_path / 'stopped', tiny_llms.opt, **run, max_train_steps=3)
-    assert states(tmp_path / 'stopped')['balance'].any()
+    assert states(tmp_path / 'stopped')[state].any()
     train(tmp_path / 'stopped', tiny_llms.opt, **run, max_train_steps=6)
     whole, stopped = (logged(tmp_path / name) for name in ('whole', 'stopped'))
     assert stopped[max(stopped)] == pytest.approx(whole[max(stopped)], rel=1e-6) and max(stopped) > 3
-    for name in ('model', 'balance'):
+    for name in ('model', state):
         torch.testing.assert_close(states(tmp_path / 'stopped')[name], states(tmp_path / 'whole')[name])
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spt_parlai.objective import SptObjective
-from spt_parlai.objective.assignment import ASSIGNMENTS, balanced, equal_sizes, smoothed
+from spt_parlai.objective.assignment import ASSIGNMENTS, balanced, equal_sizes, even_loads, smoothed
 
 quick = settings(max_examples=40, deadline=None)
 CLOSE = dict(rtol=1e-9, atol=1e-9)
@@ -34,7 +34,7 @@ def naive(kind, log_probs, scores, lengths, bias, epsilon, tau_score, tau_gold):
         start += length
         pi = softmax([score / tau_score for score in scores[n]])
         if kind == 'gated':
-            parts = one_hot(scores[n])
+            parts = one_hot([math.log(p) + b for p, b in zip(pi, bias, strict=True)])
         elif kind == 'mixture':
             parts = softmax([math.log(p) + value for p, value in zip(pi, likelihood, strict=True)])
         elif kind == 'annealed':
@@ -93,6 +93,21 @@ def test_every_prompt_learns_every_reply_without_an_assignment():
 def test_a_prompt_that_wins_too_often_is_handicapped():
     bias = balanced(torch.tensor([0.0, 0.5, 0.0]), torch.tensor([6, 2, 0]), 0.3)
     torch.testing.assert_close(bias, torch.tensor([-0.3 * (3 / 4 - 1 / 3), 0.5 - 0.3 * (1 / 4 - 1 / 3), 0.1]))
+
+
+@pytest.mark.parametrize('spread', [0.01, 1.0])
+def test_even_loads_of_contexts_that_all_prefer_one_prompt(spread):
+    torch.manual_seed(0)
+    log_prior = torch.log_softmax(spread * torch.randn(40, 3) + torch.tensor([0.0, 9.0, 4.0]), dim=-1)
+    bias = even_loads(log_prior)
+    naive = [0.0] * 3
+    for _ in range(100):
+        shares = [softmax([v + b for v, b in zip(row, naive, strict=True)]) for row in log_prior.double().tolist()]
+        naive = [b - math.log(3 * sum(share[k] for share in shares) / 40) for k, b in enumerate(naive)]
+        naive = [b - sum(naive) / 3 for b in naive]
+    torch.testing.assert_close(bias.double(), torch.tensor(naive, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.softmax(log_prior + bias, -1).mean(0), torch.full((3,), 1 / 3), atol=1e-4, rtol=0)
+    assert log_prior.argmax(1).eq(1).all() and (log_prior + bias).argmax(1).bincount().min() >= 8
 
 
 @pytest.mark.parametrize('K, B', [(2, 4), (3, 6), (3, 5), (4, 3), (2, 1)])
