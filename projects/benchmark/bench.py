@@ -1,6 +1,6 @@
 """Compare training speed and memory: the naive pattern, PEFT's loop, and this package per turn and on whole dialogues.
 
-    python projects/benchmark/bench.py [--quick] [--shape opt-125m] [--dtype float32] [--data DATAPATH] [--out FOLDER]
+    python projects/benchmark/bench.py [--quick] [--llm opt-125m] [--dtype float32] [--data DATAPATH] [--out FOLDER]
 
 All contenders run one after the other on the same machine, in rounds.
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import sampling
 import torch
+from dialogues import episodes
 from job import Job, run_in_rounds
 from report import claims, environment, plot, say, table, write
-from shapes import CONFIGS
+from shapes import LLM_HELP, TOKENIZER_HELP
 
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.errors import naming
@@ -34,7 +35,7 @@ QUICK_CURVES = {'K': (1, 2)}
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--shape', choices=CONFIGS, default='opt-125m')
+    parser.add_argument('--llm', default='opt-125m', help=LLM_HELP)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--K', type=int, default=4, help='prompts')
@@ -43,11 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=1, help='timed steps in each run of a contender')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--data', help="ParlAI's datapath with ConvAI2 in it; default: the sample task")
-    parser.add_argument(
-        '--tokenizer',
-        default='demo',
-        help="folder of an LLM (its config.json and tokenizer) whose token ids fit the shape's vocabulary",
-    )
+    parser.add_argument('--tokenizer', help=TOKENIZER_HELP)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--llm-compile', action='store_true', help='also measure whole dialogues with --llm-compile')
     parser.add_argument('--no-curves', action='store_true', help='only the comparison and the profile')
@@ -94,9 +91,10 @@ def main() -> None:
     args = arguments()
     with naming('--out', args.out):
         check_writable(args.out / 'benchmark.json')
+    episodes(args.data, 1)  # refuses a folder without data before anything is measured
     base = Job(
         'packed',
-        args.shape,
+        args.llm,
         args.dtype,
         args.device,
         args.threads,
@@ -109,7 +107,7 @@ def main() -> None:
         tokenizer=args.tokenizer,
     )
     if args.quick:
-        base, args.rounds = replace(base, shape='tiny', K=2, warm_up=0, steps=1, square=256), 1
+        base, args.rounds = replace(base, llm='tiny', K=2, warm_up=0, steps=1, square=256), 1
     result = environment(args)
     result['comparison'] = run_in_rounds(comparison(base, args.llm_compile), args.rounds, say)
     (result['profile'],) = run_in_rounds([replace(base, profile=True)], 1, say)

@@ -7,11 +7,13 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
+from flops import matmul_rate, synchronize
 
 PRELOADED = ['torch', 'transformers', 'peft', 'spt_parlai.model.prompted_lm', 'job', 'contenders']
 
@@ -20,14 +22,14 @@ PRELOADED = ['torch', 'transformers', 'peft', 'spt_parlai.model.prompted_lm', 'j
 class Job:
     """What to measure.
 
-    contender: a name of `contenders.CONTENDERS`; batch: dialogues if it packs, else turns; limit: longest context in
-    tokens; prompt_chunk, tokens_at_once, recompute, compile: options of the package (the last two are
-    `--checkpoint-activations` and `--llm-compile`); steps: how many are timed, after `warm_up` others; square: side of
-    the matrices whose product gives the machine's rate, 0 for the usual one of the device.
+    contender: a name of `contenders.CONTENDERS`; llm: see `shapes.build`; batch: dialogues if it packs, else turns;
+    limit: longest context in tokens; prompt_chunk, tokens_at_once, recompute, compile: options of the package (the last
+    two are `--checkpoint-activations` and `--llm-compile`); steps: how many are timed, after `warm_up` others; square:
+    side of the matrices whose product gives the machine's rate, 0 for the usual one of the device.
     """
 
     contender: str
-    shape: str
+    llm: str
     dtype: str = 'float32'
     device: str = 'cpu'
     threads: int = 2
@@ -43,7 +45,7 @@ class Job:
     warm_up: int = 1
     seed: int = 0
     data: str | None = None
-    tokenizer: str = 'demo'
+    tokenizer: str | None = None
     profile: bool = False
     square: int = 0
 
@@ -71,16 +73,15 @@ class Trainer(ABC):
 
 def in_fresh_process(job: Job) -> dict:
     """`measure` in a new process, which holds nothing but the imported libraries at its start."""
-    context = get_context('forkserver')
+    context = get_context('forkserver' if job.device == 'cpu' else 'spawn')  # a GPU cannot be used after a fork
     context.set_forkserver_preload(PRELOADED)
-    with context.Pool(1) as pool:
-        return pool.apply(measure, (job,))
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(measure, job).result()
 
 
 def measure(job: Job) -> dict:
     """Time steps one by one, each between two measurements of the machine's rate in the same dtype."""
     from contenders import make
-    from flops import matmul_rate, synchronize
     from step_profile import profiled
 
     torch.set_num_threads(job.threads)
@@ -93,13 +94,19 @@ def measure(job: Job) -> dict:
     rate, steps = matmul_rate(dtype, device, job.square), []
     for _ in range(job.steps):
         synchronize(device)
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.process_time()
         size, phases = profiled(trainer) if job.profile else (trainer.step(), {})
         synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - start_busy
         before, rate = rate, matmul_rate(dtype, device, job.square)
         steps.append(
-            {'seconds': seconds, **size._asdict(), 'matmul_flops_per_s': (before + rate) / 2, 'phases': phases}
+            {
+                'seconds': seconds,
+                'processor_seconds': busy,
+                **size._asdict(),
+                'matmul_flops_per_s': (before + rate) / 2,
+                'phases': phases,
+            }
         )
     return {**asdict(job), 'steps': steps, 'peak_bytes': peak_bytes(device), 'bytes_with_model': with_model}
 
@@ -109,7 +116,7 @@ def run_in_rounds(jobs: Sequence[Job], rounds: int, say: Callable[[str], None]) 
     results: dict[Job, list[dict]] = {job: [] for job in jobs}
     for i in range(rounds):
         for job in results:
-            say(f'round {i + 1} of {rounds}: {job.contender}, {job.shape}, K {job.K}, batch {job.batch}')
+            say(f'round {i + 1} of {rounds}: {job.contender}, {job.llm}, K {job.K}, batch {job.batch}')
             results[job].append(in_fresh_process(job))
     return [summary(runs) for runs in results.values()]
 
@@ -133,6 +140,7 @@ def summary(runs: Sequence[dict]) -> dict:
         'matmul_fraction': median(lambda s: s['flops'] / s['seconds'] / s['matmul_flops_per_s']),
         'examples_per_step': median(lambda s: s['examples']),
         'seconds_per_step': median(lambda s: s['seconds']),
+        'busy_threads': median(lambda s: s['processor_seconds'] / s['seconds']),
         'padding': 1 - sum(s['tokens'] for s in steps) / sum(s['computed'] for s in steps),
         'shares': {name: statistics.median(share[name] for share in shares) for name in shares[0]},
     }

@@ -25,10 +25,20 @@ class Ours(Trainer):
 
     :param packed: a batch is `job.batch` whole dialogues; else it is `job.batch` turns.
     :param together: run all rows in one padded pass and keep its graph, as without `--tokens-at-once`.
+    :param trains: a step trains; else it evaluates.
     """
 
-    def __init__(self, job: Job, lm: torch.nn.Module, reader: Reader, pool: list, packed: bool, together: bool = False):
-        self.job, self.reader, self.packed = job, reader, packed
+    def __init__(
+        self,
+        job: Job,
+        lm: torch.nn.Module,
+        reader: Reader,
+        pool: list,
+        packed: bool,
+        together: bool = False,
+        trains: bool = True,
+    ):
+        self.job, self.reader, self.packed, self.trains = job, reader, packed, trains
         self.shape, self.device = LLMShape.of(lm), torch.device(job.device)
         llm = CausalLM(lm)
         if job.recompute:
@@ -48,17 +58,20 @@ class Ours(Trainer):
                 tokens_at_once=2**40 if together else job.tokens_at_once,
             )
             .to(self.device)
-            .train()
+            .train(trains)
         )
         self.objective = SptObjective()
-        self.token_loss = None if together else self.objective.token_loss
+        self.token_loss = self.objective.token_loss if trains and not together else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
         self.batches = (draw_dialogues if packed else draw_turns)(pool, job.batch, job.seed)
         self.make_batch = reader.packed if packed else reader.per_turn
         self.similar = similar_pairs
 
     def step(self) -> StepSize:
-        batch = self.make_batch(next(self.batches))
+        with torch.set_grad_enabled(self.trains):
+            return self._step(self.make_batch(next(self.batches)))
+
+    def _step(self, batch: dict) -> StepSize:
         prediction = self.model(
             batch['text_vec'],
             batch['label_vec'],
@@ -70,9 +83,12 @@ class Ours(Trainer):
         losses = self.objective(
             prediction.log_probs, prediction.scores, prediction.example, similar, token_loss=prediction.token_loss
         )
-        self.optimizer.zero_grad()
-        losses.total.backward()
-        self.optimizer.step()
+        if self.trains:
+            self.optimizer.zero_grad()
+            losses.total.backward()
+            self.optimizer.step()
+        else:
+            losses.total.item()  # as a report needs it
         return self._size(batch)
 
     def _size(self, batch: dict) -> StepSize:
@@ -83,9 +99,10 @@ class Ours(Trainer):
         lengths = context + target[last] - 1  # [R]; the last target token is predicted, but not an input
         K, rows = self.job.K, [self.job.L + int(n) for n in lengths]
         groups = rows_of_like_length(rows, self.model.tokens_at_once // K)
+        flops = self.shape.training if self.trains else self.shape.forward
         return StepSize(
             examples=batch['batchsize'],
             tokens=K * sum(rows),
             computed=K * sum(len(group) * longest for group, longest in groups),
-            flops=self.shape.training(rows * K, K * int(target.sum())),
+            flops=flops(rows * K, K * int(target.sum())),
         )

@@ -139,7 +139,7 @@ def table(result: dict) -> None:
     first = result['comparison'][0]
     rate = result['profile']['matmul_flops_per_s'] / 1e9
     show(
-        f'{first["shape"]}, {first["dtype"]}, {first["device"]}; the machine multiplies matrices at {rate:.0f} GFLOP/s',
+        f'{first["llm"]}, {first["dtype"]}, {first["device"]}; the machine multiplies matrices at {rate:.0f} GFLOP/s',
         result['comparison'],
     )
     for name, points in result['curves'].items():

@@ -21,7 +21,6 @@ from shapes import CONFIGS, build
 from spt_parlai.model.candidates import draw_replies
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.decoding import Search, top_k
-from spt_parlai.model.loading import load_llm
 from spt_parlai.model.prompted_lm import PromptedLM, Selection
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 
@@ -30,8 +29,7 @@ END, START, PADDING = 2, -2, -1
 
 
 def model_of(llm: str, dtype: str, K: int, L: int = 8) -> PromptedLM:
-    loaded = CausalLM(build(llm, getattr(torch, dtype), torch.device('cpu'))) if llm in CONFIGS else None
-    loaded = loaded or load_llm(llm, dtype=dtype)
+    loaded = CausalLM(build(llm, dtype))
     return PromptedLM(
         loaded, SoftPromptGroup(0.02 * torch.randn(K, L, loaded.hidden_size)), None, PADDING, START, END
     ).eval()

@@ -1,4 +1,4 @@
-"""LLMs of a given shape, built from a configuration with random weights, so that nothing is downloaded.
+"""The LLMs of the benchmark: shapes with random weights, for which nothing is downloaded, or whatever --llm takes.
 
 Speed does not depend on the weights.
 """
@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 from transformers.utils import logging
 
-from spt_parlai.hub import DEMO, load_causal_lm, load_config
+from spt_parlai.model.loading import load_llm
 
 logging.disable_progress_bar()
 
@@ -48,13 +48,21 @@ CONFIGS = {
         vocab_size=32000,
         max_position_embeddings=4096,
     ),
-    DEMO: lambda: load_config(DEMO),
 }
 
 
-def build(shape: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    """A causal LM of this shape in eval mode. Only the demo LM of the package has trained weights."""
-    if shape == DEMO:
-        return load_causal_lm(DEMO, dtype=dtype).to(device).eval()
+LLM_HELP = f'an LLM as --llm of the agents takes it, or a shape with random weights: {", ".join(CONFIGS)}'
+TOKENIZER_HELP = "folder of an LLM (its config.json and tokenizer) whose token ids fit a shape's vocabulary"
+
+
+def build(llm: str, dtype: str, device: str = 'cpu') -> torch.nn.Module:
+    """A causal LM in eval mode: of a shape in `CONFIGS`, with random weights, or what --llm takes, with its own."""
+    if llm not in CONFIGS:
+        return load_llm(llm, dtype=dtype, device=device).lm
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(CONFIGS[shape](), dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(CONFIGS[llm](), dtype=getattr(torch, dtype)).eval()
+
+
+def tokenizer_of(llm: str) -> str:
+    """Whose tokenizer makes the token ids: the LLM's own, or for a shape that of the demo LM, which has few tokens."""
+    return 'demo' if llm in CONFIGS else llm

@@ -21,10 +21,10 @@ FOLDER = ROOT / 'projects' / 'benchmark'
 def run(tmp_path):
     """run(script, arguments) → what it prints. `bench.py` has a fork server of its own and is no such script."""
 
-    def run(script, *arguments):
+    def run(script, *arguments, status=0):
         environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}
         process = warm.Process(tmp_path / 'out', warm.script, FOLDER / script, *arguments, environment=environment)
-        assert process.wait(300) == 0, process.printed[-3000:]
+        assert process.wait(300) == status, process.printed[-3000:]
         return process.printed
 
     return run
@@ -67,20 +67,39 @@ def test_quick_run_compares_all_contenders(tmp_path):
     assert all(r['ratio'] > 1 for r in result['sampling'])
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
-    (tmp_path / 'file').touch()
-    words = ('--quick', '--out', tmp_path / 'file' / 'folder')
-    process = warm.Process(tmp_path / 'out', warm.script, FOLDER / 'bench.py', *words)
-    assert process.wait(60) == 1 and process.printed.startswith(f'--out {tmp_path}/file/folder: ')
+def test_a_machine_is_measured_in_training_and_evaluation(tmp_path, tiny_llms, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    import job
+    import machine
+
+    monkeypatch.setattr(job, 'in_fresh_process', job.measure)
+    monkeypatch.setattr(job, 'matmul_rate', lambda *args: 1e9)
+    options = '--device cpu --dtype float32 --K 2 --batch 2 --tokens-at-once 256 1024 --steps 1 --threads 1'
+    monkeypatch.setattr('sys.argv', ['', '--llm', 'tiny', tiny_llms.opt, *options.split(), '--out', str(tmp_path)])
+    machine.main()
+    result = json.loads((tmp_path / 'machine.json').read_text())
+    assert list(result['llms']) == ['tiny', tiny_llms.opt]
+    shown = capsys.readouterr().out.replace('\n', ' ')
+    for llm, found in result['llms'].items():
+        assert [(r['batch'], r['tokens_at_once']) for r in found['training']] == [(2, 256), (2, 1024)]
+        assert found['epoch_hours'] == pytest.approx(131_438 / found['best']['examples_per_s'] / 3600)
+        training, evaluation = found['profile']['steps'][0], found['evaluation']['steps'][0]
+        assert evaluation['tokens'] == training['tokens'] and 2 < training['flops'] / evaluation['flops'] < 3
+        assert f'{llm}: an epoch of ConvAI2 (131,438 examples) takes' in shown
 
 
-def test_gpu_script_runs_without_a_gpu(run, tmp_path):
-    options = '--device cpu --shape tiny-llama --K 2 --batch 2 --tokens-at-once 256 1024 --steps 1 --threads 1'
-    shown = run('gpu.py', *options.split(), '--out', tmp_path)
-    result = json.loads((tmp_path / 'tiny-llama.json').read_text())
-    assert [(r['batch'], r['tokens_at_once']) for r in result['tried']] == [(2, 256), (2, 1024)]
-    assert result['epoch_minutes'] == pytest.approx(131_438 / result['best']['examples_per_s'] / 60)
-    assert 'one epoch of ConvAI2 (131,438 examples)' in shown
+@pytest.mark.parametrize(
+    'script, option, value, sentence',
+    [
+        ('machine.py', '--llm', 'no/such-llm', ' is not in the local Hugging Face cache'),
+        ('machine.py', '--data', 'no-such-folder', ': the folder has no ConvAI2/train'),
+        ('bench.py', '--data', 'no-such-folder', ': the folder has no ConvAI2/train'),
+        ('bench.py', '--out', FOLDER / 'README.md', ': '),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_measured(run, tmp_path, script, option, value, sentence):
+    printed = run(script, '--device', 'cpu', '--out', tmp_path, option, value, status=1)
+    assert printed.startswith(f'{option} {value}{sentence}') and 'Traceback' not in printed
 
 
 @pytest.mark.parametrize(
@@ -117,9 +136,9 @@ def test_counted_flops_are_those_of_the_products(shape, monkeypatch):
     import flops
     import shapes
 
-    lm = shapes.build(shape, torch.float32, torch.device('cpu')).requires_grad_(False)
+    lm = shapes.build(shape, 'float32').requires_grad_(False)
     counted = flops.LLMShape.of(lm)
-    assert (counted.D, counted.V, counted.layers) == (64, 8192, 2)
+    assert (counted.width, counted.D, counted.V, counted.layers) == (64, 64, 8192, 2)
     words = torch.randn(3, 20, 64, requires_grad=True)
     counter = FlopCounterMode(display=False)
     with counter:
@@ -128,6 +147,29 @@ def test_counted_flops_are_those_of_the_products(shape, monkeypatch):
     linear = sum(n for name, n in by_operator.items() if 'attention' not in str(name) and 'bmm' not in str(name))
     without_attention = counted.training([20] * 3, 60) - 12 * 2 * 64 * 3 * 20 * 21 // 2
     assert linear == without_attention
+    assert counted.forward([20] * 3, 60) == without_attention / 2 + 4 * 2 * 64 * 3 * 20 * 21 // 2
+
+
+def test_heads_may_be_wider_than_the_hidden_size(monkeypatch):
+    """As those of Gemma 3, whose four heads of 256 belong to a hidden size of 640."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import flops
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 3, 'vocab_size': 100}
+    lm = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=1, head_dim=16, **sizes))
+    counted = flops.LLMShape.of(lm)
+    assert (counted.width, counted.D, counted.V, counted.layers) == (64, 32, 100, 3)
+    lm.set_attn_implementation('eager')  # whose products are seen, and are squares
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        lm.model.layers[0].self_attn(
+            torch.randn(1, 20, 32),
+            position_embeddings=(torch.ones(1, 20, 16), torch.zeros(1, 20, 16)),
+            attention_mask=None,
+        )
+    products = sum(n for name, n in counter.get_flop_counts()['Global'].items() if 'bmm' in str(name))
+    assert products == 4 * counted.width * 20 * 20
 
 
 def test_dialogues_are_those_of_the_file(monkeypatch):
