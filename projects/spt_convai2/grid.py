@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import paper_figures as paper
+from paper_figures import FURTHER
 from sizes import SETTINGS, Size, table_6
 
 from spt_parlai.objective import SptObjective
@@ -48,12 +49,13 @@ class Row(NamedTuple):
 
 
 class TableOfRows(NamedTuple):
-    """A table of the paper. columns: names of the metrics to show."""
+    """A table of the paper. columns: names of the metrics to show; further: of those in a second table."""
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: list[Row]
+    further: tuple[str, ...] = ()
 
 
 class Evaluation(NamedTuple):
@@ -150,7 +152,7 @@ def table_1(size: Size, llms: tuple[str, ...]) -> TableOfRows:
                 ),
                 Row(_named(llm, f'SPT{suffix}'), llm, spt(size, llm, setting), against, figures.get('SPT')),
             ]
-    return TableOfRows('table1', 'PT against SPT', paper.FIRST, rows)
+    return TableOfRows('table1', 'PT against SPT', paper.FIRST, rows, FURTHER)
 
 
 def table_2(size: Size, llms: tuple[str, ...]) -> TableOfRows:
@@ -248,7 +250,7 @@ def table_9(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         Row('PT', llm, prompt_tuning(size, llm, setting, 'plain', **rate), None, paper.TABLE_9['PT']),
         Row('SPT', llm, spt(size, llm, setting, 'plain', **rate), 'PT', paper.TABLE_9['SPT']),
     ]
-    return TableOfRows('table9', f'DailyDialog ({setting} setting)', paper.FIRST, rows)
+    return TableOfRows('table9', f'DailyDialog ({setting} setting)', paper.FIRST, rows, FURTHER)
 
 
 def table_10(size: Size, llms: tuple[str, ...]) -> TableOfRows:
@@ -360,7 +362,7 @@ def _digest(identity) -> str:
 
 
 def jobs_of(tables: Iterable[TableOfRows], size: Size, seeds: Iterable[int]) -> list[Job]:
-    """Every run once, ordered by seed, so that whole tables are finished early; a run is behind the one it begins from."""
+    """Every run once, by seed, so that whole tables are finished early; a run is behind the one it begins from."""
     jobs: dict[str, Job] = {}
     tables = list(tables)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tables as t
+import table_text as t
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
@@ -34,7 +34,7 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
         'header': header,
         'rows': [{'cells': line, 'runs': [] if line[0] == 'the paper' else next(runs)} for line in lines],
         'note': t.note(table),
-        'gains': header[-1] == 'AVG↑',
+        'gains': sum(word in t.GAIN_TITLES.values() for word in header),
     }
 
 
@@ -64,13 +64,13 @@ def write(
     title: str,
     subtitle: str,
     tables: Sequence[dict],
-    usage: Sequence[dict],
+    usage: dict[str, Any] | None,
     figures: Sequence[Figure],
     records: Sequence[dict],
     browsed: Collection[str] = (),
 ) -> Path:
-    """Write the page and return its path. usage: see `tables.usage`; records: of all runs; browsed: the names of those
-    whose curves and replies are in `runs.html`.
+    """Write the page and return its path. usage: as in `table_text.write`; records: of all runs; browsed: the names
+    of those whose curves and replies are in `runs.html`.
     """
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     drawn = [{**figure._asdict(), 'data': base64.b64encode(figure.path.read_bytes()).decode()} for figure in figures]
@@ -79,7 +79,7 @@ def write(
         subtitle=subtitle,
         tables=[_table(table) for table in tables],
         figures=drawn,
-        usage=usage and {'title': t.USAGE_TITLE, 'lines': t.usage_lines(usage), 'note': t.USAGE_NOTE},
+        usage=usage,
         runs=[_run(record, browsed) for record in records],
         about=_about(records) if records else 'There are no runs yet.',
     )

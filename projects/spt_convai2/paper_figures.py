@@ -1,4 +1,7 @@
-"""The figures that the paper reports in tables 1 to 12, in percent, to show beside the measured ones."""
+"""The figures that the paper reports in tables 1 to 12, in percent, to show beside the measured ones.
+
+FIRST are the columns of its table 1, and FURTHER measures that it does not report.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from spt_parlai.metrics.registry import REPLY_METRICS
 
 SHORT = ('unigram_f1', 'sacrebleu', 'rougeL', 'bertscore_f1', 'dist')
 OVERLAP = tuple(metric.name for metric in REPLY_METRICS if metric.name.startswith('persona_bleu'))
+FURTHER = ('ent2', 'ent4', 'dist1_equal', 'dist2_equal', 'self_bleu', 'persona_f1', 'c_score', 'hits@1', 'mauve')
 JUDGED = ('persona consistency', 'context consistency', 'engagingness')
 
 

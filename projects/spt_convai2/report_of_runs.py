@@ -8,7 +8,8 @@ from typing import Any
 
 import figures
 import html_report
-import tables as made
+import prompt_use
+import table_text
 from corpora import read_logs, title_of, world_logs
 from grid import Row, TableOfRows, job_of
 from runner import Place, finished, read_record, write_json
@@ -77,9 +78,10 @@ def make(
 ) -> Path:
     """Write the tables, the figures, index.html and runs.html into OUT/report; return the path of index.html."""
     folder = place.out / 'report'
-    usage = made.usage(asked, size, seeds, place)
-    write_json(folder / 'tables.json', {'tables': list(tables), 'usage': usage})
-    made.write(tables, usage, folder)
+    used = prompt_use.usage(asked, size, seeds, place)
+    write_json(folder / 'tables.json', {'tables': list(tables), 'usage': used})
+    usage = {'title': prompt_use.TITLE, 'lines': prompt_use.lines(used), 'note': prompt_use.NOTE} if used else None
+    table_text.write(tables, usage, folder)
     records = [record for path in sorted((place.out / 'runs').glob('*/run.json')) if (record := read_record(path))]
     drawn = draw(asked, size, seeds, place, folder, patterns or PATTERNS)
     browsed = browse(asked, size, seeds, place, folder / 'runs.html')

@@ -22,7 +22,8 @@ class Size:
     train, evaluate: options of `parlai train_model` and `eval_model`; tasks: with and without persona; settings: those
     of table 1, the last of which the other tables use; prompt_counts: K of table 3; noises, gold_noises: α of tables 11
     and 12; rates: learning rates of the agents that train weights, of which those without a rate have no row;
-    retrieval: options of RAG, whose defaults are the paper's; each: replies of each corpus if there are several.
+    retrieval: options of RAG, whose defaults are the paper's; each: replies of each corpus if there are several;
+    secondary: replies of secondary rows.
     """
 
     llms: tuple[str, ...]
@@ -37,6 +38,7 @@ class Size:
     rates: dict[str, float] = field(default_factory=dict)
     retrieval: dict[str, object] = field(default_factory=dict)
     each: int = 0
+    secondary: int = 0
 
 
 _ALWAYS = {'trim_responses': 'true'}  # the paper's authors cut every reply before they scored it
@@ -82,6 +84,7 @@ SIZES = {
         rates=_RATES,
         retrieval=_OWN_EMBEDDINGS,
         each=12,
+        secondary=12,
     ),
     'small': Size(
         llms=('demo',),
@@ -110,13 +113,14 @@ SIZES = {
             'llm_dtype': 'bfloat16',
             **_NO_VALIDATION,
         },
-        evaluate={'num_examples': 1000, 'batchsize': 32, **_ALWAYS},
+        evaluate={'batchsize': 64, **_ALWAYS},
         seeds=(1, 2, 3),
         settings=('tuned',),
         prompt_counts=(2, 4, 8),
         rates=_RATES,
         retrieval=_OWN_EMBEDDINGS,
         each=300,
+        secondary=1000,
     ),
     'paper': Size(
         llms=('facebook/opt-125m', 'facebook/opt-1.3b', 'facebook/opt-2.7b', 'meta-llama/Llama-2-7b-hf'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -255,17 +256,27 @@ def _endpoint_of(opt) -> ChatEndpoint:
     ):
         if not opt.get(f'api_{name}'):
             raise UsageError(f'-m spt_parlai.agents:InContextApiAgent needs --api-{name}: {meaning}.')
+    return chat_endpoint(
+        opt,
+        stop=list(END_OF_TURN) if opt['stop_at_next_speaker'] == 'true' else None,
+        chat_template_kwargs=template_variables(opt) or None,  # of vLLM, SGLang and llama.cpp; others may refuse it
+    )
+
+
+def chat_endpoint(opt: Mapping[str, Any], **more: Any) -> ChatEndpoint:
+    """The client that the `--api-…` options describe. Raises UsageError for an option that cannot work.
+
+    :param more: further entries of every request, before those of `--api-parameters`; None leaves an entry out.
+    """
     if not opt['api_base'].startswith(('http://', 'https://')):
         raise UsageError(
             f'--api-base {opt["api_base"]}: give a URL that begins with http:// or https://, such as '
             'https://api.openai.com/v1.'
         )
-    variables = template_variables(opt)
     parameters = {
         'max_tokens': opt['max_new_tokens'],
         'temperature': opt['api_temperature'],
-        'stop': list(END_OF_TURN) if opt['stop_at_next_speaker'] == 'true' else None,
-        'chat_template_kwargs': variables or None,  # of vLLM, SGLang and llama.cpp; other servers may refuse it
+        **more,
         **json_object(opt, 'api_parameters', '{"top_p": 0.9}'),
     }
     return ChatEndpoint(

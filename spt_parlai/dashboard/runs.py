@@ -130,7 +130,8 @@ def read_replies(model_file: Path) -> list[dict[str, Any]]:
     for log in _world_logs(model_file):
         from spt_parlai.dashboard.world_logs import read_turns  # it imports ParlAI, which takes seconds
 
-        found += [{'log': log.stem, **turn._asdict()} for turn in read_turns(log, trimmed=False)]
+        turns = [turn._asdict() for turn in read_turns(log, trimmed=False)]
+        found += [{'log': log.stem, **{k: v for k, v in turn.items() if k != 'metrics'}} for turn in turns]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ class Turn(NamedTuple):
     """One turn of an evaluation.
 
     number: 1 for the first of a dialogue; said: the message without the persona; label: the gold reply; reply: the
-    agent's; prompt, scores: the selected prompt and all prompts' scores, None if the agent selects nothing.
+    agent's; prompt, scores: the selected prompt and all prompts' scores, None if the agent selects nothing; metrics: of
+    this reply, None if the log does not keep them.
     """
 
     dialogue: int
@@ -27,6 +29,7 @@ class Turn(NamedTuple):
     reply: str
     prompt: int | None
     scores: tuple[float, ...] | None
+    metrics: Mapping[str, float] | None = None
 
 
 def read_turns(path: Path, trimmed: bool = True) -> list[Turn]:
@@ -56,6 +59,7 @@ def read_turns(path: Path, trimmed: bool = True) -> list[Turn]:
                     trim(reply) if trimmed else reply,
                     act.get('selected_prompt'),
                     None if scores is None else tuple(scores),
+                    act.get('metrics'),
                 )
             )
     return turns

@@ -6,13 +6,16 @@ the mean of the tasks, unless `--aggregate-micro true` makes one corpus of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Self
 
+import numpy as np
 from parlai.core.metrics import Metric
 from sacrebleu.metrics import BLEU
+
+from spt_parlai.metrics.diversity import entropy, ngrams, self_bleu
 
 # This scorer only counts one reply's n-grams; the score that it gives is not used.
 _counter = BLEU(tokenize='13a', smooth_method='exp', effective_order=True)
@@ -123,16 +126,45 @@ class Distinct(Gathered):
         return like
 
     def value(self) -> float:
-        replies = [reply.split() for reply in self.items()]
-        return sum(_distinct(list(_ngrams(replies, n))) for n in self._orders) / len(self._orders)
+        return sum(_distinct(list(ngrams(self.items(), n))) for n in self._orders) / len(self._orders)
 
     def __reduce__(self):
         return Distinct, (self.items(), self._orders)
 
 
-def _ngrams(replies: Iterable[Sequence[str]], n: int) -> Iterator[tuple[str, ...]]:
-    # The shifted replies differ in length: an n-gram begins at every word that n − 1 others follow.
-    return chain.from_iterable(zip(*(reply[i:] for i in range(n)), strict=False) for reply in replies)
+class NgramEntropy(Gathered):
+    """Ent-n (Zhang et al., 2018): the entropy in nats of the n-grams of all replies together.
+
+    :param replies: the texts of the replies. N-grams are of words and do not cross from one reply into the next.
+    """
+
+    __slots__ = ('_order',)
+
+    def __init__(self, replies: Iterable[str], order: int):
+        super().__init__(replies)
+        self._order = order
+
+    def _like(self, shared: list) -> Self:
+        like = super()._like(shared)
+        like._order = self._order
+        return like
+
+    def value(self) -> float:
+        counts = np.array(list(Counter(ngrams(self.items(), self._order)).values()), dtype=float)
+        return float(entropy(counts)) if len(counts) else 0.0
+
+    def __reduce__(self):
+        return NgramEntropy, (self.items(), self._order)
+
+
+class SelfBleu(Gathered):
+    """Self-BLEU (Zhu et al., 2018): the mean BLEU of every reply against all others, 0 to 100; low is diverse."""
+
+    __slots__ = ()
+
+    def value(self) -> float:
+        scores = self_bleu(self.items())
+        return sum(scores) / len(scores) if scores else 0.0
 
 
 def _distinct(ngrams: Sequence) -> float:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from spt_parlai.metrics.reply import unigram_f1
-
-_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+from spt_parlai.metrics.reply import content_words, unigram_f1
 
 
 def mixture_likelihood(log_probs: Tensor, log_weights: Tensor, lengths: Tensor) -> Tensor:
@@ -35,11 +32,3 @@ def persona_overlap(reply: str, persona: str) -> float:
     """Share of the reply's different content words that the persona contains; 0 without content words."""
     said = content_words(reply)
     return len(said & content_words(persona)) / len(said) if said else 0.0
-
-
-def content_words(text: str) -> set[str]:
-    """The different words of an English text without its function words, in lower case."""
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # takes a second, which only this needs
-
-    words = {word.partition("'")[0] for word in _WORD.findall(text.lower())}
-    return {word for word in words if len(word) > 1} - ENGLISH_STOP_WORDS

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from parlai.core.metrics import AverageMetric, Metric
 
 from spt_parlai.metrics.bertscore import BertModel, BertScore
-from spt_parlai.metrics.corpus import ORDERS, CorpusBleu, Distinct
-from spt_parlai.metrics.reply import ROUGES, meteor, rouge, unigram_f1
+from spt_parlai.metrics.corpus import ORDERS, CorpusBleu, Distinct, NgramEntropy, SelfBleu
+from spt_parlai.metrics.reply import ROUGES, meteor, persona_f1, rouge, unigram_f1
 from spt_parlai.objective import SptObjective
 
 
@@ -77,6 +77,10 @@ def _distinct(reply: ScoredReply, orders: tuple[int, ...]) -> Distinct:
     return Distinct([reply.text], orders)
 
 
+def _ngram_entropy(reply: ScoredReply, order: int) -> NgramEntropy:
+    return NgramEntropy([reply.text], order)
+
+
 def _bertscore(reply: ScoredReply, field: str) -> BertScore | None:
     return BertScore([(reply.text, reply.references)], reply.bert, field) if reply.bert else None
 
@@ -118,6 +122,22 @@ REPLY_METRICS = (
         for n in (1, 2)
     ),
     _percentage('dist', 'mean of dist1 and dist2', partial(_distinct, orders=(1, 2))),
+    *(
+        MetricDefinition(
+            f'ent{n}',
+            f'entropy in nats of the {n}-grams of all replies together, words by white space',
+            lower_is_better=False,
+            needs_replies=True,
+            of_reply=partial(_ngram_entropy, order=n),
+        )
+        for n in (2, 4)
+    ),
+    _percentage(
+        'self_bleu',
+        'BLEU of sacrebleu of each reply against all others, mean over replies; it grows with the number of replies',
+        lambda reply: SelfBleu([reply.text]),
+        lower_is_better=True,
+    ),
     _percentage(
         'meteor',
         "METEOR of nltk on words by white space, mean over replies; absent where nltk's WordNet data is not installed",
@@ -146,6 +166,12 @@ REPLY_METRICS = (
             lower_is_better=None,
         )
         for n in range(1, ORDERS + 1)
+    ),
+    _percentage(
+        'persona_f1',
+        "F1 of the different content words of a reply and of its speaker's persona, English, mean over replies",
+        lambda reply: _mean(persona_f1(reply.text, reply.persona) if reply.persona else None),
+        lower_is_better=None,
     ),
 )
 
@@ -207,6 +233,19 @@ METRICS = (
     ),
     # The replies.
     *REPLY_METRICS,
+    MetricDefinition(
+        'c_score',
+        'persona sentences that a reply entails less those that it contradicts, by an NLI model, mean over replies',
+        lower_is_better=False,
+        needs_replies=True,
+    ),
+    MetricDefinition(
+        'mauve',
+        'MAUVE of the replies against the labels, on the last hidden states of an LM',
+        lower_is_better=False,
+        highest=100.0,
+        needs_replies=True,
+    ),
     MetricDefinition('f1', lower_is_better=False, highest=1.0, needs_replies=True),
     MetricDefinition('bleu', lower_is_better=False, highest=1.0, needs_replies=True, family=True),
     MetricDefinition('rouge', lower_is_better=False, highest=1.0, needs_replies=True, family=True),

@@ -1,4 +1,4 @@
-"""Scores of one reply against its references, all from 0 to 1: unigram F1, ROUGE and METEOR.
+"""Scores of one reply, all from 0 to 1: unigram F1, ROUGE and METEOR against its references, and F1 with a persona.
 
 Each metric's value over a corpus is the mean over its replies. Where a reply has several references, the score is
 that of the reference which gives the highest one.
@@ -11,6 +11,7 @@ from collections import Counter
 from functools import lru_cache
 
 ROUGES = ('rouge1', 'rouge2', 'rougeL')  # rouge-score's names, and the metrics'
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _END_OF_REPLY = re.compile(r'R:|Q:|Summary:|\n|:')
 
 
@@ -28,6 +29,21 @@ def unigram_f1(reply: str, references: tuple[str, ...]) -> float:
     """F1 of the reply's words."""
     said = Counter(words(reply))
     return max(_f1(said, Counter(words(reference))) for reference in references)
+
+
+def persona_f1(reply: str, persona: str) -> float:
+    """F1 of the different content words of the reply and of the persona."""
+    said, told = content_words(reply), content_words(persona)
+    common = len(said & told)
+    return 2 * common / (len(said) + len(told)) if common else 0.0
+
+
+def content_words(text: str) -> set[str]:
+    """The different words of an English text without its function words, in lower case."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # takes a second, which only this needs
+
+    words = {word.partition("'")[0] for word in _WORD.findall(text.lower())}
+    return {word for word in words if len(word) > 1} - ENGLISH_STOP_WORDS
 
 
 def _f1(said: Counter[str], wanted: Counter[str]) -> float:

@@ -27,6 +27,10 @@ OF_REPLIES = {
     'dist',
     'sacrebleu',
     'persona_bleu',
+    'persona_f1',
+    'ent2',
+    'ent4',
+    'self_bleu',
     *(f'{name}_{n}' for name in ('sacrebleu', 'persona_bleu') for n in (1, 2, 3, 4)),
 }
 

@@ -79,8 +79,15 @@ def test_model_cards_define_every_metric_by_its_full_name():
         (('f1', 'accuracy', 'hits@1', 'hits@10', 'bleu-4', 'rouge-L', 'rouge_1'), False, False, True),
         (('mean_rank',), True, False, True),
         (('unigram_f1', 'sacrebleu', 'sacrebleu_4', 'rouge1', 'rouge2', 'rougeL'), False, True, True),
-        (('bertscore_p', 'bertscore_r', 'bertscore_f1', 'dist', 'dist1', 'dist2', 'meteor'), False, True, True),
-        (('persona_bleu', 'persona_bleu_1', 'persona_bleu_4'), None, True, True),
+        (
+            ('bertscore_p', 'bertscore_r', 'bertscore_f1', 'dist', 'dist1', 'dist2', 'meteor', 'mauve'),
+            False,
+            True,
+            True,
+        ),
+        (('ent2', 'ent4', 'c_score'), False, False, True),
+        (('self_bleu',), True, True, True),
+        (('persona_bleu', 'persona_bleu_1', 'persona_bleu_4', 'persona_f1'), None, True, True),
         (('other', 'ppl_other'), None, False, True),
     ],
 )

@@ -4,7 +4,7 @@ import nltk
 import pytest
 
 from spt_parlai.metrics.registry import response_metrics
-from spt_parlai.metrics.reply import meteor_available, trim
+from spt_parlai.metrics.reply import meteor_available, persona_f1, trim
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,11 @@ def test_meteor_is_nltks_with_wordnet(wordnet, pairs):
     assert got == pytest.approx(100 * sum(wanted) / len(wanted)) and got > 1
     synonym, other = (dict(response_metrics(reply, ['a dog']))['meteor'].value() for reply in ('a hound', 'a cat'))
     assert synonym > other
+
+
+def test_persona_f1_is_that_of_different_content_words():
+    persona = "i have two dogs and a cat . i'm a nurse ."
+    assert persona_f1('my dogs , my DOGS bark', persona) == pytest.approx(2 * 1 / (2 + 3))  # dogs, cat, nurse
+    assert persona_f1('i am a', persona) == 0 == persona_f1('', '')
+    metrics = dict(response_metrics('my dogs bark', ['x'], persona))
+    assert metrics['persona_f1'].value() == pytest.approx(40) and 'persona_f1' not in dict(response_metrics('a', ['b']))

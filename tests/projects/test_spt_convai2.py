@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spt_parlai.dashboard.world_logs import Turn, read_turns
+from spt_parlai.dashboard.world_logs import read_turns
 from spt_parlai.errors import UsageError
 from spt_parlai.metrics.gain import TABLE_1
 from spt_parlai.metrics.registry import REPLY_METRICS
@@ -166,7 +166,7 @@ def test_every_loss_of_the_objective_is_switched_off_once(project):
 def test_every_column_of_a_table_is_a_metric_with_a_title(project):
     size = project.sizes.SIZES['small']
     columns = {column for make in project.grid.TABLES.values() for column in make(size, ('demo',)).columns}
-    assert columns <= set(project.tables.TITLES)
+    assert columns <= set(project.table_text.TITLES)
     assert columns - {'epoch_hours'} <= {metric.name for metric in REPLY_METRICS}
 
 
@@ -187,7 +187,7 @@ def test_settings_are_those_of_table_6(project):
 
 
 def test_tables_are_recomputed_from_the_evaluation_reports(finished):
-    (table,) = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
+    table, _ = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
     paths = [finished / 'runs' / row['runs'][0] / 'eval.json' for row in table['rows']]
     reports = [json.loads(path.read_text())['report'] for path in paths]
     for row, report in zip(table['rows'], reports, strict=True):
@@ -216,42 +216,6 @@ def test_a_gain_leaves_out_columns_that_the_baseline_lacks(project):
     assert columns == ('unigram_f1',)
 
 
-def turns_of(replies, labels=None, dialogues=None):
-    labels = labels or ['a b c d'] * len(replies)
-    numbers = dialogues or range(len(replies))
-    return [
-        Turn(d, 1, f'message {i}', (), label, reply, None, None)
-        for i, (d, reply, label) in enumerate(zip(numbers, replies, labels, strict=True))
-    ]
-
-
-def test_rows_that_differ_in_every_dialogue_are_significant_and_equal_ones_are_not(project):
-    good, bad = turns_of(['a b c d'] * 20), turns_of(['a x y z'] * 20)
-    p = project.significance.p_values([good, good], [bad, bad])
-    assert set(p) == {'unigram_f1', 'rouge1', 'rouge2', 'rougeL', 'sacrebleu', 'dist1', 'dist2'}
-    assert all(p[name] <= 0.002 for name in ('unigram_f1', 'rouge1', 'rouge2', 'rougeL', 'sacrebleu'))
-    assert p['dist1'] == p['dist2'] == 1  # both rows repeat one reply
-    assert set(project.significance.p_values([good], [good]).values()) == {1.0}
-    assert project.significance.p_values([good], [turns_of(['x'] * 19)]) == {}  # not the same messages
-
-
-def test_dialogues_are_exchanged_whole(project):
-    """Twenty turns that are all better are two observations in two dialogues, and ten in ten."""
-    of = [[k // (20 // n) for k in range(20)] for n in (2, 10)]
-    better, worse = (
-        [[turns_of([reply] * 20, dialogues=dialogues)] for dialogues in of] for reply in ('a b c d', 'a x y z')
-    )
-    p = [project.significance.p_values(*pair)['unigram_f1'] for pair in zip(better, worse, strict=True)]
-    assert p == pytest.approx([2 / 2**2, 2 / 2**10], abs=0.001)  # two of the 2ⁿ exchanges are as extreme
-
-
-def test_distinct_words_of_all_replies_together(project):
-    words = [f'w{i}' for i in range(24)]
-    varied = turns_of([' '.join(words[2 * i : 2 * i + 2]) for i in range(12)])
-    alike = turns_of(['w0 w1'] * 12)
-    assert project.significance.p_values([varied], [alike])['dist1'] < 0.01
-
-
 def table_of(rows):
     return {'name': 'table1', 'title': 'PT & SPT', 'columns': ['unigram_f1', 'ppl'], 'gain_columns': [], 'rows': rows}
 
@@ -274,7 +238,7 @@ def test_the_best_is_bold_and_what_differs_has_a_sign(project, tmp_path):
     project.tables.mark_best(rows)
     assert [row['best'] for row in rows] == [['ppl'], ['unigram_f1'], []]  # lower ppl; nothing to compare
     table = table_of(rows)
-    project.tables.write([table], [], tmp_path)
+    project.table_text.write([table], None, tmp_path)
     text = (tmp_path / 'tables.md').read_text()
     assert '| PT, 50% | 18.00 | **40.00** |' in text and '| SPT | **19.00‡** | 41.00 |' in text
     assert 'Bold: the best of its LLM. † p < 0.05, ‡ p < 0.01: ' in text
@@ -292,7 +256,7 @@ def test_the_best_is_bold_and_what_differs_has_a_sign(project, tmp_path):
 
 def test_rows_lead_to_their_runs_and_these_to_curves_and_replies(finished):
     page = (finished / 'report' / 'index.html').read_text()
-    (table,) = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
+    table, _ = json.loads((finished / 'report' / 'tables.json').read_text())['tables']
     names = [name for row in table['rows'] for name in row['runs']]
     assert len(names) == 2
     for name in names:
@@ -330,7 +294,7 @@ def test_the_gains_of_the_selection_are_those_of_the_evaluation(project, finishe
     """The gains of the evaluation report reach the table and the page; the selection gains no more than the best."""
     (row,) = json.loads((finished / 'report' / 'tables.json').read_text())['usage']
     (metrics,) = [r['stages']['eval']['metrics'] for r in records(finished).values() if r['agent'] == 'SptAgent']
-    gains = project.tables.GAINS
+    gains = project.prompt_use.GAINS
     assert {name: row[name]['mean'] for name in gains} == {name: metrics[name] for name in gains}
     assert abs(metrics['selected_gain']) <= metrics['best_gain'] * 3 and metrics['best_gain'] > 0
     assert f'{metrics["best_gain"]:.3f}' in (finished / 'report' / 'index.html').read_text()
