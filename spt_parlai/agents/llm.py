@@ -86,9 +86,9 @@ def what_would_fit(opt, llm: CausalLM) -> str:
 
 
 def plan_for(opt, dtype: torch.dtype, memory: float, gpus: int) -> str:
-    """The options of `parlai train_model` with which the run of `opt` fits on GPUs of this memory; nothing if unknown."""
-    from spt_parlai.planning.report import advice, best, machine, options
+    """The options with which the run of `opt` fits on GPUs of this memory; nothing if its LLM's shape is unknown."""
     from spt_parlai.planning.estimate import Run
+    from spt_parlai.planning.report import advice, best, machine, options
     from spt_parlai.planning.shape import shape_of
 
     K = opt.get('num_prompts', 1)

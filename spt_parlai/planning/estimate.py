@@ -140,8 +140,8 @@ class Speed:
 def speed(run: Run, shape: Shape, placement: str, devices: int, of_machine: int, flops: float, network: float) -> Speed:
     """The time of a step, in which products and transfers do not overlap.
 
-    A frozen LLM takes 2 operations per parameter and token forward and 2 backward, one that trains 2 more, recomputation
-    another 2; word embeddings take none, and the head only those of the target tokens.
+    A frozen LLM takes 2 operations per parameter and token forward and 2 backward, one that trains 2 more, and
+    recomputation another 2. Word embeddings take none, and the head only those of the target tokens.
 
     :param flops: operations that one device makes per second, as they are reached, not as they are sold.
     :param network: bytes that one device receives per second.
