@@ -61,6 +61,51 @@ def convai2(
 
 
 @app.command()
+def plan(
+    llm: Annotated[str, typer.Option(help='LLM: id, folder or name. Only its configuration is read.')],
+    gpus: Annotated[int, typer.Option(min=1, help='GPUs of each machine.')] = 1,
+    machines: Annotated[int, typer.Option(min=1, help='Machines.')] = 1,
+    card: Annotated[str | None, typer.Option(help='Kind of GPU: h100, a100-80, rtx4090 … (default: a100-80).')] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help='Memory of a GPU, such as 24GiB (default: of --card).')] = None,
+    rate: Annotated[float | None, typer.Option(help='TFLOP/s that a step reaches (default: 35% of --card).')] = None,
+    network: Annotated[str, typer.Option(help='nvlink, pcie4, ethernet100, ethernet25, or GB/s.')] = 'pcie4',
+    agent: Annotated[str, typer.Option(help='spt, prompt_tuning, lora or full.')] = 'spt',
+    num_prompts: Annotated[int, typer.Option(min=1, help='K.')] = 4,
+    prompt_length: Annotated[int, typer.Option(min=1, help='L.')] = 8,
+    batchsize: Annotated[int, typer.Option(min=1, help='Dialogues of a step and process.')] = 4,
+    tokens_at_once: Annotated[int, typer.Option(min=1, help='--tokens-at-once.')] = 8192,
+    dialogue_tokens: Annotated[int, typer.Option(min=2, help='Tokens of a dialogue.')] = 320,
+    turns: Annotated[int, typer.Option(min=1, help='Replies of a dialogue.')] = 7,
+    reply_tokens: Annotated[int, typer.Option(min=1, help='Tokens of a reply.')] = 16,
+    eval_batchsize: Annotated[int, typer.Option(min=1, help='Replies that are made at once.')] = 32,
+    dtype: Annotated[str, typer.Option(help='float32, bfloat16 or float16.')] = 'bfloat16',
+) -> None:
+    """Will it fit, and how long will an epoch take? An estimate from the LLM's configuration, without its weights."""
+    from spt_parlai.planning import report
+    from spt_parlai.planning.estimate import Run
+
+    for option, value, known in (
+        ('--agent', agent, ('spt', 'prompt_tuning', 'lora', 'full')),
+        ('--dtype', dtype, ('float32', 'bfloat16', 'float16')),
+    ):
+        if value not in known:
+            raise UsageError(f'{option} {value}: give {", ".join(known)}.')
+    run = Run(
+        agent,
+        num_prompts,
+        prompt_length,
+        batchsize,
+        dialogue_tokens,
+        turns,
+        reply_tokens,
+        tokens_at_once,
+        eval_batchsize,
+    )
+    on = report.machine(gpus, machines, card, gpu_memory, rate, network)
+    print(*report.report(llm, dtype, run, on), sep='\n')
+
+
+@app.command()
 def info(
     model_file: Annotated[str, typer.Argument(help='A model file of this package, or the name of one inside it.')],
 ) -> None:

@@ -1,9 +1,10 @@
 """Memory and speed of two processes around the same LLM, whole and sharded (`--llm-sharding full`), in turn.
 
-    python projects/benchmark/sharding.py --llm smollm2
+    python projects/benchmark/sharding.py --llm smollm2 [--processes 4] [--turns 4]
 
-Each process trains four prompts of eight tokens on rows of 96 tokens with 24 targets. Memory is that of the process
-itself, without file pages that the system shares and can drop: after loading, and at most while it trains.
+Each process trains four prompts of eight tokens on a dialogue of 96 tokens with 24 targets, or, with `--turns n`, on n
+such rows for each prompt. Memory is that of the process itself, without file pages that the system shares and can
+drop: after loading, and at most while it trains; beside it, what `spt plan` says of the latter.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import time
 import torch
 import torch.distributed as dist
 
+from spt_parlai.hub import DEMO
 from spt_parlai.model.loading import load_llm
 from spt_parlai.model.sharding import run_along, weight_bytes
+from spt_parlai.planning.estimate import Run, memory
+from spt_parlai.planning.shape import shape_of
 
 LENGTH, TARGETS = 96, 24
 
@@ -47,23 +51,29 @@ class Peak(threading.Thread):
         return highest
 
 
+def train(llm, turns: int) -> None:
+    """A step of prompt tuning with four prompts, without the optimizer's."""
+    prompts = torch.randn(4, 8, llm.hidden_size, requires_grad=True)
+    words = llm.embed(torch.arange(LENGTH)[None]).float()
+    rows = torch.cat([prompts, words.expand(4, -1, -1)], dim=1).repeat(turns, 1, 1)  # [4 turns, 8 + 96, D]
+    row = torch.arange(len(rows))[:, None] * rows.shape[1]
+    positions = (row + torch.arange(rows.shape[1] - TARGETS - 1, rows.shape[1] - 1)).flatten()
+    targets = torch.arange(LENGTH - TARGETS, LENGTH).repeat(len(rows))
+    log_probs, _ = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool))
+    (-log_probs.sum()).backward()
+
+
 def process(rank: int, args, kind: str, folder: str, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=args.processes, rank=rank)
+    train(load_llm(DEMO), args.turns)  # now the libraries have what they need themselves
     before, peak = own_memory(), Peak()
     llm = load_llm(args.llm, dtype=args.dtype, sharding=kind)
     loading, loaded = peak.so_far(), own_memory()
-    prompts = torch.randn(4, 8, llm.hidden_size, requires_grad=True)
     times = []
     for _ in range(args.steps):
         began = time.perf_counter()
-        words = llm.embed(torch.arange(LENGTH)[None]).float()
-        rows = torch.cat([prompts, words.expand(4, -1, -1)], dim=1)  # [4, 8 + 96, D]
-        row = torch.arange(4)[:, None] * rows.shape[1]
-        positions = (row + torch.arange(rows.shape[1] - TARGETS - 1, rows.shape[1] - 1)).flatten()
-        targets = torch.arange(LENGTH - TARGETS, LENGTH).repeat(4)
-        log_probs, _ = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool))
-        (-log_probs.sum()).backward()
+        train(llm, args.turns)
         run_along()
         dist.barrier()
         times.append(time.perf_counter() - began)
@@ -77,11 +87,14 @@ def main() -> None:
     parser.add_argument('--llm', default='smollm2')
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--processes', type=int, default=2)
+    parser.add_argument('--turns', type=int, default=1)
     parser.add_argument('--steps', type=int, default=5)
     parser.add_argument('--rounds', type=int, default=2)
     args = parser.parse_args()
     context = multiprocessing.get_context('spawn')
-    print('sharding  weights MB  while loading MB  loaded MB  training MB  s a step')
+    shape = shape_of(args.llm, getattr(torch, args.dtype))
+    run = Run('prompt_tuning', 1, 8, 4 * args.turns, LENGTH, 1, TARGETS, tokens_at_once=10**6)
+    print('sharding  weights MB  while loading MB  loaded MB  training MB  planned MB  s a step')
     for kind in ('none', 'full') * args.rounds:
         with tempfile.TemporaryDirectory() as folder:
             results = context.Queue()
@@ -95,7 +108,12 @@ def main() -> None:
             for each in started:
                 each.join()
         highest = [max(column) for column in zip(*found, strict=True)]
-        print('{:8}  {:10.0f}  {:16.0f}  {:9.0f}  {:11.0f}  {:8.2f}'.format(kind, *highest))
+        planned = memory(run, shape, kind, args.processes, args.processes).training / 2**20
+        print(
+            '{:8}  {:10.0f}  {:16.0f}  {:9.0f}  {:11.0f}  {:10.0f}  {:8.2f}'.format(
+                kind, *highest[:4], planned, highest[4]
+            )
+        )
 
 
 if __name__ == '__main__':

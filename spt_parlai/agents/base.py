@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from spt_parlai.agents.generation import (
     rank_candidates,
     search_like,
 )
-from spt_parlai.agents.llm import load, log_memory
+from spt_parlai.agents.llm import load, log_memory, what_would_fit
 from spt_parlai.agents.look_ahead import predict_ahead
 from spt_parlai.agents.optimization import (
     Optimization,
@@ -333,7 +334,8 @@ class LLMAgent(TorchGeneratorAgent):
         """Train on a batch, unless a resumed run replays the data."""
         if self._replaying:
             return
-        with memory_errors_explained('training', several_prompts='prompt_chunk' in self.opt):
+        fits = partial(what_would_fit, self.opt, self.bare_model.llm)
+        with memory_errors_explained('training', 'prompt_chunk' in self.opt, fits):
             with accumulate_without_sync(self.model, self._number_grad_accum, self.opt.get('update_freq', 1)):
                 super().train_step(batch)
 

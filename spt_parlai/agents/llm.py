@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from parlai.utils import logging
 from parlai.utils.distributed import is_distributed
 
 from spt_parlai.dialogue.mutator import packs
-from spt_parlai.errors import naming
+from spt_parlai.errors import UsageError, naming
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.layer_execution import recompute_activations
 from spt_parlai.model.loading import load_llm, quantization_config, read_device_map
@@ -70,3 +72,34 @@ def log_memory(opt, llm: CausalLM, model: PromptedLM) -> None:
         examples_at_once=max(1, model.tokens_at_once // model.soft_prompts.num_prompts // length),
     )
     logging.info(line)
+
+
+def what_would_fit(opt, llm: CausalLM) -> str:
+    """The options with which training fits on this GPU, or on as many as there are, by the estimate of `spt plan`.
+
+    Nothing is known of a CPU's memory, which other processes share.
+    """
+    if llm.device.type != 'cuda':
+        return ''
+    memory = torch.cuda.get_device_properties(llm.device).total_memory
+    return plan_for(opt, llm.dtype, memory, torch.cuda.device_count())
+
+
+def plan_for(opt, dtype: torch.dtype, memory: float, gpus: int) -> str:
+    """The options with which the run of `opt` fits on GPUs of this memory; nothing if its LLM's shape is unknown."""
+    from spt_parlai.planning.estimate import Run
+    from spt_parlai.planning.report import advice, best, machine, options
+    from spt_parlai.planning.shape import shape_of
+
+    K = opt.get('num_prompts', 1)
+    run = Run('spt' if K > 1 else 'prompt_tuning', K, opt.get('prompt_length', 0), opt['batchsize'])
+    run = replace(
+        run, dialogue=min(_TYPICAL_LENGTH, opt['text_truncate']), tokens_at_once=opt['tokens_at_once'] or 8192
+    )
+    try:
+        shape = shape_of(opt['llm'], dtype)
+    except UsageError:
+        return ''
+    on = replace(machine(gpus, 1, None, None, None, 'pcie4'), memory=memory)
+    found = best(list(options(run, shape, on)))
+    return found.words if found is not None else advice(run, shape, on).removeprefix('use ')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -27,11 +27,12 @@ _HELPS = {
 
 
 @contextlib.contextmanager
-def memory_errors_explained(doing: str, several_prompts: bool = False):
+def memory_errors_explained(doing: str, several_prompts: bool = False, fits: Callable[[], str] = str):
     """Turn an out-of-memory error into a UsageError that names the options that help.
 
     :param doing: 'training' or 'replying'.
     :param several_prompts: whether there are several prompts, which can run one by one.
+    :param fits: returns the options that would fit by an estimate, or nothing.
     :raises UsageError: within the context, in place of an out-of-memory error.
     """
     try:
@@ -42,7 +43,8 @@ def memory_errors_explained(doing: str, several_prompts: bool = False):
             raise
         first = ' '.join(reason.split('\n')[0].split())[:160]
         helps = ('--prompt-chunk 1, or ' if several_prompts else '') + _HELPS[doing]
-        raise UsageError(f'out of memory while {doing} ({first}); what helps: {helps}.') from error
+        estimated = f' By the estimate of `spt plan`, {options} fits.' if (options := fits()) else ''
+        raise UsageError(f'out of memory while {doing} ({first}); what helps: {helps}.{estimated}') from error
 
 
 def accumulate_without_sync(model, accumulated: int, update_freq: int):
