@@ -11,9 +11,9 @@ from sizes import Size
 
 L = 8
 RATES = {'learningrate': 0.1, 'lr_scheduler': 'linear', 'prompt_init': 'embedding-scale'}  # measured: agents/README.md
-FROM_PT = {'learningrate': 0.03, 'lr_scheduler': 'linear', 'prompt_init_noise': 0.2}
+FROM_PT = {'learningrate': 0.03, 'lr_scheduler': 'linear', 'prompt_init_noise': 0.1}
 ALL = {'contrastive_pairs': 'across', 'tau_gold': 0.1, 'tau_score': 0.1}
-GATED = {'contrastive_pairs': 'across', 'tau_score': 0.1, 'prompt_assignment': 'gated'}
+GATED = {'prompt_assignment': 'gated', 'activation_beta': 1, 'tau_score': 0.05, 'lambda_contrastive': 0}
 MIXTURE = {**GATED, 'prompt_assignment': 'mixture'}
 ASSIGNMENTS = {name: {**GATED, 'prompt_assignment': name} for name in ('gated', 'mixture', 'wta', 'annealed', 'equal')}
 DRAWS = {'inference': 'topk', 'topk': 50, 'temperature': 0.6, 'rank_by': 'mbr'}
