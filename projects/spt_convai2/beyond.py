@@ -12,8 +12,9 @@ from sizes import Size
 L = 8
 RATES = {'learningrate': 0.1, 'lr_scheduler': 'linear', 'prompt_init': 'embedding-scale'}  # measured: agents/README.md
 FROM_PT = {'learningrate': 0.03, 'lr_scheduler': 'linear', 'prompt_init_noise': 0.1}
-ALL = {'contrastive_pairs': 'across', 'tau_gold': 0.1, 'tau_score': 0.1}
-GATED = {'prompt_assignment': 'gated', 'activation_beta': 1, 'tau_score': 0.05, 'lambda_contrastive': 0}
+RETRIEVER = {'retriever_learningrate': 0.001}
+ALL = {**RETRIEVER, 'contrastive_pairs': 'across', 'tau_gold': 0.1, 'tau_score': 0.1}
+GATED = {**RETRIEVER, 'prompt_assignment': 'gated', 'activation_beta': 1, 'tau_score': 0.05, 'lambda_contrastive': 0}
 MIXTURE = {**GATED, 'prompt_assignment': 'mixture'}
 ASSIGNMENTS = {name: {**GATED, 'prompt_assignment': name} for name in ('gated', 'mixture', 'wta', 'annealed', 'equal')}
 DRAWS = {'inference': 'topk', 'topk': 50, 'temperature': 0.6, 'rank_by': 'mbr'}
@@ -90,6 +91,9 @@ def mixed_more(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         PT: _pt(size, task, evaluate=few),
         'SPT, all': _from_scratch(size, task, ALL, few),
         **{f'SPT, {name}': _from_scratch(size, task, options, few) for name, options in ASSIGNMENTS.items()},
+        'SPT, gated, from PT, published retriever': _from_pt(
+            size, task, {**GATED, 'activation_beta': 10, 'tau_score': 0.1, 'lambda_contrastive': 1}, few
+        ),
         **{
             f'SPT, gated, from PT, K = {count}': _from_pt(size, task, {**GATED, 'num_prompts': count}, few)
             for count in size.prompt_counts
