@@ -163,8 +163,6 @@ def _smallest(counts: Sequence[csr_array], D: int) -> int:
 
 def _of_bleu(ours: Sequence[Log], theirs: Sequence[Log]) -> float:
     replies = [[turn.reply for log in logs for turn in log] for logs in (theirs, ours)]
-    if replies[0] == replies[1]:  # which sacrebleu would call significant
-        return 1.0
     labels = [turn.label for log in ours for turn in log]
     test = PairedTest(
         [('theirs', replies[0]), ('ours', replies[1])],
@@ -173,4 +171,7 @@ def _of_bleu(ours: Sequence[Log], theirs: Sequence[Log]) -> float:
         test_type='ar',
         n_samples=RESAMPLES,
     )
-    return float(test()[1]['BLEU'][1].p_value)
+    theirs_and_ours = test()[1]['BLEU']
+    if theirs_and_ours[0].score == theirs_and_ours[1].score:  # which sacrebleu would call significant
+        return 1.0
+    return float(theirs_and_ours[1].p_value)

@@ -121,7 +121,7 @@ def note(table: dict[str, Any]) -> str:
     said += ''.join(f' {remark}' for remark in table.get('remarks', ()))
     if any(row['best'] for row in table['rows']):
         said += ' Bold: the best of its LLM.'
-    if any(mark(p) for row in table['rows'] for p in row.get('p', {}).values()):
+    if any(mark(row.get('p', {}).get(column)) for row in table['rows'] for column in table['columns']):
         said += f' {SIGNS}'
     return said
 

@@ -38,6 +38,11 @@ def test_rows_that_differ_in_every_dialogue_are_significant_and_equal_ones_are_n
     assert project.significance.p_values([good], [turns_of(['x'] * 19)]) == {}  # not the same messages
 
 
+def test_other_replies_with_the_same_bleu_are_not_significant(project):
+    one, other = turns_of(['x y z'] * 20), turns_of(['u v w'] * 20)
+    assert project.significance.p_values([one], [other])['sacrebleu'] == 1
+
+
 def test_dialogues_are_exchanged_whole(project):
     """Twenty turns that are all better are two observations in two dialogues, and ten in ten."""
     of = [[k // (20 // n) for k in range(20)] for n in (2, 10)]
