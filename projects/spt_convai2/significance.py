@@ -28,7 +28,18 @@ OF_REPLIES = {  # what can be computed from a turn, where its log has no metrics
     'persona_f1': lambda turn: 100 * persona_f1(turn.reply, ' '.join(turn.persona)),
 }
 OF_THE_PERSONA = ('persona_f1', 'c_score')  # which replies of speakers without a persona lack
-LOGGED = ('meteor', 'hits@1', 'token_acc', 'self_bleu', 'c_score', 'selected_gain', 'best_gain')
+LOGGED = (
+    'bertscore_f1',
+    'bertscore_p',
+    'bertscore_r',
+    'meteor',
+    'hits@1',
+    'token_acc',
+    'self_bleu',
+    'c_score',
+    'selected_gain',
+    'best_gain',
+)
 ORDERS = (1, 2, 4)
 Log = Sequence[Turn]
 

@@ -211,10 +211,12 @@ def write_csv(tables: Sequence[dict[str, Any]], path: Path) -> None:
 
 def title(table: dict[str, Any]) -> str:
     """A table's number, if the paper has it, and its title."""
-    number = table['name'].removeprefix('table')
-    if number == table['name']:
+    whole, dash, part = table['name'].partition('-')
+    number = whole.removeprefix('table')
+    if number == whole:
         return table['title']
-    return f'Table {number}{" and 8" if number == "4" else ""}. {table["title"]}'
+    number = f'{number}{" and 8" if number == "4" else ""}{dash}{part}'
+    return f'Table {number.replace("-further", ", further")}. {table["title"]}'
 
 
 def write(tables: Sequence[dict[str, Any]], usage: dict[str, Any] | None, folder: Path) -> Path:

@@ -135,7 +135,7 @@ def _of_corpus(
     logs: dict[str, dict[int, list[Turn]]] = {}
     if corpus is not None:
         logs = {label: logs_of(by_label[label], size, runs, place, corpus) for label, runs in measured.items()}
-    equal = _measure(measured, logs, measures) if table.further else {}
+    equal = _measure(measured, logs, measures) if table.further or measures.models.bertscore else {}
     columns = (*table.columns, *table.further)
     rows, shared = [], None
     for row in table.rows:
