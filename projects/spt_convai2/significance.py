@@ -7,6 +7,7 @@ approximate randomization, which exchanges single replies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -40,6 +41,7 @@ LOGGED = (
     'selected_gain',
     'best_gain',
 )
+OF_THE_NLL = ('loss', 'llen')  # nats per token of the label, and its tokens
 ORDERS = (1, 2, 4)
 Log = Sequence[Turn]
 
@@ -58,6 +60,12 @@ def p_values(ours: Sequence[Log], theirs: Sequence[Log], equal: Mapping[int, int
     if not ours or len(ours) != len(theirs) or len(messages) != 1 or not ours[0]:
         return {}
     return {**_of_dialogues(ours, theirs, equal or {}), 'sacrebleu': _of_bleu(ours, theirs)}
+
+
+def tested(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Those of a reply's metrics that the tests look at."""
+    used = (*OF_REPLIES, *LOGGED, *OF_THE_NLL)
+    return None if metrics is None else {name: metrics[name] for name in used if name in metrics}
 
 
 def in_order(log: Log) -> list[Turn]:
@@ -132,7 +140,7 @@ def _differences(ours: Sequence[Log], theirs: Sequence[Log], name: str) -> np.nd
 def _nll(turn: Turn) -> float | None:
     """The NLL of a label. Both rows must have the same tokens, as they do around the same LLM."""
     metrics = turn.metrics or {}
-    return metrics['loss'] * metrics['llen'] if {'loss', 'llen'} <= metrics.keys() else None
+    return math.prod(metrics[name] for name in OF_THE_NLL) if {*OF_THE_NLL} <= metrics.keys() else None
 
 
 DIVERSITY = ('dist1', 'dist2', 'dist', 'ent2', 'ent4', 'dist1_equal', 'dist2_equal')

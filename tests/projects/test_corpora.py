@@ -221,6 +221,16 @@ def test_every_part_of_a_table_has_its_number(project):
     ]
 
 
+def test_a_table_without_its_logs_has_no_tests(project, mixed):
+    table, size, seeds, place = mixed
+    table = table._replace(rows=table.rows[:2], further=project.paper_figures.FURTHER)
+    for row in table.rows:
+        for seed in seeds:
+            (place.folder(project.grid.job_of(row, size, seed)) / 'eval_dailydialog.jsonl').unlink()
+    *_, dailydialog = project.tables.build(table, size, seeds, place)
+    assert dailydialog['name'] == 'mixed-2' and 'gain' in dailydialog['rows'][1] and 'p' not in dailydialog['rows'][1]
+
+
 def test_shares_are_shown_in_percent(project):
     assert project.tables.scale('hits@1') == 100 and project.table_text.in_percent('hits@1')
     assert project.tables.scale('unigram_f1') == 1 and not project.table_text.in_percent('ent2')
