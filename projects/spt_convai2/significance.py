@@ -28,6 +28,7 @@ OF_REPLIES = {  # what can be computed from a turn, where its log has no metrics
     **{name: lambda turn, name=name: 100 * rouge(turn.reply, (turn.label,))[name] for name in ROUGES},
     'persona_f1': lambda turn: 100 * persona_f1(turn.reply, ' '.join(turn.persona)),
 }
+OF_SEVERAL_PROMPTS = ('selected_gain', 'best_gain')  # where there is nothing to select, nothing is gained
 OF_THE_PERSONA = ('persona_f1', 'c_score')  # which replies of speakers without a persona lack
 LOGGED = (
     'bertscore_f1',
@@ -38,8 +39,7 @@ LOGGED = (
     'token_acc',
     'self_bleu',
     'c_score',
-    'selected_gain',
-    'best_gain',
+    *OF_SEVERAL_PROMPTS,
 )
 OF_THE_NLL = ('loss', 'llen')  # nats per token of the label, and its tokens
 ORDERS = (1, 2, 4)
@@ -80,6 +80,8 @@ def score_of(turn: Turn, name: str) -> float | None:
     metrics = turn.metrics or {}
     if name in metrics:
         return metrics[name]
+    if 'loss' in metrics and name in OF_SEVERAL_PROMPTS:
+        return 0.0
     if name not in OF_REPLIES or (name in OF_THE_PERSONA and not turn.persona):
         return None
     return OF_REPLIES[name](turn)

@@ -123,6 +123,20 @@ def test_equal_sums_in_another_order_of_seeds_are_equal(project, drawn):
     assert project.significance.p_values([one, two], [two, one])['persona_f1'] == 1
 
 
+def test_a_gain_of_the_selection_is_tested_against_none(project):
+    """A row with one prompt has no such metric: the test is whether the gain of the other differs from 0."""
+
+    def seed(gains):
+        return turns_of(['a'] * 6, metrics=[{'loss': 1.0, 'llen': 2, **gains(i)} for i in range(6)])
+
+    one = [seed(lambda i: {})]
+    always, both_ways = [seed(lambda i: {'selected_gain': 0.1 + i})], [seed(lambda i: {'selected_gain': (-1) ** i})]
+    p = [project.significance.p_values(several, one)['selected_gain'] for several in (always, both_ways)]
+    assert p == [2 / 2**6, 1]
+    without = [turn._replace(metrics=None) for turn in one[0]]
+    assert 'selected_gain' not in project.significance.p_values(always, [without])
+
+
 def test_metrics_that_some_replies_lack_are_not_tested(project, drawn):
     ours, theirs = drawn
     assert {'c_score', 'ppl'} <= project.significance.p_values(ours, theirs).keys()
