@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import parlai  # noqa: F401  this installs the hooks, before the imports below import more of ParlAI
 from tqdm import tqdm
 
 from spt_parlai.agents.chat_endpoint import ChatEndpoint

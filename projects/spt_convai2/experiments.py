@@ -246,10 +246,12 @@ def report(
         typer.Option(help='NAME=REGEX: what figure 3 counts (default: emoji, questions, first person).'),
     ] = None,
     nli: Annotated[str | None, typer.Option(help='Folder of an NLI model, for C.score.')] = None,
+    bertscore: Annotated[str | None, typer.Option(help='Encoder of BERTScore: an id or a folder.')] = None,
+    bertscore_layer: Annotated[int | None, typer.Option(help="Its layer (default: bert-score's choice).")] = None,
     mauve: Annotated[str | None, typer.Option(help='Folder of an LM, for MAUVE; needs mauve-text.')] = None,
 ) -> None:
     """Report all finished runs: tables as Markdown and JSON, figures as PNG, and one HTML page with everything."""
-    make_report(_again(out), _pairs(pattern, '--pattern') or None, Models(nli, mauve))
+    make_report(_again(out), _pairs(pattern, '--pattern') or None, Models(nli, mauve, bertscore, bertscore_layer))
 
 
 def make_report(asked: Plan, patterns: dict[str, str] | None = None, models: Models = NO_MODELS) -> Path:

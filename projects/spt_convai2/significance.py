@@ -7,6 +7,7 @@ approximate randomization, which exchanges single replies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -27,8 +28,20 @@ OF_REPLIES = {  # what can be computed from a turn, where its log has no metrics
     **{name: lambda turn, name=name: 100 * rouge(turn.reply, (turn.label,))[name] for name in ROUGES},
     'persona_f1': lambda turn: 100 * persona_f1(turn.reply, ' '.join(turn.persona)),
 }
+OF_SEVERAL_PROMPTS = ('selected_gain', 'best_gain')  # where there is nothing to select, nothing is gained
 OF_THE_PERSONA = ('persona_f1', 'c_score')  # which replies of speakers without a persona lack
-LOGGED = ('meteor', 'hits@1', 'token_acc', 'self_bleu', 'c_score', 'selected_gain', 'best_gain')
+LOGGED = (
+    'bertscore_f1',
+    'bertscore_p',
+    'bertscore_r',
+    'meteor',
+    'hits@1',
+    'token_acc',
+    'self_bleu',
+    'c_score',
+    *OF_SEVERAL_PROMPTS,
+)
+OF_THE_NLL = ('loss', 'llen')  # nats per token of the label, and its tokens
 ORDERS = (1, 2, 4)
 Log = Sequence[Turn]
 
@@ -49,6 +62,12 @@ def p_values(ours: Sequence[Log], theirs: Sequence[Log], equal: Mapping[int, int
     return {**_of_dialogues(ours, theirs, equal or {}), 'sacrebleu': _of_bleu(ours, theirs)}
 
 
+def tested(metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Those of a reply's metrics that the tests look at."""
+    used = (*OF_REPLIES, *LOGGED, *OF_THE_NLL)
+    return None if metrics is None else {name: metrics[name] for name in used if name in metrics}
+
+
 def in_order(log: Log) -> list[Turn]:
     """The dialogues of a log sorted by their messages and numbered anew: a log's order depends on the batch size."""
     dialogues = [list(turns) for _, turns in groupby(log, key=lambda turn: turn.dialogue)]
@@ -61,6 +80,8 @@ def score_of(turn: Turn, name: str) -> float | None:
     metrics = turn.metrics or {}
     if name in metrics:
         return metrics[name]
+    if 'loss' in metrics and name in OF_SEVERAL_PROMPTS:
+        return 0.0
     if name not in OF_REPLIES or (name in OF_THE_PERSONA and not turn.persona):
         return None
     return OF_REPLIES[name](turn)
@@ -121,7 +142,7 @@ def _differences(ours: Sequence[Log], theirs: Sequence[Log], name: str) -> np.nd
 def _nll(turn: Turn) -> float | None:
     """The NLL of a label. Both rows must have the same tokens, as they do around the same LLM."""
     metrics = turn.metrics or {}
-    return metrics['loss'] * metrics['llen'] if {'loss', 'llen'} <= metrics.keys() else None
+    return math.prod(metrics[name] for name in OF_THE_NLL) if {*OF_THE_NLL} <= metrics.keys() else None
 
 
 DIVERSITY = ('dist1', 'dist2', 'dist', 'ent2', 'ent4', 'dist1_equal', 'dist2_equal')
@@ -163,8 +184,6 @@ def _smallest(counts: Sequence[csr_array], D: int) -> int:
 
 def _of_bleu(ours: Sequence[Log], theirs: Sequence[Log]) -> float:
     replies = [[turn.reply for log in logs for turn in log] for logs in (theirs, ours)]
-    if replies[0] == replies[1]:  # which sacrebleu would call significant
-        return 1.0
     labels = [turn.label for log in ours for turn in log]
     test = PairedTest(
         [('theirs', replies[0]), ('ours', replies[1])],
@@ -173,4 +192,7 @@ def _of_bleu(ours: Sequence[Log], theirs: Sequence[Log]) -> float:
         test_type='ar',
         n_samples=RESAMPLES,
     )
-    return float(test()[1]['BLEU'][1].p_value)
+    theirs_and_ours = test()[1]['BLEU']
+    if theirs_and_ours[0].score == theirs_and_ours[1].score:  # which sacrebleu would call significant
+        return 1.0
+    return float(theirs_and_ours[1].p_value)

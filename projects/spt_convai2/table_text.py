@@ -123,7 +123,7 @@ def note(table: dict[str, Any]) -> str:
     said += ''.join(f' {remark}' for remark in table.get('remarks', ()))
     if any(row['best'] for row in table['rows']):
         said += ' Bold: the best of its LLM.'
-    if any(mark(p) for row in table['rows'] for p in row.get('p', {}).values()):
+    if any(mark(row.get('p', {}).get(column)) for row in table['rows'] for column in table['columns']):
         said += f' {SIGNS}'
     return said
 
@@ -213,10 +213,12 @@ def write_csv(tables: Sequence[dict[str, Any]], path: Path) -> None:
 
 def title(table: dict[str, Any]) -> str:
     """A table's number, if the paper has it, and its title."""
-    number = table['name'].removeprefix('table')
-    if number == table['name']:
+    whole, dash, part = table['name'].partition('-')
+    number = whole.removeprefix('table')
+    if number == whole:
         return table['title']
-    return f'Table {number}{" and 8" if number == "4" else ""}. {table["title"]}'
+    number = f'{number}{" and 8" if number == "4" else ""}{dash}{part}'
+    return f'Table {number.replace("-further", ", further")}. {table["title"]}'
 
 
 def write(tables: Sequence[dict[str, Any]], usage: dict[str, Any] | None, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from measures import ABSENT, NO_MODELS, Measures, Models, at_equal_counts, small
 from paper_figures import FIRST, TABLE_1_GAIN
 from runner import Place, finished, read_record
 from scipy import stats
+from significance import tested
 from sizes import Size
 
 from spt_parlai.dashboard.world_logs import Turn, read_turns
@@ -62,12 +63,14 @@ def metrics_of(
 
 
 def logs_of(row: Row, size: Size, seeds: Iterable[int], place: Place, corpus: str) -> dict[int, list[Turn]]:
-    """seed → the turns of the evaluation on one corpus."""
-    jobs = {seed: job_of(row, size, seed) for seed in seeds}
-    return {
-        seed: read_turns(world_logs(place.folder(job), job.evaluations[0].key, job)[corpus])
-        for seed, job in jobs.items()
-    }
+    """seed → the turns of the evaluation on one corpus and the metrics that are tested, where the log still exists."""
+    found = {}
+    for seed in seeds:
+        job = job_of(row, size, seed)
+        path = world_logs(place.folder(job), job.evaluations[0].key, job)[corpus]
+        if path.exists():
+            found[seed] = [turn._replace(metrics=tested(turn.metrics)) for turn in read_turns(path)]
+    return found
 
 
 def mark_best(rows: Sequence[dict[str, Any]]) -> None:
@@ -135,7 +138,7 @@ def _of_corpus(
     logs: dict[str, dict[int, list[Turn]]] = {}
     if corpus is not None:
         logs = {label: logs_of(by_label[label], size, runs, place, corpus) for label, runs in measured.items()}
-    equal = _measure(measured, logs, measures) if table.further else {}
+    equal = _measure(measured, logs, measures) if table.further or measures.models.bertscore else {}
     columns = (*table.columns, *table.further)
     rows, shared = [], None
     for row in table.rows:
@@ -162,10 +165,9 @@ def _of_corpus(
             without = [c for c in shared if not c.startswith('dist')]
             entry['gain_without_dist'] = spread([average_gain(*pair, without) for pair in pairs]) if without else None
             entry['gain_by_column'] = {c: spread([average_gain(*pair, [c]) for pair in pairs]) for c in shared}
-            both = [s for s in sorted(runs) if s in measured[row.against]]
-            if logs:
-                ours, theirs = ([logs[label][s] for s in both] for label in (row.label, row.against))
-                entry['p'] = measures.p_values(ours, theirs, equal)
+            ours, theirs = (logs.get(label, {}) for label in (row.label, row.against))
+            if both := sorted(ours.keys() & theirs.keys()):
+                entry['p'] = measures.p_values([ours[s] for s in both], [theirs[s] for s in both], equal)
         rows.append(entry)
     mark_best(rows)
     shown = [c for c in columns if any(c in row['cells'] for row in rows)] or list(table.columns)

@@ -517,7 +517,9 @@ class LLMAgent(TorchGeneratorAgent):
         return text, without_thoughts(text, thinks)
 
     def rank_eval_label_candidates(self, batch, batchsize):
-        """Rank candidates by their NLL per token under the selected prompt, best first."""
+        """Rank candidates by their NLL per token under the selected prompt, best first. A task may have none."""
+        if batch.candidate_vecs is None:
+            return None, None
         candidates = [self._pad_tensor(ids, is_label=True)[0] for ids in batch.candidate_vecs[:batchsize]]
         ranked = rank_candidates(self.bare_model, self.bare_model.encoder(*self._encoder_input(batch)), candidates)
         texts = [[batch.candidates[i][o] for o in order] for i, (order, _) in enumerate(ranked)]

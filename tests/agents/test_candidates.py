@@ -65,6 +65,11 @@ def test_equals_one_candidate_at_a_time(model_file, tiny_llms, tmp_path, monkeyp
         assert report[f'hits@{k}'] == pytest.approx(sum(h < k for h in hits) / 10)
 
 
+def test_a_task_without_candidates_has_no_ranks(model_file):
+    report = evaluate(model_file, rank_candidates=True, num_examples=8, skip_generation=True)
+    assert report['exs'] == 8 and 'ppl' in report and 'hits@1' not in report
+
+
 @pytest.mark.skipif(not os.environ.get('SPT_SHARED_DATA'), reason='SPT_SHARED_DATA names no folder of data')
 def test_convai2_with_its_twenty_candidates(model_file, tmp_path):
     from pathlib import Path

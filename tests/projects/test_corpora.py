@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from spt_parlai.dashboard.world_logs import read_turns
 from spt_parlai.errors import UsageError
+from spt_parlai.metrics.bertscore import BertScore
 from spt_parlai.metrics.corpus import Distinct, NgramEntropy, SelfBleu
 from spt_parlai.metrics.nli import Nli, c_scores
 from spt_parlai.metrics.reply import persona_f1
@@ -27,7 +28,7 @@ def log_of(path, replies, persona=''):
         [
             [
                 {'text': f'{persona if n == 0 else ""}message {d} {n}', 'eval_labels': [f'a b c d{d}']},
-                {'text': reply, 'selected_prompt': n, 'prompt_scores': [0.5, 0.25]},
+                {'text': reply, 'selected_prompt': n, 'prompt_scores': [0.5 - n / 4, 0.25 + d / 9]},
             ]
             for n, reply in enumerate((replies[d], replies[d]))
         ]
@@ -185,6 +186,20 @@ def test_further_measures_are_tested_and_the_absent_ones_explained(project, furt
     assert 'C.score' in header and not any('AVG' in word for word in header)
 
 
+def test_bertscore_of_the_logs_is_bert_scores(project, further, tiny_llms, mixed):
+    pytest.importorskip('bert_score')
+    table, size, seeds, place = mixed
+    models = project.measures.Models(bertscore=tiny_llms.bart, bertscore_layer=1)
+    models.check()
+    table = table._replace(rows=table.rows[:2], columns=('bertscore_f1',))
+    _, convai2, _ = project.tables.build(table, size, seeds, place, models)
+    _, _, logs = further
+    wanted = [BertScore([(t.reply, (t.label,)) for t in log], models.bert(), 'f1').value() for log in logs]
+    assert convai2['rows'][0]['cells']['bertscore_f1']['mean'] == pytest.approx(np.mean(wanted))
+    assert convai2['rows'][1]['p'].keys() >= {'bertscore_f1', 'bertscore_p', 'bertscore_r'}
+    assert 'bertscore_f1' in convai2['gain_columns']
+
+
 def test_what_takes_long_is_computed_once(project, further, mixed, monkeypatch, nli):
     table, size, seeds, place = mixed
     table = table._replace(rows=table.rows[:2], further=project.paper_figures.FURTHER)
@@ -192,6 +207,28 @@ def test_what_takes_long_is_computed_once(project, further, mixed, monkeypatch, 
     monkeypatch.setattr(project.significance, 'permutation_test', None)
     again = project.tables.build(table, size, seeds, place, project.measures.Models(nli=nli))
     assert again[2] == further[1]
+
+
+def test_every_part_of_a_table_has_its_number(project):
+    names = ('table1', 'table1-further', 'table4-further', 'table9-2-further', 'mixed-1')
+    titles = [project.table_text.title({'name': name, 'title': 'PT: x'}) for name in names]
+    assert titles == [
+        'Table 1. PT: x',
+        'Table 1, further. PT: x',
+        'Table 4 and 8, further. PT: x',
+        'Table 9-2, further. PT: x',
+        'PT: x',
+    ]
+
+
+def test_a_table_without_its_logs_has_no_tests(project, mixed):
+    table, size, seeds, place = mixed
+    table = table._replace(rows=table.rows[:2], further=project.paper_figures.FURTHER)
+    for row in table.rows:
+        for seed in seeds:
+            (place.folder(project.grid.job_of(row, size, seed)) / 'eval_dailydialog.jsonl').unlink()
+    *_, dailydialog = project.tables.build(table, size, seeds, place)
+    assert dailydialog['name'] == 'mixed-2' and 'gain' in dailydialog['rows'][1] and 'p' not in dailydialog['rows'][1]
 
 
 def test_shares_are_shown_in_percent(project):
@@ -229,7 +266,12 @@ def test_the_papers_gain_without_dist_follows_from_its_figures(project):
 
 
 @pytest.mark.parametrize(
-    'option, told', [('--nli', 'the model could not be loaded'), ('--mauve', 'mauve-text is not installed')]
+    'option, told',
+    [
+        ('--nli', 'the model could not be loaded'),
+        ('--mauve', 'mauve-text is not installed'),
+        ('--bertscore', 'bert-score is not installed'),
+    ],
 )
 def test_models_that_cannot_be_used_are_refused_first(project, tmp_path, monkeypatch, option, told):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
