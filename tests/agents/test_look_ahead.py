@@ -70,7 +70,7 @@ def test_same_report_and_log(wide_llm, tmp_path, monkeypatch, more):
         log = tmp_path / f'{packing}.jsonl'
         settings = {
             'model': AGENT, 'llm': wide_llm, 'label_truncate': 24, 'seed': 7, 'skip_generation': True,
-            'task': SAMPLE, 'world_logs': str(log), **({} if 'model' in more else spt), **more,
+            'task': SAMPLE, 'num_examples': 40, 'world_logs': str(log), **({} if 'model' in more else spt), **more,
         }  # fmt: skip
         reports.append(evaluate(dialogue_packing=packing, **settings))
         logs.append(turns(log))

@@ -17,6 +17,7 @@ from spt_parlai.dialogue.mutator import FIELD
 from spt_parlai.errors import UsageError
 
 RUN = {
+    'text_truncate': None,  # retrieved dialogues need room
     'batchsize': 2,
     'log_every_n_steps': 1,
     'prompt_length': 2,

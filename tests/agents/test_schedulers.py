@@ -37,7 +37,8 @@ def rates(monkeypatch):
 
 def run(llm, model_file, steps, **options):
     """Make `steps` updates of a run with `--max-train-steps STEPS`."""
-    small = {'batchsize': 1, 'dialogue_packing': False, 'validation_max_exs': 2}  # the rates need no large batches
+    # the rates need no large batches
+    small = {'batchsize': 1, 'dialogue_packing': False, 'validation_max_exs': 2, 'text_truncate': 48}
     small['retriever_learningrate'] = options['learningrate'] / 10
     loop = train_model.TrainLoop(
         training_opt(llm, model_file=model_file, max_train_steps=STEPS, log_every_n_steps=1, **{**small, **options})

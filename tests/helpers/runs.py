@@ -45,8 +45,11 @@ def agent_of(llm, agent: str = 'SptAgent', **more: Any):
 
 
 def train(model_file, llm, agent: str = 'SptAgent', **more: Any):
-    """Run `parlai train_model`; returns its validation report and its test report."""
-    return TrainModel.main(**options(llm, agent, model_file=model_file, **more))
+    """Run `parlai train_model`; returns its validation report and its test report.
+
+    Unless `more` says otherwise, contexts are cut to 48 tokens: steps take 0.4 of the time that whole ones take.
+    """
+    return TrainModel.main(**options(llm, agent, **{'model_file': model_file, 'text_truncate': 48, **more}))
 
 
 def evaluate(model_file=None, **more: Any) -> dict[str, float]:

@@ -44,16 +44,9 @@ def test_every_loss_and_every_prompt_is_in_the_logs(trained):
 
 def test_training_lowers_perplexity(tmp_path):
     """On unseen dialogues, around an LM that knows English; prompts could not improve a random one."""
-    train(
-        tmp_path / 'model',
-        'demo',
-        max_train_steps=10,
-        batchsize=2,
-        prompt_init='embedding-scale',
-        learningrate=0.03,
-        load_from_checkpoint=False,
-    )
-    train(tmp_path / 'start', 'demo', max_train_steps=1, learningrate=0.0, prompt_init='embedding-scale', batchsize=2)
+    options = {'prompt_init': 'embedding-scale', 'num_prompts': 2, 'batchsize': 2, 'validation_max_exs': 1}
+    train(tmp_path / 'model', 'demo', max_train_steps=10, learningrate=0.03, load_from_checkpoint=False, **options)
+    train(tmp_path / 'start', 'demo', max_train_steps=1, learningrate=0.0, **options)
     trained, start = (evaluate(tmp_path / name, skip_generation=True, num_examples=24) for name in ('model', 'start'))
     assert trained['ppl'] < 0.95 * start['ppl']
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,10 @@ def test_turns_that_share_nothing_stay_apart(wide_llms, more):
 @pytest.mark.skipif(not SHARED, reason='SPT_SHARED_DATA, the folder with ConvAI2, is not set')
 @pytest.mark.parametrize('llm', ['chat-opt-7m', 'stories260K'])
 def test_real_dialogues(llm, tmp_path):
-    (tmp_path / 'ConvAI2').symlink_to(Path(SHARED) / 'parlai_data' / 'ConvAI2')
+    (tmp_path / 'ConvAI2').mkdir()
+    for file in (Path(SHARED) / 'parlai_data' / 'ConvAI2').iterdir():  # its first dialogues, which are read at once
+        with file.open() as whole, (tmp_path / 'ConvAI2' / file.name).open('w') as beginning:
+            beginning.writelines(islice(whole, 200))
     agent, packed, turns = observations(
         str(Path(SHARED) / 'models' / llm),
         3,

@@ -30,15 +30,15 @@ SHORT = dict(
 )
 def test_train_resume_evaluate_chat_export_import(tmp_path, monkeypatch, capsys):
     model_file = tmp_path / 'model'
-    train(model_file, 'smollm2', max_train_steps=5, **SHORT)
+    train(model_file, 'smollm2', max_train_steps=2, **SHORT)
     first = states(model_file)
-    train(model_file, 'smollm2', max_train_steps=10, **SHORT)
+    train(model_file, 'smollm2', max_train_steps=4, **SHORT)
     trained = states(model_file)
-    assert [s['progress']['train_stats']['train_steps'] for s in (first, trained)] == [5, 10]
+    assert [s['progress']['train_stats']['train_steps'] for s in (first, trained)] == [2, 4]
     assert trained['spt']['llm'] == 'smollm2'
     assert not torch.equal(first['model']['soft_prompts.tokens'], trained['model']['soft_prompts.tokens'])
 
-    report = evaluate(model_file, num_examples=6, text_truncate=200, label_truncate=30)
+    report = evaluate(model_file, num_examples=3, text_truncate=200, label_truncate=30)
     assert report['ppl'] < 100 and 'unigram_f1' in report  # a guess among all tokens has 49152
 
     monkeypatch.setattr(sys, 'stdin', io.StringIO('hello , what do you do ?\n[EXIT]\n'))

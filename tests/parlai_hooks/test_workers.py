@@ -26,7 +26,7 @@ def run(model_file, llm, workers: int, **more):
     [
         ({'num_epochs': 1, 'batchsize': 6}, 13),  # 74 dialogues
         ({'num_epochs': 1, 'batchsize': 6, 'datatype': 'train:ordered'}, 13),
-        ({'num_epochs': 0.3, 'dynamic_batching': 'full', 'text_truncate': 120}, None),
+        ({'num_epochs': 0.15, 'dynamic_batching': 'full'}, None),
         ({'num_epochs': 0.1, 'dialogue_packing': False, 'update_freq': 2}, None),  # 496 turns
         ({'num_epochs': 0.1, 'task': PAIR}, None),
         ({'num_epochs': 0.1, 'batchsize': 1}, 8),

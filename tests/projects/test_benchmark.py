@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ FOLDER = ROOT / 'projects' / 'benchmark'
 
 @pytest.fixture
 def run(tmp_path):
-    """run(script, arguments) → what it prints. `bench.py` has a fork server of its own and is no such script."""
+    """run(script, arguments) → what it prints. Each measurement of `bench.py` is a fork of the same fork server."""
 
     def run(script, *arguments, status=0):
         environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}
@@ -30,16 +28,8 @@ def run(tmp_path):
     return run
 
 
-def test_quick_run_compares_all_contenders(tmp_path):
-    done = subprocess.run(
-        [sys.executable, FOLDER / 'bench.py', *'--quick --no-curves --threads 1 --out'.split(), tmp_path],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    shown = done.stdout
+def test_quick_run_compares_all_contenders(run, tmp_path):
+    shown = run('bench.py', *'--quick --no-curves --threads 1 --out'.split(), tmp_path)
     result = json.loads((tmp_path / 'benchmark.json').read_text())
     names = {(r['contender'], r['K']) for r in result['comparison']}
     assert names == {

@@ -294,13 +294,30 @@ def size(shapes):
     return sum(int(torch.tensor(shape).prod()) for shape in shapes)
 
 
+def launch(*words):
+    """`torchrun --nproc-per-node 2 --standalone -m WORDS` with forks instead of new processes."""
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    meeting = ['--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0']
+    config, _, _ = config_from_args(parse_args(['--nproc-per-node', '2', *meeting, '-m', *words]))
+    config.start_method = warm.start_method()
+    elastic_launch(config, warm.script)(*words)
+
+
 def test_torchrun_ends_when_a_process_ends(llm, tmp_path):
     options = command_line({**SGD, 'llm': llm, 'model_file': tmp_path / 'model', 'max_train_steps': 10000})
-    done = torchrun(
-        tmp_path, ['-m', 'spt_parlai.torchrun'], 'train_model', *options, SIGNAL=f'1 11 {int(signal.SIGTERM)}'
+    process = warm.Process(
+        tmp_path / 'printed',
+        launch,
+        'spt_parlai.torchrun',
+        'train_model',
+        *options,
+        environment=environment(tmp_path, SIGNAL=f'1 11 {int(signal.SIGTERM)}'),
     )
-    assert done.returncode != 0
-    assert 'saved in ' in done.stdout and 'num_epochs completed' not in done.stdout
+    assert process.wait(120) == 1, process.printed[-3000:]
+    assert 'ChildFailedError' in process.printed
+    assert 'saved in ' in process.printed and 'num_epochs completed' not in process.printed
 
 
 def test_torchrun_says_what_is_missing(monkeypatch):
@@ -365,6 +382,7 @@ def multiprocessing_train(model_file, llm, steps, **more):
         **helpers.SMALL,
         'llm': llm,
         'max_train_steps': steps,
+        'text_truncate': 48,
         'log_every_n_steps': 1,
         'validation_every_n_steps': 3,
         'validation_max_exs': -1,

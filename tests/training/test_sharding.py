@@ -16,6 +16,7 @@ from spt_parlai.errors import UsageError
 RUN = {
     **helpers.SMALL,
     'batchsize': 3,
+    'text_truncate': 48,
     'tokens_at_once': 1,  # a row at a time: the processes differ in the number of micro-batches
     'update_freq': 2,
     'max_train_steps': 2,
