@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -272,7 +273,7 @@ def draw(
     console.print(f'{len(folds[0])} contexts of the train fold, {len(folds[1])} of the valid fold')
     found = draw_all(agent, contexts, 1 + candidates, at_once)
     console.print(f'{time.perf_counter() - started:.0f} s: all replies are drawn')
-    by_text = Parallel(n_jobs=-1, batch_size=64)(
+    by_text = Parallel(n_jobs=min(os.cpu_count() or 1, 1 + len(contexts) // 200), batch_size=64)(
         delayed(text_scores)(texts, c.gold, c.persona) for texts, c in zip(found.texts, contexts, strict=True)
     )
     by_text = np.stack(by_text)  # [N, C, 5]

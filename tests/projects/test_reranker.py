@@ -1,13 +1,17 @@
 """The reranker's script: what it stores of every candidate, against naive computations, and its fit."""
 
+import json
+import math
 
 import numpy as np
 import pytest
 import torch
-from helpers.runs import AGENTS, SAMPLE
+from helpers.runs import AGENTS, SAMPLE, train
 from parlai.core.agents import create_agent
 from parlai.core.params import ParlaiParser
+from typer.testing import CliRunner
 
+from spt_parlai.errors import UsageError
 from spt_parlai.metrics.ranking import consensus
 
 C = 4
@@ -39,7 +43,7 @@ def test_contexts_are_those_of_whole_dialogues(project, agent):
 
 @torch.no_grad()
 def naive(agent, context, target) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """log p(target | context), and the mean states of the reply's words and of the context, from one pass in float64."""
+    """log p(target | context), and the mean states of the reply's words and of the context, from one pass."""
     model = agent.bare_model
     words = model.llm.embed(torch.tensor([*context, *target]))
     row = torch.cat([model.soft_prompts.tokens[0], words])[None]
@@ -47,7 +51,11 @@ def naive(agent, context, target) -> tuple[float, torch.Tensor, torch.Tensor]:
     L, n, hidden = model.soft_prompts.tokens.shape[1], len(context), output.hidden_states[-1][0].double()
     log_probs = output.logits[0, L + n - 1 : -1].double().log_softmax(-1)
     said = hidden[L + n : -1]
-    return float(log_probs[range(len(target)), target].sum()), said.sum(0) / max(len(said), 1), hidden[L : L + n].mean(0)
+    return (
+        float(log_probs[range(len(target)), target].sum()),
+        said.sum(0) / max(len(said), 1),
+        hidden[L : L + n].mean(0),
+    )
 
 
 def test_scores_and_states_are_those_of_full_passes(agent, drawn):
@@ -99,3 +107,104 @@ def test_principal_components_are_uncorrelated_and_keep_what_varies(project):
     assert np.cov(few, rowvar=False) == pytest.approx(np.eye(3), abs=0.01)
     linear, *_ = np.linalg.lstsq(np.column_stack([few, np.ones(500)]), states, rcond=None)
     assert np.column_stack([few, np.ones(500)]) @ linear == pytest.approx(states, abs=0.2)
+
+
+# ---- fit ---------------------------------------------------------------------------------------------------------
+
+WORDS = ('i', 'ski', 'run', 'cats', 'dogs', 'you', 'like', '?')
+
+
+def write_drawn(path, N=240, d=4):
+    """Candidates of random words, of which the first hidden number tells how good they are."""
+    rng = np.random.default_rng(0)
+    replies = [[' '.join(rng.choice(WORDS, 5)) for _ in range(C)] for _ in range(N)]
+    hidden = rng.normal(size=(N, C, d))
+    arrays = {name: rng.normal(size=(N, C)) for name in ('log_probs', 'alone', 'consensus', 'persona')}
+    texts = {'replies': replies, 'said': ['so ?'] * N, 'persona': ['i ski .'] * N}
+    texts['gold'] = [group[best] for group, best in zip(replies, hidden[..., 0].argmax(1), strict=True)]
+    quality = 10 * np.repeat(hidden[..., :1], 3, -1) + rng.normal(size=(N, C, 3))
+    tokens, context = np.full((N, C), 6), rng.normal(size=(N, d))
+    np.savez(
+        path,
+        **arrays,
+        valid=np.arange(N) >= N // 2,
+        dialogue=np.arange(N) % (N // 2) // 4,
+        quality=quality,
+        tokens=tokens,
+        hidden=hidden,
+        context=context,
+        texts=np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8),
+    )
+    return path
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+    return write_drawn(tmp_path_factory.mktemp('drawn') / 'candidates.npz')
+
+
+@pytest.fixture(scope='module')
+def candidates(project, file):
+    return project.reranker.read_drawn(file)
+
+
+def test_the_risk_is_less_the_expected_quality(project):
+    scores, quality = (
+        torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 2.0]]),
+        torch.tensor([[3.0, 6.0, 0.0], [1.0, 1.0, 1.0]]),
+    )
+    odds = [math.exp(1), 1, math.exp(-1)]
+    expected = (3 * odds[0] + 6 * odds[1]) / sum(odds) - 3  # less the mean of the first context; the second is even
+    assert float(project.reranker.risk(scores, quality)) == pytest.approx(-expected / 2)
+
+
+def test_dialogues_are_split_whole_and_the_valid_fold_is_in_neither_part(project, candidates):
+    train, tune = project.reranker.split(candidates, seed=1)
+    assert not set(train.dialogue.tolist()) & set(tune.dialogue.tolist())
+    assert len(train.quality) + len(tune.quality) == int((~candidates.valid).sum())
+    assert len(train.replies) == len(train.quality) and len(tune.dialogue.unique()) == round(0.15 * 30)
+    assert not train.valid.any() and not tune.valid.any()
+
+
+def test_an_mlp_finds_what_hidden_states_tell_and_a_linear_layer_of_scalars_cannot(project, candidates):
+    rows = project.reranker.choices(candidates, seeds=(1, 2))
+    valid = candidates.part(candidates.valid)
+    gain = {name: float(valid.quality.gather(1, choice[:, None]).mean()) for name, choice in rows.items()}
+    assert min(gain['MLP'], gain['MLP, without consensus']) > 0.6 * gain['the best, in hindsight']
+    assert gain['linear'] < 0.3 * gain['the best, in hindsight']
+    assert rows['greedy'].unique().tolist() == [0] and rows['one sample'].unique().tolist() == [1]
+    assert (rows['MMI'] == (valid.scalars[..., 0] - 0.5 * valid.scalars[..., 1]).argmax(1)).all()
+
+
+def test_fit_shows_every_row_with_its_test(project, file):
+    shown = CliRunner().invoke(project.reranker.app, ['fit', str(file), '--seeds', '1'], terminal_width=200)
+    rows = {line.split('|')[1].strip(): line for line in shown.output.splitlines() if line.startswith('|')}
+    assert shown.exit_code == 0 and float(rows['the best, in hindsight'].split('|')[2]) > 90
+    assert [name for name in rows if 'p 0' in rows[name] or 'p 1' in rows[name]] == list(project.reranker.COMPARED)
+
+
+@pytest.mark.parametrize('content', [b'no', None])
+def test_a_file_without_candidates_is_refused(project, tmp_path, content):
+    path = tmp_path / 'x.npz'
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match='x.npz holds no candidates'):
+        project.reranker.read_drawn(path)
+
+
+def test_draw_writes_what_fit_reads(project, tiny_llms, tmp_path, monkeypatch):
+    """Around a tiny LLM, with the sample task in place of ConvAI2."""
+    model, out = tmp_path / 'model', tmp_path / 'candidates.npz'
+    train(model, tiny_llms.opt, 'PromptTuningAgent', prompt_length=2, max_train_steps=1)
+    words = f'draw --model {model} --task {SAMPLE} --train 6 --valid 4 --candidates 3 --dimensions 5 --out {out}'
+    shown = CliRunner().invoke(project.reranker.app, words.split(), catch_exceptions=False)
+    assert shown.exit_code == 0
+    drawn = project.reranker.read_drawn(out)
+    N = len(drawn.quality)
+    assert drawn.hidden.shape == (N, 4, 5) and drawn.context.shape == (N, 5) and len(drawn.replies) == N
+    assert (~drawn.valid).sum() >= 6 and drawn.valid.sum() >= 4
+    i = N - 1
+    for j, reply in enumerate(drawn.replies[i]):
+        assert float(drawn.quality[i, j]) == pytest.approx(
+            project.reranker.text_scores([reply], drawn.gold[i], '')[0, :3].mean(), abs=1e-3
+        )
