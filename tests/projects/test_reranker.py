@@ -31,12 +31,14 @@ def agent(tiny_llms):
 
 @pytest.fixture(scope='module')
 def drawn(project, agent):
-    contexts = project.reranker.contexts_of(agent, SAMPLE, 'valid', None, 6, seed=3)
-    return contexts, project.reranker.draw_all(agent, contexts, C, at_once=4)
+    contexts = project.candidate_draws.contexts_of(agent, SAMPLE, 'valid', None, 6, seed=3)
+    return contexts, project.candidate_draws.draw_all(agent, contexts, C, at_once=4)
 
 
 def test_contexts_are_those_of_whole_dialogues(project, agent):
-    some, all_of_them = (project.reranker.contexts_of(agent, SAMPLE, 'valid', None, n, seed=3) for n in (1, 10**6))
+    some, all_of_them = (
+        project.candidate_draws.contexts_of(agent, SAMPLE, 'valid', None, n, seed=3) for n in (1, 10**6)
+    )
     assert some == all_of_them[: len(some)] and {c.dialogue for c in some} == {0}
     assert len(all_of_them) > len(some)
 
@@ -74,7 +76,7 @@ def test_scores_and_states_are_those_of_full_passes(agent, drawn):
 
 def test_the_first_candidate_is_the_greedy_reply_and_the_others_differ(project, agent, drawn):
     contexts, found = drawn
-    again = project.reranker.draw_all(agent, contexts, C, at_once=100)
+    again = project.candidate_draws.draw_all(agent, contexts, C, at_once=100)
     assert [texts[0] for texts in again.texts] == [texts[0] for texts in found.texts]
     assert all(len(set(texts)) > 1 for texts in found.texts)
 
@@ -82,7 +84,7 @@ def test_the_first_candidate_is_the_greedy_reply_and_the_others_differ(project, 
 def test_draws_follow_the_probabilities(project):
     log_probs = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(8000, 1)
     torch.manual_seed(0)
-    tokens, scores = project.reranker.GreedyAndDraws(2, 3)(log_probs, [False] * 8000, range(8000))
+    tokens, scores = project.candidate_draws.GreedyAndDraws(2, 3)(log_probs, [False] * 8000, range(8000))
     assert (tokens[::2] == 0).all()
     shares = torch.bincount(tokens[1::2], minlength=4) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95, atol=0.03, rtol=0)
@@ -91,19 +93,19 @@ def test_draws_follow_the_probabilities(project):
 
 @pytest.mark.parametrize('replies', [['a b b', 'b b c', '', 'a a a b'], ['a'], ['', '']])
 def test_consensus_is_the_packages(project, replies):
-    assert project.reranker.fast_consensus(replies) == pytest.approx(consensus(replies))
+    assert project.candidate_draws.fast_consensus(replies) == pytest.approx(consensus(replies))
 
 
 def test_text_scores(project):
-    scores = project.reranker.text_scores(['i ski .', 'no'], 'i ski .', 'i ski alone.')
+    scores = project.candidate_draws.text_scores(['i ski .', 'no'], 'i ski .', 'i ski alone.')
     assert scores[0] == pytest.approx([100, 100, 100, 0, 1]) and scores[1] == pytest.approx([0] * 5, abs=1e-6)
 
 
 def test_principal_components_are_uncorrelated_and_keep_what_varies(project):
     rng = np.random.default_rng(0)
     states = (rng.normal(size=(500, 3)) @ rng.normal(size=(3, 8)) * 10 + 5).astype(np.float32)
-    axes = project.reranker.principal(states, 3)
-    few = project.reranker.project(states, *axes).astype(np.float64)
+    axes = project.candidate_draws.principal(states, 3)
+    few = project.candidate_draws.project(states, *axes).astype(np.float64)
     assert np.cov(few, rowvar=False) == pytest.approx(np.eye(3), abs=0.01)
     linear, *_ = np.linalg.lstsq(np.column_stack([few, np.ones(500)]), states, rcond=None)
     assert np.column_stack([few, np.ones(500)]) @ linear == pytest.approx(states, abs=0.2)
@@ -145,7 +147,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def candidates(project, file):
-    return project.reranker.read_drawn(file)
+    return project.candidate_scorer.read_drawn(file)
 
 
 def test_the_risk_is_less_the_expected_quality(project):
@@ -155,11 +157,11 @@ def test_the_risk_is_less_the_expected_quality(project):
     )
     odds = [math.exp(1), 1, math.exp(-1)]
     expected = (3 * odds[0] + 6 * odds[1]) / sum(odds) - 3  # less the mean of the first context; the second is even
-    assert float(project.reranker.risk(scores, quality)) == pytest.approx(-expected / 2)
+    assert float(project.candidate_scorer.risk(scores, quality)) == pytest.approx(-expected / 2)
 
 
 def test_dialogues_are_split_whole_and_the_valid_fold_is_in_neither_part(project, candidates):
-    train, tune = project.reranker.split(candidates, seed=1)
+    train, tune = project.candidate_scorer.split(candidates, seed=1)
     assert not set(train.dialogue.tolist()) & set(tune.dialogue.tolist())
     assert len(train.quality) + len(tune.quality) == int((~candidates.valid).sum())
     assert len(train.replies) == len(train.quality) and len(tune.dialogue.unique()) == round(0.15 * 30)
@@ -189,7 +191,7 @@ def test_a_file_without_candidates_is_refused(project, tmp_path, content):
     if content:
         path.write_bytes(content)
     with pytest.raises(UsageError, match='x.npz holds no candidates'):
-        project.reranker.read_drawn(path)
+        project.candidate_scorer.read_drawn(path)
 
 
 def test_draw_writes_what_fit_reads(project, tiny_llms, tmp_path, monkeypatch):
@@ -199,12 +201,12 @@ def test_draw_writes_what_fit_reads(project, tiny_llms, tmp_path, monkeypatch):
     words = f'draw --model {model} --task {SAMPLE} --train 6 --valid 4 --candidates 3 --dimensions 5 --out {out}'
     shown = CliRunner().invoke(project.reranker.app, words.split(), catch_exceptions=False)
     assert shown.exit_code == 0
-    drawn = project.reranker.read_drawn(out)
+    drawn = project.candidate_scorer.read_drawn(out)
     N = len(drawn.quality)
     assert drawn.hidden.shape == (N, 4, 5) and drawn.context.shape == (N, 5) and len(drawn.replies) == N
     assert (~drawn.valid).sum() >= 6 and drawn.valid.sum() >= 4
     i = N - 1
     for j, reply in enumerate(drawn.replies[i]):
         assert float(drawn.quality[i, j]) == pytest.approx(
-            project.reranker.text_scores([reply], drawn.gold[i], '')[0, :3].mean(), abs=1e-3
+            project.candidate_draws.text_scores([reply], drawn.gold[i], '')[0, :3].mean(), abs=1e-3
         )
