@@ -141,10 +141,13 @@ def risk(scores: Tensor, quality: Tensor) -> Tensor:
     return -(scores.softmax(-1) * centered(quality[..., None])[..., 0]).sum(-1).mean()
 
 
-def train_reranker(model: Reranker, train: Drawn, tune: Drawn, seed: int, epochs: int = 40, patience: int = 6) -> None:
+def train_reranker(model: Reranker, train: Drawn, tune: Drawn, seed: int, epochs: int = 100, patience: int = 8) -> None:
     """Minimize the risk on `train`, and keep the weights with the least risk on `tune`."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    groups = [{'params': model.linear.parameters(), 'lr': 1e-2}]  # few weights, which begin at 0
+    if model.mlp is not None:
+        groups.append({'params': model.mlp.parameters()})
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
     best, kept, left = float('inf'), copy.deepcopy(model.state_dict()), patience
     for _ in range(epochs):
         model.train()
