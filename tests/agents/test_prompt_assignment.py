@@ -103,6 +103,10 @@ def test_only_recent_replies_count(tiny_llms):
     means = agent.bare_model.context_means(batch.text_vec, batch.row, batch.context_length)
     likelihood = [prediction.log_probs[:, prediction.example == n].sum(1) for n in range(B)]
     torch.testing.assert_close(agent.competition.recent[-B:], torch.cat([means, torch.stack(likelihood)], 1))
+    before = agent.competition.recent
+    overflowed = prediction._replace(log_probs=prediction.log_probs.where(prediction.example < B - 1, torch.inf))
+    agent.competition.observe(agent.bare_model, batch, overflowed)  # its last reply is left out
+    torch.testing.assert_close(agent.competition.recent, torch.cat([before, before[-B:-1]])[-20:])
 
 
 @pytest.mark.parametrize(
