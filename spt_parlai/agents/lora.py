@@ -92,11 +92,16 @@ class LoraAgent(LLMAgent):
         return tuned
 
     def tuning_asked_for(self, opt):
-        rank = {} if self._matched else {'--lora-rank': opt['lora_rank']}
-        return rank if opt['lora_alpha'] is None else {**rank, '--lora-alpha': f'{opt["lora_alpha"]:g}'}
+        asked = super().tuning_asked_for(opt)
+        if not self._matched:
+            asked['--lora-rank'] = opt['lora_rank']
+        if opt['lora_alpha'] is not None:
+            asked['--lora-alpha'] = f'{opt["lora_alpha"]:g}'
+        return asked
 
     def describe_tuning(self):
         return {
+            **super().describe_tuning(),
             '--lora-rank': self._rank,
             '--lora-alpha': f'{self._alpha:g}',
             '--lora-targets': ','.join(self._targets),

@@ -8,21 +8,29 @@ from functools import partial
 from typing import Any
 
 import torch
+from parlai.core.metrics import SumMetric
 from parlai.utils.distributed import get_rank
+from torch.nn.utils.rnn import pad_sequence
 
+from spt_parlai.agents import adaptive_prompts
+from spt_parlai.agents.adaptive_prompts import AdaptivePrompts
 from spt_parlai.agents.chat_commands import PromptScores
+from spt_parlai.agents.competition import Competition, competition_of
+from spt_parlai.agents.llm import device_of
 from spt_parlai.agents.prompt_tuning import PromptTuningAgent
 from spt_parlai.checkpoints.files import damage_explained
+from spt_parlai.errors import naming
 from spt_parlai.metrics.batch import information_metrics, usage_metrics
 from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.prompted_lm import Selection
 from spt_parlai.model.retriever import Retriever
+from spt_parlai.model.soft_prompts import SharedPrompts
 from spt_parlai.objective import Losses, SptObjective
-from spt_parlai.objective.assignment import BY_CONTEXT, balanced, equal_sizes, even_loads
-from spt_parlai.objective.losses import sum_per_example
-from spt_parlai.objective.similarity import similar_pairs
+from spt_parlai.objective.assignment import BY_CONTEXT
+from spt_parlai.objective.similarity import similar_pairs, similar_vectors
 from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs, options_of
-from spt_parlai.training.distributed import of_all_processes
+from spt_parlai.retrieval.encoders import LLM as LLM_WORDS
+from spt_parlai.retrieval.encoders import TextEncoder, TransformerEncoder
 from spt_parlai.training.seeding import noise_generator
 
 
@@ -39,6 +47,15 @@ def _check_assignment(opt: Opt) -> str | None:
     return 'there is one prompt to assign replies to; add --num-prompts 2 or more, or leave it out'
 
 
+def _check_shared_rank(opt: Opt) -> str | None:
+    rank, most = opt['prompt_shared_rank'], (opt.get('num_prompts', 4) - 1) * opt.get('prompt_length', 8)
+    if isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank <= most:
+        return None
+    if not most:
+        return 'there is one prompt, which has nothing to share; add --num-prompts 2 or more, or leave it out'
+    return f'give a whole number from 1 to {most}, which is (K - 1) L, or 0 to share nothing'
+
+
 def _assigned(*to: str):
     """The condition of options that need one of these assignments."""
     return belongs(f'--prompt-assignment {" or ".join(to)}', lambda opt: opt.get('prompt_assignment', 'all') in to)
@@ -53,10 +70,23 @@ _CONDITIONS: dict[str, dict[str, Any]] = {
     'tau_gold': {'needs': _assigned('all', 'annealed')},
 }
 
+_EMBEDS = belongs('--similarity-metric embedding', lambda opt: opt.get('similarity_metric') == 'embedding')
+# About as many pairs of ConvAI2's and DailyDialog's contexts are above these as above a BLEU of 20, one in fifty: with
+# the demo LM's words, and with all-MiniLM-L6-v2.
+WORDS_THRESHOLD, ENCODER_THRESHOLD = 0.94, 0.55
+
 SPT = OptionGroup(
     'Selective Prompt Tuning',
     (
         Option('num_prompts', 4, 'K, number of soft prompts', int, at_least=1),
+        Option(
+            'prompt_shared_rank',
+            0,
+            'r, rank of what each prompt adds to a part that all share: SP_k = SP_0 + A_k B (0: the prompts share '
+            'nothing)',
+            int,
+            check=_check_shared_rank,
+        ),
         Option(
             'activation_beta',
             10.0,
@@ -81,6 +111,30 @@ SPT = OptionGroup(
             at_least=0,
             at_most=100,
             note='the range of sentence BLEU',
+        ),
+        Option(
+            'similarity_metric',
+            'bleu',
+            'how the contrast compares two texts: by their sentence BLEU, or by the cosine of their embeddings',
+            choices=('bleu', 'embedding'),
+        ),
+        Option(
+            'similarity_encoder',
+            LLM_WORDS,
+            "the embedding of a text: llm, the mean of the LLM's own word embeddings, or a Hugging Face id or local "
+            'folder of a text encoder (mean pooling), such as sentence-transformers/all-MiniLM-L6-v2',
+            needs=_EMBEDS,
+        ),
+        Option(
+            'embedding_threshold',
+            None,
+            'contexts with a cosine above this are pulled together, all others apart (default: '
+            f"{WORDS_THRESHOLD} for the LLM's words, {ENCODER_THRESHOLD} for an encoder)",
+            float,
+            at_least=-1,
+            at_most=1,
+            note='the range of cosines',
+            needs=_EMBEDS,
         ),
         Option(
             'contrastive_text',
@@ -116,6 +170,7 @@ SPT = OptionGroup(
             int,
             at_least=0,
         ),
+        *adaptive_prompts.OPTIONS,
         Option(
             'log_replies',
             0,
@@ -137,17 +192,38 @@ class SptAgent(PromptTuningAgent):
 
     def __init__(self, opt, shared=None):
         self.objective = SptObjective(**{f.name: opt[f.name] for f in fields(SptObjective)})
-        self._balance = torch.zeros(0)  # the bias of every prompt, for --prompt-assignment wta, once K is checked
-        self._recent = torch.zeros(0, 0)  # [Q, D + K], means of contexts and log-likelihoods, for --assignment-window
+        self.competition: Competition  # built with the model
+        self.adaptive: AdaptivePrompts | None = None
+        self._text_encoder: TextEncoder | None = None
         super().__init__(opt, shared)
 
     @property
     def num_prompts(self) -> int:
         return self.opt['num_prompts']
 
+    def build_prompts(self, llm):
+        group, rank = super().build_prompts(llm), self.opt['prompt_shared_rank']
+        if not rank:
+            return group
+        with naming('--prompt-shared-rank', rank):
+            return SharedPrompts(group.tokens.detach(), rank)
+
+    def tuning_asked_for(self, opt):
+        return {**super().tuning_asked_for(opt), '--prompt-shared-rank': opt['prompt_shared_rank']}
+
+    def describe_tuning(self):
+        rank = self.opt['prompt_shared_rank']
+        return {**super().describe_tuning(), **({'--prompt-shared-rank': rank} if rank else {})}
+
     def build_retriever(self, llm: CausalLM) -> Retriever:
-        self._balance = torch.zeros(self.num_prompts)
-        self._recent = torch.zeros(0, llm.hidden_size + self.num_prompts)
+        opt = self.opt
+        if opt['similarity_encoder'] != LLM_WORDS and self.objective.lambda_contrastive:
+            device = device_of(opt, self.use_cuda)
+            self._text_encoder = TransformerEncoder(opt['similarity_encoder'], device, '--similarity-encoder')
+        self.competition = competition_of(self.objective, self.num_prompts, llm.hidden_size)
+        if opt['adaptive_prompts']:
+            settings = (opt['adaptive_prompts'], opt['adaptive_every'], opt.get('seed') or 0)
+            self.adaptive = AdaptivePrompts(self.num_prompts, *settings)
         return Retriever(llm.hidden_size, self.opt['activation_beta'])
 
     def model_options(self):
@@ -155,9 +231,9 @@ class SptAgent(PromptTuningAgent):
 
     def parameter_groups(self, params):
         """Give what follows the prompts, the retriever's two layers, a learning rate of their own where one is set."""
-        prompts, *retriever = params
-        rate = self.opt['retriever_learningrate']
-        return [{'params': [prompts]}, {'params': retriever, 'lr': rate}] if rate else [prompts, *retriever]
+        rate, of_prompts = self.opt['retriever_learningrate'], len([*self.bare_model.soft_prompts.parameters()])
+        prompts, retriever = params[:of_prompts], params[of_prompts:]
+        return [{'params': prompts}, {'params': retriever, 'lr': rate}] if rate else [*params]
 
     # ---- training and evaluation ----------------------------------------------------------------------
 
@@ -166,65 +242,15 @@ class SptAgent(PromptTuningAgent):
 
     def _predict(self, batch):
         """Predict; in training, contexts or replies compete for the prompts (`--prompt-assignment`)."""
-        if batch.is_training and self._balances_contexts:
-            batch['bias'] = self._even_loads()
-        elif batch.is_training and self.objective.prompt_assignment == 'wta':
-            batch['bias'] = self._balance
-        elif batch.is_training and self.objective.prompt_assignment == 'equal':
-            batch['bias'] = self._equal_sizes(batch)
+        if batch.is_training:
+            batch['bias'] = self.competition.bias(self.bare_model, batch)
         return super()._predict(batch)
-
-    @property
-    def _balances_contexts(self) -> bool:
-        return self.objective.prompt_assignment in BY_CONTEXT and self.objective.assignment_window > 0
-
-    @torch.no_grad()
-    def _even_loads(self) -> torch.Tensor:
-        """Return the bias [K] that gives the prompts equal shares of the recent replies."""
-        means, likelihood = self._recent.split([self._recent.shape[1] - self.num_prompts, self.num_prompts], dim=1)
-        weights = self.objective.log_prior(self.bare_model.scores(means)).cpu()
-        return even_loads(weights + likelihood if self.objective.prompt_assignment == 'mixture' else weights)
-
-    @torch.no_grad()
-    def _remember(self, batch, prediction) -> None:
-        """Add the replies of one training batch, those of all processes, to the recent ones."""
-        scored = batch.get('scored_vec')
-        packed = () if scored is not None else (batch.get('row'), batch.get('context_length'))
-        means = self.bare_model.context_means(batch.text_vec if scored is None else scored, *packed)
-        likelihood = sum_per_example(prediction.log_probs, prediction.example, len(prediction.scores)).T
-        everyone = torch.cat(of_all_processes(torch.cat([means, likelihood.to(means)], dim=1).cpu()))
-        self._recent = torch.cat([self._recent, everyone])[-self.objective.assignment_window :]
-
-    @torch.no_grad()
-    def _equal_sizes(self, batch) -> torch.Tensor:
-        """Assign the replies of all processes, in a pass without gradients; return the bias of ours, [B, K]."""
-        found = self.bare_model(
-            batch.text_vec,
-            batch.label_vec,
-            row=batch.get('row'),
-            context_length=batch.get('context_length'),
-            scored=batch.get('scored_vec'),
-        )
-        own = sum_per_example(found.log_probs, found.example, len(found.scores)).T.cpu()
-        everyone = of_all_processes(own)
-        sizes = [len(likelihood) for likelihood in everyone]
-        return equal_sizes(torch.cat(everyone)).split(sizes)[get_rank()].to(found.scores)
-
-    def _count_winners(self, prediction) -> None:
-        """Move the balance by the winners of one training batch, those of all processes."""
-        shares = self.objective.responsibilities(
-            prediction.log_probs, prediction.scores, prediction.example, self._balance
-        )
-        won = torch.bincount(shares.argmax(-1), minlength=self.num_prompts).cpu()
-        load = torch.stack(of_all_processes(won)).sum(0)
-        self._balance = balanced(self._balance, load, self.objective.assignment_balance)
 
     def losses(self, batch, prediction) -> Losses:
         """Return the four terms of eq. 6."""
         similar = None
         if self.objective.lambda_contrastive:
-            similar = similar_pairs(batch.texts[self.opt['contrastive_text']], self.opt['similarity_threshold'])
-            similar = similar.to(prediction.scores.device)
+            similar = self._similar(batch.texts[self.opt['contrastive_text']]).to(prediction.scores.device)
         losses = self.objective(
             prediction.log_probs,
             prediction.scores,
@@ -235,11 +261,33 @@ class SptAgent(PromptTuningAgent):
             prediction.token_loss,
             batch.get('bias'),
         )
-        if batch.is_training and self.objective.prompt_assignment == 'wta':
-            self._count_winners(prediction)
-        elif batch.is_training and self._balances_contexts:
-            self._remember(batch, prediction)
+        if batch.is_training:
+            self.competition.observe(self.bare_model, batch, prediction)
+            if self.adaptive is not None:
+                self.adaptive.observe(prediction.selected)
         return losses
+
+    def update_params(self):
+        """Make an optimizer step, after which prompts may begin again (`--adaptive-prompts`)."""
+        before = self._number_training_updates
+        super().update_params()
+        update = self._number_training_updates
+        if self.adaptive is not None and update > before:
+            for prompt, source in self.adaptive.look(update, self.bare_model.soft_prompts, self.optimizer):
+                self.competition.copy_prompt(prompt, source)
+                self.global_metrics.add('prompts_split', SumMetric(1))
+
+    def _similar(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return which texts are similar by `--similarity-metric`, bool [B, B], true above the diagonal only."""
+        if self.opt['similarity_metric'] == 'bleu':
+            return similar_pairs(texts, self.opt['similarity_threshold'])
+        threshold = self.opt['embedding_threshold']
+        if self._text_encoder is not None:
+            vectors = self._text_encoder(texts)
+            return similar_vectors(vectors, ENCODER_THRESHOLD if threshold is None else threshold)
+        ids = [torch.tensor(self.dict.txt2vec(text), dtype=torch.long) for text in texts]
+        vectors = self.bare_model.context_means(pad_sequence(ids, batch_first=True, padding_value=self.NULL_IDX))
+        return similar_vectors(vectors, WORDS_THRESHOLD if threshold is None else threshold)
 
     def _dialogues(self, batch) -> torch.Tensor | None:
         """Return the number of each example's dialogue, int64 [B], for `--contrastive-pairs across`; None for `all`.
@@ -302,19 +350,14 @@ class SptAgent(PromptTuningAgent):
     # ---- the model file -------------------------------------------------------------------------------
 
     def state_dict(self):
-        states = super().state_dict()
-        if self._balances_contexts:
-            states['recent'] = self._recent
-        elif self.objective.prompt_assignment == 'wta':
-            states['balance'] = self._balance
-        return states
+        adaptive = {} if self.adaptive is None else self.adaptive.states()
+        return {**super().state_dict(), **self.competition.states(), **adaptive}
 
     def load(self, path):
         states = super().load(path)
-        if 'balance' in states and not self._is_finetune:
+        if not self._is_finetune:
             with damage_explained(path):
-                self._balance = states['balance'].view(self.num_prompts)
-        if 'recent' in states and not self._is_finetune:
-            with damage_explained(path):
-                self._recent = states['recent'].view(-1, self._recent.shape[1])
+                self.competition.restore(states)
+                if self.adaptive is not None:
+                    self.adaptive.restore(states)
         return states

@@ -21,6 +21,7 @@ from spt_parlai.checkpoints.schema import Damage, check_container, check_states
 from spt_parlai.errors import UsageError, shorten
 
 FORMAT = 1
+_UNSAID = {'--prompt-shared-rank': 0}  # what a file means that says nothing of an option
 DESCRIPTION = ('llm', 'fingerprint', 'num_prompts', 'prompt_length')  # what every description must contain
 
 
@@ -241,6 +242,6 @@ def check_match(path: str | os.PathLike, saved: dict[str, Any], here: dict[str, 
         if key in here and saved[key] != here[key]:
             raise UsageError(f'{path} holds {flag} {saved[key]}, not {here[key]}: leave {flag} out or train anew.')
     for flag, value in here.get('tuning', {}).items():
-        found = saved.get('tuning', {}).get(flag)
+        found = saved.get('tuning', {}).get(flag, _UNSAID.get(flag))
         if found != value:
             raise UsageError(f'{path} holds {flag} {found}, not {value}: give {flag} {found}, or another model file.')

@@ -87,10 +87,12 @@ def check_states(states: dict[str, Any]) -> None:
             'loss_scale': lambda v: isinstance(v, dict),
             'balance': _weight,
             'recent': _weight,
+            'use': _weight,
+            'splits': lambda v: isinstance(v, list) and all(isinstance(s, list) and all(map(_count, s)) for s in v),
         },
     )
     if 'accumulated' in states:
-        weights = [*states['model'].values()]
+        weights = [weight for name, weight in states['model'].items() if not _is_computed(name, states['model'])]
         _expect(
             states['accumulated'],
             'accumulated',
@@ -126,6 +128,11 @@ def check_states(states: dict[str, Any]) -> None:
         },
         required='train_stats' in progress,
     )
+
+
+def _is_computed(name: str, model: dict[str, Any]) -> bool:
+    """Whether a tensor is no trained one: the plain prompts beside the factors that they are computed from."""
+    return name == 'soft_prompts.tokens' and 'soft_prompts.shared' in model
 
 
 def check_summary(states: dict[str, Any], is_tensor: _Check) -> None:

@@ -209,6 +209,7 @@ METRICS = (
         lower_is_better=True,
     ),
     # The use of the prompts.
+    MetricDefinition('prompts_split', 'prompts that began again since the last report (`--adaptive-prompts`)'),
     MetricDefinition('prompt_usage_', 'share of contexts that select this prompt', highest=1.0, family=True),
     MetricDefinition(
         'prompt_usage_entropy',

@@ -44,12 +44,59 @@ class SoftPromptGroup(nn.Module):
         return cls(torch.zeros(1, 0, width))
 
     @property
+    def of_each(self) -> Tensor:
+        """The parameter whose first dimension is K: what a prompt does not share with others."""
+        return self.tokens
+
+    @property
     def num_prompts(self) -> int:
         return self.tokens.shape[0]
 
     @property
     def length(self) -> int:
         return self.tokens.shape[1]
+
+
+class SharedPrompts(SoftPromptGroup):
+    """Soft prompts with a shared part: SP_k = SP_0 + A_k B, of which `shared`, `own` and `directions` train.
+
+    What is common to all replies trains SP_0 [L, D] whichever prompt a reply is assigned to; a prompt's own part has
+    rank r: A_k [L, r] in directions B [r, D] that all prompts share. All float32.
+
+    A state dict holds the plain prompts, `tokens` [K, L, D], beside these, so that whatever reads prompts reads them.
+
+    :param initial: the prompts to begin with, [K, L, D]: SP_0 is their mean, A_k B the best approximation of the rest.
+    :raises ValueError: if there is one prompt, or the rank is larger than that of any K prompts' differences.
+    """
+
+    def __init__(self, initial: Tensor, rank: int):
+        nn.Module.__init__(self)
+        K, L, D = initial.shape
+        most = min((K - 1) * L, D)
+        if not 0 < rank <= most:
+            raise ValueError(f'the differences of {_counted(K, "prompt")} of {L} tokens have ranks from 1 to {most}')
+        shared = initial.mean(0)
+        left, values, right = torch.linalg.svd((initial - shared).flatten(0, 1), full_matrices=False)
+        root = values[:rank].sqrt()
+        self.shared = nn.Parameter(shared)
+        self.own = nn.Parameter((left[:, :rank] * root).view(K, L, rank))
+        self.directions = nn.Parameter(root[:, None] * right[:rank])
+
+    @property
+    def tokens(self) -> Tensor:  # type: ignore[override]
+        return self.shared + self.own @ self.directions
+
+    @property
+    def of_each(self) -> Tensor:
+        return self.own
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f'{prefix}tokens'] = self.tokens.detach()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict.pop(f'{prefix}tokens', None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def initial_prompts(

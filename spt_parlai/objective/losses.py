@@ -152,8 +152,8 @@ class SptObjective:
     ablation all come from the field's metadata.
 
     With an assignment of replies to prompts (see `objective.assignment`), Σ_i nll becomes Σ_i r_i · nll_i with the
-    reply's responsibilities r, which are the gold distribution of the selection loss, too. The losses of the tokens
-    (the fusion) are off then: they train every prompt on every reply.
+    reply's responsibilities r, which are the gold distribution of the selection loss, too (a mixture's without its
+    bias). The losses of the tokens (the fusion) are off then: they train every prompt on every reply.
     """
 
     lambda_selection: float = _weight(
@@ -285,7 +285,9 @@ class SptObjective:
         total = self.token_loss(log_probs, scores, example, bias) if token_loss is None else token_loss
         total = total + 0.0 * scores.sum()  # every trainable tensor takes part in every step
         if self.assigns:
-            gold = self.responsibilities(log_probs, scores, example, bias)
+            # a mixture's b makes prompts learn from replies that others predict better: these are not to be selected
+            of_gold = None if self.prompt_assignment == 'mixture' else bias
+            gold = self.responsibilities(log_probs, scores, example, of_gold)
         else:
             gold = gold_distribution(nll, self.tau_gold)
         inputs = TermInputs(scores, gold, similar, noise, apart)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spt_parlai.objective.bleu import pairwise_bleu, sentence_bleu
@@ -19,3 +20,12 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> Tensor:
     for m, n in np.argwhere(ties):  # the last digits decide, so they must be sacrebleu's own
         similar[m, n] = sentence_bleu(texts[m], texts[n]) > threshold
     return torch.from_numpy(similar)
+
+
+def similar_vectors(vectors: Tensor, threshold: float) -> Tensor:
+    """bool [B, B], true above the diagonal where the cosine of two texts' vectors exceeds `threshold`.
+
+    vectors: float32 [B, E]; zeros, for a text without words, are similar to nothing.
+    """
+    unit = F.normalize(vectors.double(), dim=-1)
+    return (unit @ unit.T > threshold).triu(1)

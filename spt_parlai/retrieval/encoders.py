@@ -16,7 +16,7 @@ from spt_parlai.model.causal_lm import CausalLM
 from spt_parlai.model.retriever import context_mean
 from spt_parlai.model.sharding import need
 
-LLM = 'llm'  # the value of --retrieval-encoder for the frozen LLM's own word embeddings
+LLM = 'llm'  # the value of --retrieval-encoder and --similarity-encoder for the frozen LLM's own word embeddings
 _OPTION = '--retrieval-encoder'
 _LONGEST = 512  # tokens, the length that most encoders were trained with
 _TRIAL = ('i like tea.', 'context: Q: hello ! how are you ? R: i have a dog, and you ?')  # a shorter and a longer text
@@ -39,12 +39,13 @@ class TransformerEncoder:
     """The mean of a Hugging Face encoder's last hidden states over the tokens of a text, as in Contriever.
 
     :param name: Hugging Face id or local folder.
+    :param option: the option that named it, for error messages.
     :raises UsageError: if the encoder cannot be loaded, or gives a text another vector beside a longer one.
     """
 
-    def __init__(self, name: str, device: torch.device | str = 'cpu'):
-        self.tokenizer = hub.load_tokenizer(name, option=_OPTION)
-        self.model = hub.load_encoder(name, option=_OPTION).to(device).eval().requires_grad_(False)
+    def __init__(self, name: str, device: torch.device | str = 'cpu', option: str = _OPTION):
+        self.tokenizer = hub.load_tokenizer(name, option=option)
+        self.model = hub.load_encoder(name, option=option).to(device).eval().requires_grad_(False)
         self._safe = SafeTokenizer(self.tokenizer)
         known = getattr(self.model.config, 'max_position_embeddings', None) or _LONGEST
         self.longest = min(_LONGEST, self.tokenizer.model_max_length, known)
@@ -54,8 +55,8 @@ class TransformerEncoder:
         alone, beside = self(_TRIAL[:1])[0], self(_TRIAL)[0]
         if not (alone - beside).abs().max() <= _TOLERANCE * alone.abs().max():
             raise UsageError(
-                f'{_OPTION} {name}: {type(self.model).__name__} gives a text another vector beside a longer text; '
-                f'give another encoder, such as facebook/contriever, or {_OPTION} {LLM}.'
+                f'{option} {name}: {type(self.model).__name__} gives a text another vector beside a longer text; '
+                f'give another encoder, such as facebook/contriever, or {option} {LLM}.'
             )
 
     def __call__(self, texts):

@@ -46,6 +46,13 @@ def test_has_the_shared_options_and_its_own(agent):
         'prompt_assignment',
         'assignment_epsilon',
         'assignment_balance',
+        'assignment_window',
+        'prompt_shared_rank',
+        'similarity_metric',
+        'similarity_encoder',
+        'embedding_threshold',
+        'adaptive_prompts',
+        'adaptive_every',
     }
     prompts = {'prompt_length', 'prompt_init', 'prompt_init_noise'}
     assert offered('SptAgent') >= of_spt_alone | prompts

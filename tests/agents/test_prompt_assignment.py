@@ -3,9 +3,7 @@
 import pytest
 import torch
 from helpers.option_groups import check_all
-from helpers.runs import agent_of, evaluate, logged, states, train, training_opt
-from parlai.core.opt import Opt
-from parlai.core.worlds import create_task
+from helpers.runs import agent_of, batch_of, evaluate, logged, states, train, training_opt
 
 from spt_parlai.errors import UsageError
 from spt_parlai.objective.assignment import balanced
@@ -30,19 +28,6 @@ def test_options_without_effect_are_refused(tiny_llms, given, message):
     check_all(training_opt(tiny_llms.opt, prompt_assignment='wta', assignment_balance=0.5, assignment_epsilon=0.1))
 
 
-def batch_of(agent, packed):
-    """A training batch of two dialogues of the sample task."""
-    opt = Opt({**agent.opt, 'datatype': 'train:ordered', 'batchsize': 1})
-    opt['mutators'] = 'whole_dialogue' if packed else None
-    teacher, seen, done = create_task(opt, agent).agents[0], [], 0
-    while done < 2:
-        message = teacher.act()
-        seen.append(agent.observe(message))
-        agent.self_observe(agent.observation | {'text': '', 'episode_done': message['episode_done']})
-        done += message['episode_done']
-    return agent.batchify(seen)
-
-
 @pytest.mark.parametrize('kind', ['gated', 'mixture', 'wta', 'annealed', 'equal'])
 def test_whole_dialogues_chunks_and_groups_give_the_same_gradients(tiny_llms, kind):
     found = []
@@ -52,7 +37,13 @@ def test_whole_dialogues_chunks_and_groups_give_the_same_gradients(tiny_llms, ki
         agent.model.train()
         loss = agent.compute_loss(batch_of(agent, packed))
         loss.backward()
-        found.append((loss.detach(), agent._balance, [p.grad for p in agent.model.parameters()]))
+        found.append(
+            (
+                loss.detach(),
+                agent.competition.states().get('balance', torch.zeros(3)),
+                [p.grad for p in agent.model.parameters()],
+            )
+        )
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
     assert found[0][1].any() == (kind == 'wta')  # who wins is counted
@@ -70,7 +61,7 @@ def test_the_balance_is_that_of_the_winners(tiny_llms):
             [prediction.log_probs[:, prediction.example == n].sum(1) for n in range(len(prediction.scores))]
         )
         bias = balanced(bias, torch.bincount((likelihood + bias).argmax(1), minlength=3), 5.0)
-        torch.testing.assert_close(agent._balance, bias)
+        torch.testing.assert_close(agent.competition.balance, bias)
     assert len(set(bias.tolist())) == 3
 
 
@@ -108,10 +99,14 @@ def test_only_recent_replies_count(tiny_llms):
         with torch.no_grad():
             prediction = agent._predict(batch)
             agent.losses(batch, prediction)
-        assert len(agent._recent) == expected
+        assert len(agent.competition.recent) == expected
     means = agent.bare_model.context_means(batch.text_vec, batch.row, batch.context_length)
     likelihood = [prediction.log_probs[:, prediction.example == n].sum(1) for n in range(B)]
-    torch.testing.assert_close(agent._recent[-B:], torch.cat([means, torch.stack(likelihood)], 1))
+    torch.testing.assert_close(agent.competition.recent[-B:], torch.cat([means, torch.stack(likelihood)], 1))
+    before = agent.competition.recent
+    overflowed = prediction._replace(log_probs=prediction.log_probs.where(prediction.example < B - 1, torch.inf))
+    agent.competition.observe(agent.bare_model, batch, overflowed)  # its last reply is left out
+    torch.testing.assert_close(agent.competition.recent, torch.cat([before, before[-B:-1]])[-20:])
 
 
 @pytest.mark.parametrize(

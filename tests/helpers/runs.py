@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from parlai.core.agents import create_agent
 from parlai.core.opt import Opt
+from parlai.core.worlds import create_task
 from parlai.scripts.eval_model import EvalModel
 from parlai.scripts.train_model import TrainModel
 
@@ -42,6 +43,19 @@ def training_opt(llm, agent: str = 'SptAgent', **more: Any) -> Opt:
 def agent_of(llm, agent: str = 'SptAgent', **more: Any):
     """An agent that is ready to train."""
     return create_agent(training_opt(llm, agent, **more))
+
+
+def batch_of(agent, packed):
+    """A training batch of two dialogues of the sample task."""
+    opt = Opt({**agent.opt, 'datatype': 'train:ordered', 'batchsize': 1})
+    opt['mutators'] = 'whole_dialogue' if packed else None
+    teacher, seen, done = create_task(opt, agent).agents[0], [], 0
+    while done < 2:
+        message = teacher.act()
+        seen.append(agent.observe(message))
+        agent.self_observe(agent.observation | {'text': '', 'episode_done': message['episode_done']})
+        done += message['episode_done']
+    return agent.batchify(seen)
 
 
 def train(model_file, llm, agent: str = 'SptAgent', **more: Any):

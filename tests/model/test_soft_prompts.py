@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from spt_parlai.errors import UsageError, naming
-from spt_parlai.model.soft_prompts import INITIALISATIONS, SoftPromptGroup, initial_prompts
+from spt_parlai.model.soft_prompts import INITIALISATIONS, SharedPrompts, SoftPromptGroup, initial_prompts
 
 WORDS = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + torch.arange(6) * 10
 
@@ -149,3 +151,47 @@ def test_the_group_owns_its_tensor():
     group = SoftPromptGroup(start)
     group.tokens.data.add_(1)
     assert start.sum() == 0
+
+
+def test_shared_prompts_begin_as_near_as_their_rank_allows():
+    torch.manual_seed(0)
+    initial = torch.randn(3, 4, 20, dtype=torch.float64)
+    whole = SharedPrompts(initial, 8)  # the differences of 3 prompts of 4 tokens have rank 8
+    torch.testing.assert_close(whole.tokens, initial)
+    group = SharedPrompts(initial, 2)
+    K, L, D, r = 3, 4, 20, 2
+    naive = torch.empty(K, L, D, dtype=torch.float64)
+    for k, t, d in itertools.product(range(K), range(L), range(D)):
+        own = sum(group.own[k, t, i].item() * group.directions[i, d].item() for i in range(r))
+        naive[k, t, d] = group.shared[t, d].item() + own
+    torch.testing.assert_close(group.tokens, naive)
+    away = (initial - initial.mean(0)).flatten(0, 1)
+    lost = torch.linalg.svdvals(away)[r:].square().sum()  # the least that rank r can lose
+    torch.testing.assert_close((group.tokens - initial).square().sum(), lost)
+    assert (group.num_prompts, group.length) == (K, L)
+
+
+def test_every_reply_trains_the_shared_part():
+    group = SharedPrompts(torch.randn(3, 4, 20), 2)
+    group.tokens[1].sum().backward()
+    assert group.shared.grad.any() and group.directions.grad.any()
+    assert group.own.grad.flatten(1).any(1).tolist() == [False, True, False]
+
+
+def test_a_state_dict_holds_the_plain_prompts_too():
+    torch.manual_seed(0)
+    group, other = (SharedPrompts(torch.randn(3, 4, 20), 2) for _ in range(2))
+    holder = torch.nn.ModuleDict({'prompts': group})
+    states = holder.state_dict()
+    assert torch.equal(states['prompts.tokens'], group.tokens)
+    torch.nn.ModuleDict({'prompts': other}).load_state_dict(states)
+    assert torch.equal(other.tokens, group.tokens)
+    plain = SoftPromptGroup(torch.zeros(3, 4, 20))
+    plain.load_state_dict({'tokens': states['prompts.tokens']})
+    assert torch.equal(plain.tokens, group.tokens)
+
+
+@pytest.mark.parametrize('K, rank', [(1, 1), (2, 4), (2, 0)])
+def test_ranks_that_cannot_be(K, rank):
+    with pytest.raises(ValueError, match='have ranks from 1 to'):
+        SharedPrompts(torch.randn(K, 3, 6), rank)

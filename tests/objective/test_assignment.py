@@ -73,9 +73,11 @@ def test_responsibilities_and_loss(kind, batch, epsilon, tau_score, tau_gold):
 
     losses = objective(log_probs, scores, example, None, bias=bias)
     nll = torch.stack([-part.mean(1) for part in log_probs.split(lengths, 1)], 1)  # [K, B]
+    unbiased = [0.0] * len(bias) if kind == 'mixture' else bias.tolist()
+    gold = naive(kind, log_probs.tolist(), scores.tolist(), lengths, unbiased, epsilon, tau_score, tau_gold)
     divergence = [
         sum(r * (math.log(r) - math.log(p)) for r, p in zip(row, softmax(score), strict=True) if r > 0)
-        for row, score in zip(expected, (scores / tau_score).tolist(), strict=True)
+        for row, score in zip(gold, (scores / tau_score).tolist(), strict=True)
     ]
     weighted = (torch.tensor(expected, dtype=torch.float64).T * nll).sum(0).mean()
     assert losses.terms.keys() == {'selection'}  # the fusion trains every prompt on every reply: it is off

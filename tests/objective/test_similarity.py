@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import sacrebleu
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spt_parlai.objective.similarity import sentence_bleu, similar_pairs
+from spt_parlai.objective.similarity import sentence_bleu, similar_pairs, similar_vectors
 
 TEXTS = [
     'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R:',
@@ -72,3 +74,18 @@ def test_empty_texts_are_like_nothing():
 
 def test_a_batch_of_one():
     assert similar_pairs(['tea'], 20.0).tolist() == [[False]]
+
+
+@pytest.mark.parametrize('threshold', [-1.0, 0.0, 0.3, 0.9, 1.0])
+def test_similar_vectors(threshold):
+    torch.manual_seed(0)
+    vectors = torch.randn(6, 3)
+    vectors[3] = 0  # a text without words
+    rows = vectors.double().tolist()
+
+    def cosine(a, b):
+        norms = math.hypot(*a) * math.hypot(*b)
+        return sum(x * y for x, y in zip(a, b, strict=True)) / norms if norms else 0.0
+
+    expected = [[m < n and cosine(rows[m], rows[n]) > threshold for n in range(6)] for m in range(6)]
+    assert similar_vectors(vectors, threshold).tolist() == expected

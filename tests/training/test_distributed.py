@@ -180,6 +180,8 @@ def test_replies_of_all_processes_compete_for_the_prompts(llm, tmp_path, assignm
     options = {**SGD, 'lambda_selection': 1.0, 'prompt_assignment': assignment, 'max_train_steps': 3, 'llm': llm}
     if assignment == 'wta':
         options['assignment_balance'] = 2.0
+    if assignment == 'mixture':
+        options |= {'adaptive_prompts': 0.33, 'adaptive_every': 2}
     two, one = train(tmp_path / 'two', 2, **options), train(tmp_path / 'one', 1, **{**options, 'batchsize': 6})
     assert len(one.gradients(0)) == len(two.gradients(0)) == 3
     for updates in zip(one.gradients(0), two.gradients(0), two.gradients(1), strict=True):
@@ -187,6 +189,8 @@ def test_replies_of_all_processes_compete_for_the_prompts(llm, tmp_path, assignm
             torch.testing.assert_close(gradients[1], gradients[0], **CLOSE)
             assert torch.equal(gradients[1], gradients[2])
     torch.testing.assert_close(two.states['model'], one.states['model'], **CLOSE)
+    if assignment == 'mixture':
+        assert one.states['splits'] and one.states['splits'] == two.states['splits']
     if state is not None:
         of_one, of_two = (run.states[state].flatten().sort().values for run in (one, two))  # in any order of contexts
         assert of_one.any()
