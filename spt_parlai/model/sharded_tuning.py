@@ -40,6 +40,7 @@ class TunedShares(nn.Module):
     def __init__(self, llm: CausalLM, sharding: Sharding, batches: int = 1):
         super().__init__()
         self._sharding = sharding
+        self.voters = sharding.voters
         sharding.gradient_scale = 1 / (dist.get_world_size(sharding.group) * batches)
         self.replicas = sharding.group_of_replicas()
         self.names = {name: parameter for name, parameter in llm.named_weights()}  # all, in the LM's order

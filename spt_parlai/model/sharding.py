@@ -83,9 +83,10 @@ def shard(lm: Any, kind: str, device: torch.device, dtype: torch.dtype | None = 
     lm.to(device=device, dtype=dtype)
 
 
-def current() -> Sharding | None:
-    """How the LM that was loaded last is divided; None: it is whole."""
-    return _current
+def of(lm: nn.Module) -> Sharding | None:
+    """How an LM is divided; None: it is whole."""
+    units = (module._unit for module in lm.modules() if hasattr(module, '_unit'))
+    return next((unit.sharding for unit in units), None)
 
 
 def forget() -> None:
