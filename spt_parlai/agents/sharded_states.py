@@ -7,6 +7,7 @@ entry `shards` of the file says where each weight begins in its unit.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,9 @@ def for_whole_weights(path: str, states: dict[str, Any]) -> dict[str, Any]:
             for weight, start in places.get(name, {name: 0}).items():
                 own = slice(start, start + weights[weight].numel())
                 for kind, value in of_name.items():
-                    is_large = f'{kind}|{name}' in large
-                    found[weight][kind] = value.flatten()[own].view(weights[weight].shape).clone() if is_large else value
+                    if f'{kind}|{name}' in large:
+                        value = value.flatten()[own].view(weights[weight].shape)
+                    found[weight][kind] = copy.deepcopy(value)  # an optimizer counts each weight's steps in place
     return _with(states, found)
 
 
