@@ -9,12 +9,13 @@ torch's reader unpickles the list of tensors, which could run code. Here only th
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import pickle
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ def write(folder: Path, whole: dict[str, Tensor], shares: dict[str, tuple[Tensor
     for name, (share, blocks, own) in shares.items():
         tensors[name] = _divided(share.detach().cpu().view(-1, BLOCK)[:own], blocks, group)
     try:
-        checkpoint.save(tensors, checkpoint_id=folder, process_group=group)
-    except (OSError, checkpoint.CheckpointException) as error:
-        reason = ' '.join(str(error).split())[-200:]
+        with _failures_of_others():
+            checkpoint.save(tensors, checkpoint_id=folder, process_group=group)
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f'{folder} cannot be written ({reason}); make room or give another path. What was there is unchanged.'
+            f'{folder} cannot be written ({error}); make room or give another path. What was there is unchanged.'
         ) from error
 
 
@@ -100,7 +101,7 @@ def read(folder: Path, whole: dict[str, Tensor], shares: dict[str, tuple[Tensor,
     found: dict[str, Tensor] = {name: torch.zeros_like(tensor, device='cpu') for name, tensor in whole.items()}
     parts = {name: torch.zeros(own, BLOCK) for name, (_, _, own) in shares.items()}
     divided = {name: _divided(parts[name], blocks, group) for name, (_, blocks, _) in shares.items()}
-    with damage_explained(folder), warnings.catch_warnings():
+    with damage_explained(folder), _failures_of_others(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns of a single process
         checkpoint.load(
             {**found, **divided}, storage_reader=_Reader(folder), process_group=group, no_dist=group is None
@@ -119,6 +120,19 @@ def _divided(part: Tensor, blocks: int, group: Any) -> Tensor:
     mesh = DeviceMesh.from_group(group, 'cpu')
     shape = torch.Size((blocks, BLOCK))
     return DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=(BLOCK, 1))
+
+
+@contextlib.contextmanager
+def _failures_of_others() -> Iterator[None]:
+    """Turn what torch raises in all processes if one of them fails into an error.
+
+    :raises ValueError: with the first failure.
+    """
+    try:
+        yield
+    except checkpoint.CheckpointException as error:  # no `Exception`
+        failure, _ = next(iter(error.failures.values()))
+        raise ValueError(f'{type(failure).__name__}: {failure}') from error
 
 
 def _check_finite(tensors: Iterable[Tensor]) -> None:

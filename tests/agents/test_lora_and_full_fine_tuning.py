@@ -223,11 +223,6 @@ def test_full_fine_tuning_is_float32(tiny_llms, options):
         agent_of(tiny_llms.opt, 'FullFineTuningAgent', **options)
 
 
-def test_full_fine_tuning_is_not_sharded(tiny_llms):
-    with pytest.raises(UsageError, match='^--llm-sharding full: only frozen weights are divided'):
-        agent_of(tiny_llms.opt, 'FullFineTuningAgent', llm_sharding='full')
-
-
 def test_a_tied_embedding_and_an_input_projection_train_once(tmp_path, tiny_llms):
     """OPT-350M's shape: words are projected to the body's width."""
     from transformers import AutoConfig, AutoTokenizer

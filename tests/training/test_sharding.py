@@ -1,11 +1,12 @@
 """A sharded LLM trains, evaluates and replies as the whole one does, in processes that have different work."""
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 
+import psutil
 import pytest
 import torch
 from helpers import runs as helpers
@@ -146,6 +147,9 @@ def test_sigterm_for_the_first_process(undisturbed, tiny_llms, tmp_path):
 
 
 def has_processes(group):
-    """Whether any process of a group still runs, in words of `ps`; an ended one may wait to be collected."""
-    listed = subprocess.run(['ps', '-eo', 'pgid=,stat='], capture_output=True, text=True, check=True).stdout
-    return any(int(pgid) == group and state[0] != 'Z' for pgid, state in map(str.split, listed.splitlines()))
+    """Whether any process of a group still runs; one that has ended may wait to be collected."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
