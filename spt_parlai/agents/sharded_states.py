@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +127,17 @@ def _share_of(name: str, whole: _States, tuned: TunedShares) -> dict[str, Any]:
     """Return the states of one trained tensor of this process. whole: those of all weights."""
     if name not in tuned.units:
         return whole[name]
-    shapes = {weight: tuned.names[weight].shape for weight in tuned.places()[name]}
     found: dict[str, Any] = {}
-    for weight, shape in shapes.items():
+    for weight in tuned.places()[name]:
         for kind, value in whole[weight].items():
-            if kind not in found and _is_large(value, shape):
-                found[kind] = tuned.share_of(name, lambda w, kind=kind: whole[w].get(kind, torch.zeros(shapes[w])))
-            elif kind not in found:
-                found[kind] = value
+            if kind not in found:
+                large = _is_large(value, tuned.names[weight].shape)
+                found[kind] = tuned.share_of(name, partial(_state, whole, kind, tuned)) if large else value
     return found
+
+
+def _state(whole: _States, kind: str, tuned: TunedShares, weight: str) -> Tensor:
+    return whole[weight].get(kind, torch.zeros(tuned.names[weight].shape))
 
 
 def _divided(large: dict[str, Tensor], tuned: TunedShares) -> tuple[dict[str, Tensor], dict[str, Any]]:

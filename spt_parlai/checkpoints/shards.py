@@ -27,14 +27,21 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from spt_parlai.checkpoints.files import damage_explained
 from spt_parlai.checkpoints.schema import Damage
 from spt_parlai.errors import UsageError
-
-BLOCK = 16  # values; a process has whole blocks of a divided tensor, the first ones the first process
+from spt_parlai.model.sharded_tuning import BLOCK
 
 _IN_A_LIST = {
-    *(('torch.distributed.checkpoint.metadata', name) for name in (
-        'ChunkStorageMetadata', 'Metadata', 'MetadataIndex', 'StorageMeta', 'TensorProperties',
-        'TensorStorageMetadata', '_MEM_FORMAT_ENCODING',
-    )),
+    *(
+        ('torch.distributed.checkpoint.metadata', name)
+        for name in (
+            'ChunkStorageMetadata',
+            'Metadata',
+            'MetadataIndex',
+            'StorageMeta',
+            'TensorProperties',
+            'TensorStorageMetadata',
+            '_MEM_FORMAT_ENCODING',
+        )
+    ),
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
     ('torch.serialization', '_get_layout'),
     ('torch', 'Size'),
@@ -86,9 +93,7 @@ def shapes_in(folder: Path) -> dict[str, torch.Size]:
         )
     with damage_explained(folder):
         listed = _Reader(folder).read_metadata().state_dict_metadata
-        if not all(isinstance(entry, TensorStorageMetadata) for entry in listed.values()):
-            raise Damage('it holds more than tensors')
-        return {name: entry.size for name, entry in listed.items()}
+        return {name: entry.size for name, entry in listed.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def read(folder: Path, whole: dict[str, Tensor], shares: dict[str, tuple[Tensor, int, int]], group: Any) -> None:

@@ -23,7 +23,7 @@ from spt_parlai.model.sharding import ALIGNED, Sharding, Unit, run_along
 Places = dict[str, int]
 """Name of a weight → where it begins in its unit, in values."""
 
-BLOCK = ALIGNED // 4  # values; a share consists of whole blocks
+BLOCK = ALIGNED // 4  # values; a process has whole blocks of a unit, the first ones the first process
 
 
 class TunedShares(nn.Module):
@@ -43,7 +43,7 @@ class TunedShares(nn.Module):
         self.voters = sharding.voters
         sharding.gradient_scale = 1 / (dist.get_world_size(sharding.group) * batches)
         self.replicas = sharding.group_of_replicas()
-        self.names = {name: parameter for name, parameter in llm.named_weights()}  # all, in the LM's order
+        self.names = dict(llm.named_weights())  # all, in the LM's order
         names = {id(parameter): name for name, parameter in self.names.items()}
         self.units: dict[str, tuple[Unit, Places]] = {}
         for unit in sharding.units:
@@ -70,22 +70,18 @@ class TunedShares(nn.Module):
     def complete_gradients(self) -> None:
         """Average what the sums of the backward passes leave out; all processes call this after a batch."""
         run_along()
-        for parameter in self.parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         for name in self.whole_names():
-            gradient = self.names[name].grad
-            dist.all_reduce(gradient)
-            gradient /= dist.get_world_size()
+            dist.all_reduce(gradient := _gradient(self.names[name]))
+            gradient.div_(dist.get_world_size())
         for unit, _ in self.units.values() if self.replicas is not None else ():
-            dist.all_reduce(unit.trained.grad, group=self.replicas)
-            unit.trained.grad /= dist.get_world_size(self.replicas)
+            dist.all_reduce(gradient := _gradient(unit.trained), group=self.replicas)
+            gradient.div_(dist.get_world_size(self.replicas))
 
     def gradient_norm(self) -> Tensor:
         """The norm of the whole gradient, a float32 scalar that is the same in all processes."""
-        own = torch.stack([_square(unit.trained.grad) for unit, _ in self.units.values()]).sum()
+        own = torch.stack([_square(_gradient(unit.trained)) for unit, _ in self.units.values()]).sum()
         dist.all_reduce(own, group=self._sharding.group)
-        whole = [_square(self.names[name].grad) for name in self.whole_names()]
+        whole = [_square(_gradient(self.names[name])) for name in self.whole_names()]
         return torch.stack([own, *whole]).sum().sqrt().float()
 
     def updated(self) -> None:
@@ -135,6 +131,13 @@ class TunedShares(nn.Module):
 
     def _apply(self, fn, recurse=True):
         return self  # the shares are where their LM is
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Its gradient; zeros for weights that nothing has used, so that every process takes the same step."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _square(tensor: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ So no process waits for ever. A process computes, which ends, or votes; in each 
 as without sharding all processes come to the same collectives in the same order. Units are numbered in the order of a
 forward pass and on through the backward pass, so that who is behind catches up and then shares the gathers of the rest.
 
-Weights that train (`sharded_tuning`) are gathered alike. When a process has the gradient of a unit, it votes for the sum
-of it: all processes add their gradients, those that have none add zeros, and each keeps the sum for its share.
+Weights that train (`sharded_tuning`) are gathered alike. A process that has the gradient of a unit votes for its sum:
+all processes add their gradients, those that have none add zeros, and each keeps the sum for its share.
 
 torch's `fully_shard` gathers without a vote, so it needs the same layers in the same order from every process, also
-where full fine-tuning validates and replies. It also takes neither a head that shares its weights with the word embeddings nor one whose weights are used without its
-`forward`, as the log-probabilities of the targets use them.
+where a run validates and replies. It also takes neither a head that shares its weights with the word embeddings nor one
+whose weights are used without its `forward`, as the log-probabilities of the targets use them.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def shard(lm: Any, kind: str, device: torch.device, dtype: torch.dtype | None = 
 
 def of(lm: nn.Module) -> Sharding | None:
     """How an LM is divided; None: it is whole."""
-    units = (module._unit for module in lm.modules() if hasattr(module, '_unit'))
-    return next((unit.sharding for unit in units), None)
+    units: list[Any] = [module._unit for module in lm.modules() if hasattr(module, '_unit')]
+    return units[0].sharding if units else None
 
 
 def forget() -> None:
@@ -119,7 +119,7 @@ class Unit:
     """
 
     share: Tensor
-    trained: nn.Parameter | None = None
+    trained: nn.Parameter
 
     def __init__(self, sharding: Sharding, modules: Sequence[nn.Module], dtype: torch.dtype | None, parts: int):
         self.sharding, self.modules, self.number = sharding, modules, len(sharding.units)
@@ -241,7 +241,6 @@ class Sharding:
     def _sum(self, unit: Unit, gradient: Tensor | None) -> None:
         """Add the sum of all processes' gradients of a unit to this share's."""
         share = unit.trained
-        assert share is not None, 'only trained weights have a gradient'
         if gradient is None:
             gradient = torch.zeros_like(self._space[: unit.size])
         parts = gradient.view(torch.float32).view(-1, share.numel())

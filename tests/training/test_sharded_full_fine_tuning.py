@@ -26,7 +26,12 @@ RUN = {
     'batchsize': 4,
 }
 FULL = {**RUN, 'llm_sharding': 'full'}
-VALIDATED = {'checkpoint_activations': True, 'max_train_steps': 5, 'validation_every_n_steps': 1, 'save_after_valid': True}
+VALIDATED = {
+    'checkpoint_activations': True,
+    'max_train_steps': 5,
+    'validation_every_n_steps': 1,
+    'save_after_valid': True,
+}
 CLOSE = {'rtol': 1e-6, 'atol': 1e-6}
 
 
@@ -76,3 +81,11 @@ def test_stopped_within_an_update_and_continued(whole, tiny_llms, tmp_path, monk
     monkeypatch.delenv('SIGNAL')
     tensors, _ = train(tmp_path, tiny_llms.opt, **FULL)
     torch.testing.assert_close(tensors, whole[1], **CLOSE)
+
+
+def test_evaluation(whole):
+    """A whole model file replies around shards as around the whole LLM."""
+    report, replies = sharding.evaluate(whole[0], 'whole', skip_generation=False)
+    sharded, same = sharding.evaluate(whole[0], 'shards', llm_sharding='full', skip_generation=False)
+    assert same == replies and len(replies) == 2 and all(replies)
+    sharding.assert_equal([{n: float(v) for n, v in sharded.items()}], [{n: float(v) for n, v in report.items()}])
