@@ -2,7 +2,8 @@
 
     python projects/benchmark/sharding.py --llm smollm2
 
-Each process trains four prompts of eight tokens on rows of 96 tokens with 24 targets. Memory is that of the process
+Each process trains four prompts of eight tokens on rows of 96 tokens with 24 targets, or, with `--tune`, all weights
+with Adam on one such row and no prompt. Memory is that of the process
 itself, without file pages that the system shares and can drop: after loading, and at most while it trains.
 """
 
@@ -13,12 +14,15 @@ import multiprocessing
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
+from spt_parlai.model.adapters import tune_all
 from spt_parlai.model.loading import load_llm
-from spt_parlai.model.sharding import run_along, weight_bytes
+from spt_parlai.model.sharded_tuning import TunedShares
+from spt_parlai.model.sharding import of, run_along, weight_bytes
 
 LENGTH, TARGETS = 96, 24
 
@@ -47,23 +51,55 @@ class Peak(threading.Thread):
         return highest
 
 
+def loss_of(llm, prompts: torch.Tensor) -> torch.Tensor:
+    """The summed NLL of one row's targets after each of some prompts, [K, L, D]."""
+    words = llm.embed(torch.arange(LENGTH)[None]).float()
+    rows = torch.cat([prompts, words.expand(len(prompts), -1, -1)], dim=1)  # [K, L + 96, D]
+    row = torch.arange(len(rows))[:, None] * rows.shape[1]
+    positions = (row + torch.arange(rows.shape[1] - TARGETS - 1, rows.shape[1] - 1)).flatten()
+    targets = torch.arange(LENGTH - TARGETS, LENGTH).repeat(len(rows))
+    log_probs, _ = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool))
+    return -log_probs.sum()
+
+
+def prompting(llm) -> Callable[[], None]:
+    """A step of training prompts."""
+    prompts = torch.randn(4, 8, llm.hidden_size, requires_grad=True)
+    return lambda: loss_of(llm, prompts).backward()
+
+
+def tuning(llm) -> Callable[[], None]:
+    """A step of training all weights."""
+    divided = of(llm.lm)
+    tuned = tune_all(llm) if divided is None else TunedShares(llm, divided)
+    optimizer = torch.optim.Adam(tuned.parameters(), lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(llm, torch.zeros(1, 0, llm.hidden_size)).backward()
+        if isinstance(tuned, TunedShares):
+            tuned.complete_gradients()
+        else:
+            for parameter in tuned.parameters():
+                dist.all_reduce(parameter.grad)
+        optimizer.step()
+        if isinstance(tuned, TunedShares):
+            tuned.updated()
+
+    return step
+
+
 def process(rank: int, args, kind: str, folder: str, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=args.processes, rank=rank)
     before, peak = own_memory(), Peak()
     llm = load_llm(args.llm, dtype=args.dtype, sharding=kind)
     loading, loaded = peak.so_far(), own_memory()
-    prompts = torch.randn(4, 8, llm.hidden_size, requires_grad=True)
+    step = tuning(llm) if args.tune else prompting(llm)
     times = []
     for _ in range(args.steps):
         began = time.perf_counter()
-        words = llm.embed(torch.arange(LENGTH)[None]).float()
-        rows = torch.cat([prompts, words.expand(4, -1, -1)], dim=1)  # [4, 8 + 96, D]
-        row = torch.arange(4)[:, None] * rows.shape[1]
-        positions = (row + torch.arange(rows.shape[1] - TARGETS - 1, rows.shape[1] - 1)).flatten()
-        targets = torch.arange(LENGTH - TARGETS, LENGTH).repeat(4)
-        log_probs, _ = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool))
-        (-log_probs.sum()).backward()
+        step()
         run_along()
         dist.barrier()
         times.append(time.perf_counter() - began)
@@ -78,6 +114,7 @@ def main() -> None:
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--steps', type=int, default=5)
+    parser.add_argument('--tune', action='store_true', help='train all weights')
     parser.add_argument('--rounds', type=int, default=2)
     args = parser.parse_args()
     context = multiprocessing.get_context('spawn')
