@@ -3,8 +3,9 @@
     python projects/benchmark/sharding.py --llm smollm2 [--processes 4] [--turns 4]
 
 Each process trains four prompts of eight tokens on a dialogue of 96 tokens with 24 targets, or, with `--turns n`, on n
-such rows for each prompt. Memory is that of the process itself, without file pages that the system shares and can
-drop: after loading, and at most while it trains; beside it, what `spt plan` says of the latter.
+such rows for each prompt, or, with `--tune`, all weights with Adam on one row and no prompt. Memory is that of the
+process itself, without file pages that the system shares and can drop: after loading, and at most while it trains;
+beside it, what `spt plan` says of the latter.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import multiprocessing
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from spt_parlai.hub import DEMO
+from spt_parlai.model.adapters import tune_all
 from spt_parlai.model.loading import load_llm
-from spt_parlai.model.sharding import run_along, weight_bytes
+from spt_parlai.model.sharded_tuning import TunedShares
+from spt_parlai.model.sharding import of, run_along, weight_bytes
 from spt_parlai.planning.estimate import Run, memory
 from spt_parlai.planning.shape import shape_of
 
@@ -51,29 +55,56 @@ class Peak(threading.Thread):
         return highest
 
 
-def train(llm, turns: int) -> None:
-    """A step of prompt tuning with four prompts, without the optimizer's."""
-    prompts = torch.randn(4, 8, llm.hidden_size, requires_grad=True)
+def loss_of(llm, prompts: torch.Tensor, turns: int) -> torch.Tensor:
+    """The summed NLL of a row's targets after each of some prompts, [K, L, D], of as many such rows as turns."""
     words = llm.embed(torch.arange(LENGTH)[None]).float()
-    rows = torch.cat([prompts, words.expand(4, -1, -1)], dim=1).repeat(turns, 1, 1)  # [4 turns, 8 + 96, D]
+    rows = torch.cat([prompts, words.expand(len(prompts), -1, -1)], dim=1).repeat(turns, 1, 1)  # [K turns, L + 96, D]
     row = torch.arange(len(rows))[:, None] * rows.shape[1]
     positions = (row + torch.arange(rows.shape[1] - TARGETS - 1, rows.shape[1] - 1)).flatten()
     targets = torch.arange(LENGTH - TARGETS, LENGTH).repeat(len(rows))
     log_probs, _ = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool))
-    (-log_probs.sum()).backward()
+    return -log_probs.sum()
+
+
+def prompting(llm, turns: int) -> Callable[[], None]:
+    """A step of training prompts."""
+    prompts = torch.randn(4, 8, llm.hidden_size, requires_grad=True)
+    return lambda: loss_of(llm, prompts, turns).backward()
+
+
+def tuning(llm) -> Callable[[], None]:
+    """A step of training all weights."""
+    divided = of(llm.lm)
+    tuned = tune_all(llm) if divided is None else TunedShares(llm, divided)
+    optimizer = torch.optim.Adam(tuned.parameters(), lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(llm, torch.zeros(1, 0, llm.hidden_size), 1).backward()
+        if isinstance(tuned, TunedShares):
+            tuned.complete_gradients()
+        else:
+            for parameter in tuned.parameters():
+                dist.all_reduce(parameter.grad)
+        optimizer.step()
+        if isinstance(tuned, TunedShares):
+            tuned.updated()
+
+    return step
 
 
 def process(rank: int, args, kind: str, folder: str, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=args.processes, rank=rank)
-    train(load_llm(DEMO), args.turns)  # now the libraries have what they need themselves
+    prompting(load_llm(DEMO), 1)()  # now the libraries have what they need themselves
     before, peak = own_memory(), Peak()
     llm = load_llm(args.llm, dtype=args.dtype, sharding=kind)
     loading, loaded = peak.so_far(), own_memory()
+    step = tuning(llm) if args.tune else prompting(llm, args.turns)
     times = []
     for _ in range(args.steps):
         began = time.perf_counter()
-        train(llm, args.turns)
+        step()
         run_along()
         dist.barrier()
         times.append(time.perf_counter() - began)
@@ -89,11 +120,14 @@ def main() -> None:
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--turns', type=int, default=1)
     parser.add_argument('--steps', type=int, default=5)
+    parser.add_argument('--tune', action='store_true', help='train all weights')
     parser.add_argument('--rounds', type=int, default=2)
     args = parser.parse_args()
     context = multiprocessing.get_context('spawn')
     shape = shape_of(args.llm, getattr(torch, args.dtype))
     run = Run('prompt_tuning', 1, 8, 4 * args.turns, LENGTH, 1, TARGETS, tokens_at_once=10**6)
+    if args.tune:
+        run = Run('full', 1, 0, 1, LENGTH, 1, TARGETS)
     print('sharding  weights MB  while loading MB  loaded MB  training MB  planned MB  s a step')
     for kind in ('none', 'full') * args.rounds:
         with tempfile.TemporaryDirectory() as folder:

@@ -565,12 +565,19 @@ class LLMAgent(TorchGeneratorAgent):
             # save the limits that the user gave, not those that this LLM's window made of them
             self.persistence.write(path, {**self.opt, **self._asked}, self.dict, self.state_dict())
 
+    def read_states(self, path: str) -> dict[str, Any]:
+        """Return the states of a model file, which must fit this agent.
+
+        :raises UsageError: if it does not fit.
+        """
+        return self.persistence.read(path)
+
     def load(self, path):
         """Restore the trained tensors, the optimizer and the progress of the run from a model file.
 
         :raises UsageError: for a file that is damaged or does not fit.
         """
-        states = self.persistence.read(path)
+        states = self.read_states(path)
         self.persistence.restore_tensors(self.load_state_dict, states['model'])
         if 'optimizer' in states and hasattr(self, 'optimizer'):
             with damage_explained(path), contextlib.suppress(ValueError):  # another optimizer starts anew

@@ -89,6 +89,7 @@ def check_states(states: dict[str, Any]) -> None:
             'recent': _weight,
             'use': _weight,
             'splits': lambda v: isinstance(v, list) and all(isinstance(s, list) and all(map(_count, s)) for s in v),
+            'shards': lambda v: isinstance(v, dict) and _file_name(v.get('folder')) and _places(v.get('places')),
         },
     )
     if 'accumulated' in states:
@@ -223,6 +224,18 @@ def _text(value: Any) -> bool:
 def _line(value: Any) -> bool:
     """A text that fits into an error message."""
     return _text(value) and value.isprintable()
+
+
+def _file_name(value: Any) -> bool:
+    return _line(value) and value not in ('', '.', '..') and not set(value) & set('/\\')
+
+
+def _places(value: Any) -> bool:
+    """Where weights begin in the units of a sharding: name of a unit → name of a weight → a number of values."""
+    return isinstance(value, dict) and all(
+        _line(unit) and isinstance(weights, dict) and all(_line(w) and _count(n) for w, n in weights.items())
+        for unit, weights in value.items()
+    )
 
 
 def _shape(value: Any) -> bool:

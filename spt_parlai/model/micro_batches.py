@@ -15,7 +15,8 @@ from torch import Tensor
 class MicroBatches:
     """A sum of losses, each of which goes backward when it is added.
 
-    :param trained: the tensors whose gradients are accumulated.
+    :param trained: the tensors whose gradients are accumulated. One with the attribute `sums_its_gradient` does that
+        itself, in the backward pass (`sharded_tuning`).
     :param scale: multiplies each loss for its backward pass and divides its gradients afterwards (float16 loses small
         ones).
     """
@@ -24,13 +25,14 @@ class MicroBatches:
         self._trained = trained
         self._scale = scale
         self._total = trained[0].new_zeros(())
-        self._gradients = [torch.zeros_like(tensor) for tensor in trained]
+        self._gradients = [None if hasattr(t, 'sums_its_gradient') else torch.zeros_like(t) for t in trained]
 
     def add(self, loss: Tensor) -> None:
-        """Add a scalar; its graph is freed."""
+        """Add a scalar; its graph is freed. A loss that is not finite makes every gradient NaN."""
+        loss = loss * (1 + 0 * loss.detach())
         gradients = torch.autograd.grad(loss * self._scale, self._trained, allow_unused=True)
         for total, gradient in zip(self._gradients, gradients, strict=True):
-            if gradient is not None:
+            if gradient is not None and total is not None:
                 total.add_(gradient, alpha=1 / self._scale)
         self._total += loss.detach().to(self._total.device)
 
@@ -49,4 +51,4 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        return None, None, *(upstream * gradient for gradient in ctx.gradients)
+        return None, None, *(None if gradient is None else upstream * gradient for gradient in ctx.gradients)

@@ -12,15 +12,18 @@ So no process waits for ever. A process computes, which ends, or votes; in each 
 as without sharding all processes come to the same collectives in the same order. Units are numbered in the order of a
 forward pass and on through the backward pass, so that who is behind catches up and then shares the gathers of the rest.
 
-torch's `fully_shard` gathers without a vote, so it needs the same layers in the same order from every process. It also
-takes neither a head that shares its weights with the word embeddings nor one whose weights are used without its
-`forward`, as the log-probabilities of the targets use them.
+Weights that train (`sharded_tuning`) are gathered alike. A process that has the gradient of a unit votes for its sum:
+all processes add their gradients, those that have none add zeros, and each keeps the sum for its share.
+
+torch's `fully_shard` gathers without a vote, so it needs the same layers in the same order from every process, also
+where a run validates and replies. It also takes neither a head that shares its weights with the word embeddings nor one
+whose weights are used without its `forward`, as the log-probabilities of the targets use them.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,8 +36,9 @@ SHARDINGS = ('none', 'full', 'hybrid')
 
 # Those of this module, because `parlai_hooks` lets the others run along; torch 2.13 gives one another name.
 _all_gather = getattr(c10d, 'all_gather_single', None) or c10d.all_gather_into_tensor
+_reduce_scatter = getattr(c10d, 'reduce_scatter_single', None) or c10d.reduce_scatter_tensor
 
-_ALIGNED = 64  # bytes: where torch's allocators let a tensor begin
+ALIGNED = 64  # bytes: where torch's allocators let a tensor begin
 _NONE = 2**62  # the vote of a process that needs no unit
 
 # One that Python's garbage collection ends may wait for its own threads for ever.
@@ -79,6 +83,12 @@ def shard(lm: Any, kind: str, device: torch.device, dtype: torch.dtype | None = 
     lm.to(device=device, dtype=dtype)
 
 
+def of(lm: nn.Module) -> Sharding | None:
+    """How an LM is divided; None: it is whole."""
+    units: list[Any] = [module._unit for module in lm.modules() if hasattr(module, '_unit')]
+    return units[0].sharding if units else None
+
+
 def forget() -> None:
     """Let no process vote any more, because the groups of processes end."""
     global _current
@@ -100,30 +110,41 @@ def _groups(kind: str) -> tuple[Any, Any]:
     return mine
 
 
-class _Unit:
+class Unit:
     """Weights that are gathered together, one after the other in bytes.
 
-    size: their bytes, a multiple of the number of processes. share: uint8 [size / processes], what this process holds.
+    places: each weight with its dtype and where it begins; end: where the last one ends. size: `end` rounded up to the
+    same number of bytes for every process. share: uint8 [size / processes], what this process holds. trained: the same
+    as float32, if it trains.
     """
 
     share: Tensor
+    trained: nn.Parameter
 
-    def __init__(self, sharding: Sharding, parameters: Iterable[nn.Parameter], dtype: torch.dtype | None, parts: int):
-        self.sharding, self.number = sharding, len(sharding.units)
+    def __init__(self, sharding: Sharding, modules: Sequence[nn.Module], dtype: torch.dtype | None, parts: int):
+        self.sharding, self.modules, self.number = sharding, modules, len(sharding.units)
+        parameters = {id(p): p for module in modules for p in module.parameters()}
         self.places: list[tuple[nn.Parameter, torch.dtype, int]] = []  # where each begins
         end = 0
-        for parameter in parameters:
+        for parameter in parameters.values():
             self.places.append((parameter, dtype or parameter.dtype, end))
-            end += -(-parameter.numel() * self.places[-1][1].itemsize // _ALIGNED) * _ALIGNED
-        self.size = -(-end // (parts * _ALIGNED)) * parts * _ALIGNED
+            end += -(-parameter.numel() * self.places[-1][1].itemsize // ALIGNED) * ALIGNED
+        self.end = end
+        self.size = -(-end // (parts * ALIGNED)) * parts * ALIGNED
 
     def divide(self, space: Tensor, rank: int, parts: int) -> None:
         """Move the weights into a space for one unit, uint8 [≥ size], and keep a copy of a share."""
-        for parameter, dtype, start in self.places:
-            view = space[start : start + parameter.numel() * dtype.itemsize].view(dtype).view(parameter.shape)
+        for (parameter, *_), view in zip(self.places, self.views(space), strict=True):
             parameter.data = view.copy_(parameter.data)
             parameter._in_unit = True  # type: ignore[attr-defined]
         self.share = space[: self.size].view(parts, -1)[rank].clone()
+
+    def views(self, space: Tensor) -> list[Tensor]:
+        """The weights, or their gradients, in a space for one unit, uint8 [≥ size]."""
+        return [
+            space[start : start + parameter.numel() * dtype.itemsize].view(dtype).view(parameter.shape)
+            for parameter, dtype, start in self.places
+        ]
 
 
 class Sharding:
@@ -139,8 +160,9 @@ class Sharding:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self.group, self.voters = group, voters
-        self.units: list[_Unit] = []
-        self._gathered: _Unit | None = None
+        self.gradient_scale = 1.0  # of what each process adds to a gradient
+        self.units: list[Unit] = []
+        self._gathered: Unit | None = None
         layers = [[module] for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
             raise ValueError(f'{type(lm).__name__} has no layers that can be divided; leave it out')
@@ -148,37 +170,91 @@ class Sharding:
         words, head = lm.get_input_embeddings(), lm.get_output_embeddings()
         tied = head.weight is words.weight
         for modules in [[words, head], *layers] if tied else [[words], *layers, [head]]:
-            parameters = {id(p): p for module in modules for p in module.parameters()}
-            unit = _Unit(self, parameters.values(), dtype, parts)
+            unit = Unit(self, modules, dtype, parts)
             self.units.append(unit)
             for module in modules:
                 module._unit = unit
                 module.register_forward_pre_hook(lambda module, _: need(module))
-                module.register_forward_hook(partial(_needed_backward, unit))
+                if module is not words:  # the gradient of an embedding does not depend on its weights
+                    module.register_forward_hook(partial(_needed_backward, unit))
         self._space = torch.zeros(max(unit.size for unit in self.units), dtype=torch.uint8, device=device)
         for unit in self.units:
             unit.divide(self._space, rank, parts)
 
-    def need(self, unit: _Unit, backward: bool = False) -> None:
+    def group_of_replicas(self) -> Any:
+        """The processes of all machines that have the same share, with `hybrid`; None: no other has this one.
+
+        All processes call this together.
+
+        :raises ValueError: for machines with different numbers of processes.
+        """
+        if (parts := dist.get_world_size(self.group)) == dist.get_world_size():
+            return None
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, dist.get_process_group_ranks(self.group))
+        machines = sorted({tuple(ranks) for ranks in everyone})
+        if any(len(ranks) != parts for ranks in machines):
+            raise ValueError('hybrid needs as many processes on each machine where all weights train; use full')
+        groups = [dist.new_group(list(ranks)) for ranks in zip(*machines, strict=True)]
+        _groups_of_a_run.extend(groups)
+        return groups[dist.get_rank(self.group)]
+
+    def need(self, unit: Unit, backward: bool = False) -> None:
         """Gather a unit unless it is there, and meanwhile whatever others need first."""
-        vote = 2 * len(self.units) - 1 - unit.number if backward else unit.number
+        vote = self._backward(unit) if backward else unit.number
         while self._gathered is not unit:
             self._vote(vote)
 
-    def run_along(self) -> None:
-        while self._vote(_NONE):
+    def sum_gradient(self, unit: Unit, gradient: Tensor) -> None:
+        """Add this process's gradient of a trained unit, uint8 [size], to all processes' shares of it."""
+        vote = self._backward(unit) + 1
+        while self._vote(vote, gradient) != vote:
             pass
 
-    def _vote(self, number: int) -> bool:
-        """Gather the unit of the smallest number that any process votes for; returns whether there is one."""
+    def run_along(self) -> None:
+        while self._vote(_NONE) != _NONE:
+            pass
+
+    def forget_gathered(self) -> None:
+        """Gather anew, because the shares have changed; in all processes."""
+        self._gathered = None
+
+    def _backward(self, unit: Unit) -> int:
+        """The vote for a unit in the backward pass; the next number is that for the sum of its gradient."""
+        return len(self.units) + 2 * (len(self.units) - 1 - unit.number)
+
+    def _vote(self, number: int, gradient: Tensor | None = None) -> int:
+        """Do what has the smallest number that any process votes for; returns that number."""
         votes = torch.tensor([number])
         c10d.all_reduce(votes, dist.ReduceOp.MIN, group=self.voters)
-        number = int(votes)
-        if number == _NONE:
-            return False
-        self._gathered = unit = self.units[min(number, 2 * len(self.units) - 1 - number)]
-        self._gather(self._space[: unit.size].data, unit.share)
-        return True
+        first, last = int(votes), len(self.units) - 1
+        if first == _NONE:
+            return first
+        unit = self.units[first if first <= last else last - (first - last - 1) // 2]
+        if first > last and (first - last - 1) % 2:
+            self._sum(unit, gradient if first == number else None)
+        else:
+            self._gathered = unit
+            self._gather(self._space[: unit.size].data, unit.share)
+        return first
+
+    def _sum(self, unit: Unit, gradient: Tensor | None) -> None:
+        """Add the sum of all processes' gradients of a unit to this share's."""
+        share = unit.trained
+        if gradient is None:
+            gradient = torch.zeros_like(self._space[: unit.size])
+        parts = gradient.view(torch.float32).view(-1, share.numel())
+        mine = parts[dist.get_rank(self.group)]
+        if dist.get_backend(self.group) != 'gloo':
+            mine = torch.empty_like(mine)
+            _reduce_scatter(mine, parts, group=self.group)
+        else:
+            sent = [c10d.reduce(part, group=self.group, group_dst=i, async_op=True) for i, part in enumerate(parts)]
+            for work in sent:
+                work.wait()
+        if share.grad is None:
+            share.grad = torch.zeros_like(share)
+        share.grad.add_(mine, alpha=self.gradient_scale)
 
     def _gather(self, whole: Tensor, share: Tensor) -> None:
         """Fill `whole`, uint8 [size], with all processes' shares.
@@ -197,14 +273,14 @@ class Sharding:
             work.wait()
 
 
-def _needed_backward(unit: _Unit, module: nn.Module, inputs: Any, output: Any) -> None:
+def _needed_backward(unit: Unit, module: nn.Module, inputs: Any, output: Any) -> None:
     """After a forward pass: let the gradient gather the unit again as soon as it has come to the module's outputs."""
     for tensor in output if isinstance(output, tuple) else (output,):
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             tensor.register_hook(partial(_gather_for_gradient, unit))
 
 
-def _gather_for_gradient(unit: _Unit, gradient: Tensor) -> None:
+def _gather_for_gradient(unit: Unit, gradient: Tensor) -> None:
     unit.sharding.need(unit, backward=True)
 
 

@@ -83,7 +83,7 @@ def _check_ddp_backend(opt: Opt) -> str | None:
     return (
         None
         if opt['ddp_backend'] == 'ddp'
-        else 'only ddp works here, as what trains is small; --llm-sharding full divides the LLM'
+        else 'only ddp works here; --llm-sharding full divides the LLM, also where all its weights train'
     )
 
 

@@ -79,6 +79,7 @@ def hooks() -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
         chat.name_the_speakers_of_a_self_chat,
         multiprocess.patch_workers,
         multiprocess.run_along_before_collectives,
+        multiprocess.keep_shares,
         slurm.patch_slurm_context,
         downloads.explain_failed_downloads,
         downloads.explain_unreadable_tasks,

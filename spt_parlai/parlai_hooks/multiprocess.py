@@ -305,6 +305,25 @@ def run_along_before_collectives() -> None:
     dist.destroy_process_group = destroy_process_group
 
 
+def keep_shares() -> None:
+    """Leave every process its share of an LLM whose weights all train.
+
+    Breaks: ParlAI gives all processes the first one's trained tensors, which overwrites the other shares.
+    Where: ``parlai/core/torch_generator_agent.py:549``.
+    Safe: other models are synchronised as before. Weights that all processes have come from the same files.
+    Goes: when ParlAI asks the model which of its tensors are the same everywhere.
+    """
+    from parlai.core import torch_generator_agent
+
+    parlai_sync = torch_generator_agent.sync_parameters
+
+    def sync_parameters(model):
+        divided = any(hasattr(parameter, 'sums_its_gradient') for parameter in model.parameters())
+        return True if divided else parlai_sync(model)
+
+    torch_generator_agent.sync_parameters = sync_parameters
+
+
 def patch_join_device() -> None:
     """Let workers wait for each other on the CPU.
 

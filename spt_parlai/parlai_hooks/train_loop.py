@@ -30,6 +30,7 @@ from spt_parlai.training.distributed import (
     announce_synchronisation,
     check_same_start,
     interrupts_noted,
+    interrupts_postponed,
     sigint_handled_by,
     wait_for_save,
 )
@@ -207,7 +208,8 @@ def save_progress() -> None:
     def save_model(self, suffix=None):
         if is_resumable(self) and self.opt.get('model_file'):
             resume.give_progress(self)
-        return parlai_save_model(self, suffix)
+        with interrupts_postponed():
+            return parlai_save_model(self, suffix)
 
     TrainLoop.save_model = save_model
 

@@ -37,6 +37,12 @@ def announce_synchronisation(model) -> None:
     """Log once what the processes exchange. model: as wrapped by DistributedDataParallel."""
     trained = [p for p in model.parameters() if p.requires_grad]
     values, size = sum(p.numel() for p in trained), sum(p.numel() * p.element_size() for p in trained)
+    if any(hasattr(p, 'sums_its_gradient') for p in trained):
+        logging.info(
+            f'{num_workers()} processes train a share of the LLM each, here {values:,} values ({readable_size(size)}), '
+            f'and sum the gradients of a layer in every backward pass over {dist.get_backend()}.'
+        )
+        return
     logging.info(
         f'{num_workers()} processes synchronise {values:,} trained values: {readable_size(size)} per update and '
         f'process over {dist.get_backend()}.'
@@ -86,6 +92,18 @@ def interrupts_noted(loop):
     loop.interrupted = False
     with sigint_handled_by(note):
         yield
+
+
+@contextlib.contextmanager
+def interrupts_postponed():
+    """Let Ctrl-C wait until what is within has ended."""
+    received: list[Any] = []
+    try:
+        with sigint_handled_by(lambda *args: received.append(args)):
+            yield
+    finally:
+        if received:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

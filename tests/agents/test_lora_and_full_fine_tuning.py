@@ -4,7 +4,8 @@ import peft
 import pytest
 import torch
 from helpers.real_agents import computed, heard
-from helpers.runs import agent_of
+from helpers.runs import agent_of, training_opt
+from parlai.core.agents import create_agent
 from transformers import AutoModelForCausalLM
 
 from spt_parlai.errors import UsageError
@@ -223,9 +224,12 @@ def test_full_fine_tuning_is_float32(tiny_llms, options):
         agent_of(tiny_llms.opt, 'FullFineTuningAgent', **options)
 
 
-def test_full_fine_tuning_is_not_sharded(tiny_llms):
-    with pytest.raises(UsageError, match='^--llm-sharding full: only frozen weights are divided'):
-        agent_of(tiny_llms.opt, 'FullFineTuningAgent', llm_sharding='full')
+def test_shares_of_matrices_do_not_suit_every_optimizer(tiny_llms, monkeypatch):
+    monkeypatch.setattr('spt_parlai.agents.full_fine_tuning.is_distributed', lambda: True)
+    opt = training_opt(tiny_llms.opt, 'FullFineTuningAgent', optimizer='adafactor')
+    opt['llm_sharding'] = 'hybrid'
+    with pytest.raises(UsageError, match='^--llm-sharding hybrid: adafactor looks at whole matrices.*--optimizer adam'):
+        create_agent(opt)
 
 
 def test_a_tied_embedding_and_an_input_projection_train_once(tmp_path, tiny_llms):

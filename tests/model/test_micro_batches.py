@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spt_parlai.model.adapters import Lora, add_lora, tune_all
+from spt_parlai.model.micro_batches import MicroBatches
 from spt_parlai.model.rows import row_groups, rows_of_like_length, token_rows
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 from spt_parlai.objective import SptObjective
@@ -177,6 +178,19 @@ def test_weights_of_the_lm_that_train(family, tune):
         found.append((prediction, loss, {name: g for name, g in gradient.items() if g.any()}))
     assert len(found[0][2]) > 5
     assert_same(*found)
+
+
+@pytest.mark.parametrize('loss', [float('inf'), float('-inf'), float('nan')])
+def test_a_loss_that_is_not_finite_makes_every_gradient_nan(loss):
+    """Also where its own gradient is finite: a share has its gradient before the whole loss is known."""
+    trained = torch.ones(3, requires_grad=True)
+    finite, other = MicroBatches([trained]), MicroBatches([trained])
+    finite.add(2 * trained.sum())
+    other.add(2 * trained.sum() + loss)
+    for batches, expected in ((finite, 2.0), (other, float('nan'))):
+        trained.grad = None
+        batches.sum().backward()
+        torch.testing.assert_close(trained.grad, torch.full((3,), expected), equal_nan=True)
 
 
 def test_without_a_gradient_nothing_goes_backward():

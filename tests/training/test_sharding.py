@@ -1,8 +1,12 @@
 """A sharded LLM trains, evaluates and replies as the whole one does, in processes that have different work."""
 
+import contextlib
 import json
+import os
 import signal
+import time
 
+import psutil
 import pytest
 import torch
 from helpers import runs as helpers
@@ -73,6 +77,10 @@ def test_training(whole, tiny_llms, tmp_path, more):
     tensors, reports = train(tmp_path, tiny_llms.opt, llm_sharding='full', **more)
     torch.testing.assert_close(tensors, whole[1], rtol=1e-6, atol=1e-6)
     assert_equal(reports, whole[2])
+    if not more:  # the model file opens around a whole LLM, in one process
+        asked = {'num_examples': 4, 'skip_generation': True}
+        report = helpers.evaluate(tmp_path / 'model', **asked)
+        assert_equal([report], [helpers.evaluate(whole[0] / 'model', **asked)])
 
 
 def test_lora(tiny_llms, tmp_path):
@@ -91,14 +99,58 @@ def test_evaluation(whole):
     assert_equal([{n: float(v) for n, v in sharded.items()}], [{n: float(v) for n, v in report.items()}])
 
 
-def test_a_process_that_is_killed(whole, tiny_llms, tmp_path, monkeypatch):
+# ---- runs that end early -------------------------------------------------------------------------------------------
+
+ENDED = {**RUN, 'llm_sharding': 'full', 'task': 'helpers.two_processes.teachers', 'datatype': 'train:ordered'}
+ENDED.update(max_train_steps=4, save_every_n_secs=0.001, update_freq=1, skip_generation=True)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tiny_llms, tmp_path_factory):
+    return train(tmp_path_factory.mktemp('undisturbed'), tiny_llms.opt, **ENDED)[0]
+
+
+@pytest.mark.parametrize('sent', [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_dies(undisturbed, tiny_llms, tmp_path, monkeypatch, sent):
     """The run ends at once, names the process, and continues from its last checkpoint as if nothing had happened."""
-    more = {'llm_sharding': 'full', 'task': 'helpers.two_processes.teachers', 'datatype': 'train:ordered'}
-    more.update(max_train_steps=4, save_every_n_secs=0.001, update_freq=1)
-    expected = train(tmp_path / 'whole', tiny_llms.opt, **more)
-    monkeypatch.setenv('SIGNAL', f'1 9 {int(signal.SIGKILL)}')  # the second process, in its second batch
-    with pytest.raises(UsageError, match=r'^process 1 was ended by SIGKILL; the same command continues'):
-        train(tmp_path / 'killed', tiny_llms.opt, **more)
+    monkeypatch.setenv('SIGNAL', f'1 9 {int(sent)}')  # the second process, in its second batch
+    with pytest.raises(UsageError, match=f'^process 1 was ended by {sent.name}; the same command continues'):
+        train(tmp_path, tiny_llms.opt, **ENDED)
     monkeypatch.delenv('SIGNAL')
-    tensors, _ = train(tmp_path / 'killed', tiny_llms.opt, **more)
-    torch.testing.assert_close(tensors, expected[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(train(tmp_path, tiny_llms.opt, **ENDED)[0], undisturbed, rtol=1e-6, atol=1e-6)
+
+
+def test_ctrl_c(undisturbed, tiny_llms, tmp_path, monkeypatch):
+    """It reaches one process; all stop after the same batch, and the run continues as if nothing had happened."""
+    monkeypatch.setenv('SIGNAL', f'1 9 {int(signal.SIGINT)}')
+    with pytest.raises(SystemExit) as status:
+        train(tmp_path, tiny_llms.opt, **ENDED)
+    assert status.value.code == 128 + signal.SIGINT
+    assert load_states(tmp_path / 'model.checkpoint')['progress']['train_stats']['parleys'] == 2
+    monkeypatch.delenv('SIGNAL')
+    torch.testing.assert_close(train(tmp_path, tiny_llms.opt, **ENDED)[0], undisturbed, rtol=1e-6, atol=1e-6)
+
+
+def test_sigterm_for_the_first_process(undisturbed, tiny_llms, tmp_path):
+    """It starts the others, and when it ends they end, too."""
+    options = {**ENDED, 'llm': tiny_llms.opt, 'model_file': tmp_path / 'model', 'distributed_world_size': 2}
+    words = [word for name, value in options.items() for word in (f'--{name.replace("_", "-")}', value)]
+    environment = {**os.environ, 'SIGNAL': f'0 6 {int(signal.SIGTERM)}'}
+    run = warm.Process(
+        tmp_path / 'output', warm.script, 'parlai.scripts.multiprocessing_train', *words, environment=environment
+    )
+    assert run.wait(60) == -signal.SIGTERM
+    deadline = time.monotonic() + 20
+    while has_processes(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not has_processes(run.pid)
+    torch.testing.assert_close(train(tmp_path, tiny_llms.opt, **ENDED)[0], undisturbed, rtol=1e-6, atol=1e-6)
+
+
+def has_processes(group):
+    """Whether any process of a group still runs; one that has ended may wait to be collected."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
