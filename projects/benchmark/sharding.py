@@ -62,7 +62,7 @@ def loss_of(llm, prompts: torch.Tensor, turns: int) -> torch.Tensor:
     row = torch.arange(len(rows))[:, None] * rows.shape[1]
     positions = (row + torch.arange(rows.shape[1] - TARGETS - 1, rows.shape[1] - 1)).flatten()
     targets = torch.arange(LENGTH - TARGETS, LENGTH).repeat(len(rows))
-    log_probs, _ = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool))
+    log_probs = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool)).log_probs
     return -log_probs.sum()
 
 

@@ -11,7 +11,7 @@ it is the frozen LLM alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,15 +26,17 @@ from spt_parlai import hub
 from spt_parlai.agents import chat_commands, persistence
 from spt_parlai.agents.batching import Batcher, TurnExample, by_message, share_window, window_size
 from spt_parlai.agents.generation import (
+    FoundReply,
     Prefixes,
     blocked_context,
     ending_replies,
     found_replies,
     rank_candidates,
+    replies_from,
     search_like,
 )
 from spt_parlai.agents.llm import load, log_memory, what_would_fit
-from spt_parlai.agents.look_ahead import predict_ahead
+from spt_parlai.agents.look_ahead import predict_ahead, replies_ahead
 from spt_parlai.agents.optimization import (
     Optimization,
     accumulate_without_sync,
@@ -55,6 +57,8 @@ from spt_parlai.dialogue.thoughts import CLOSE, OPEN, without_thoughts
 from spt_parlai.errors import UsageError, naming
 from spt_parlai.metrics.batch import loss_metrics, prediction_metrics
 from spt_parlai.model.causal_lm import SHAPE_KEYS, CausalLM
+from spt_parlai.model.context_states import ContextStates
+from spt_parlai.model.decoding import Search, greedy
 from spt_parlai.model.layer_execution import compile_layers
 from spt_parlai.model.prompted_lm import Prediction, PromptedLM, TokenLoss
 from spt_parlai.model.retriever import Retriever
@@ -348,7 +352,8 @@ class LLMAgent(TorchGeneratorAgent):
             raise ValueError('Cannot compute loss without a label.')
         prediction = None
         if 'episodes' in batch and 'selection' in batch:
-            prediction = predict_ahead(batch, batch.selection, self._turns_ahead, self._predict, self.NULL_IDX)
+            replies = self._greedy_replies()
+            prediction = predict_ahead(batch, batch.selection, self._turns_ahead, self._predict, self.NULL_IDX, replies)
         if prediction is None:
             prediction = self._predict(batch)
         losses = self.losses(batch, prediction)
@@ -372,6 +377,7 @@ class LLMAgent(TorchGeneratorAgent):
             selection=batch.get('selection'),
             token_loss=self.token_loss(batch),
             gradient_scale=self.optimization.loss_scale,
+            keep_states=bool(batch.get('keep_states')),
         )
 
     def _turns_ahead(self, episode: Episode) -> list[TurnExample]:
@@ -467,24 +473,50 @@ class LLMAgent(TorchGeneratorAgent):
         """
         max_ts = min(max_ts, self.opt['max_new_tokens'])
         with memory_errors_explained('replying'):
-            if self.searches_batches and prefix_tokens is None and not hasattr(self, '_rerank_beams'):
-                like = self._treesearch_factory(batch.text_vec.device, verbose=self.show_token_details)
-                stops = self._is_past_reply if self.stops_at_next_speaker else None
-                search = search_like(like.set_block_list(self.beam_block_list), self.temperature, max_ts, stops)
-                if search is not None and batch.get('draws_candidates'):
-                    ranked = ranked_replies(self, batch, search)
-                    batch['candidates'] = [replies.log() for replies in ranked]
-                    return [replies.get_rescored_finished(1)[0] for replies in ranked], ranked
-                if search is not None:
+            search = self._batch_search(max_ts) if prefix_tokens is None else None
+            if search is not None and batch.get('draws_candidates'):
+                ranked = ranked_replies(self, batch, search)
+                batch['candidates'] = [replies.log() for replies in ranked]
+                return [replies.get_rescored_finished(1)[0] for replies in ranked], ranked
+            if search is not None:
+                found = replies_ahead(batch, batch.selection) if 'episodes' in batch else None
+                if found is None:
                     encoded = self.bare_model.encoder(*self._encoder_input(batch))
                     context = self._get_batch_context(batch).to(encoded.logits.device)
-                    found = found_replies(search(self.bare_model, encoded, context), like.length_penalty)
-                    return [reply.get_rescored_finished()[0] for reply in found], found
+                    found = found_replies(search(self.bare_model, encoded, context), self._length_penalty)
+                return [reply.get_rescored_finished()[0] for reply in found], found
             self._prefixes = None if prefix_tokens is None else Prefixes(prefix_tokens)
             try:
                 return super()._generate(batch, beam_size, max_ts)
             finally:
                 self._prefixes = None
+
+    @property
+    def _length_penalty(self) -> float:
+        return self.opt.get('beam_length_penalty', 0.65)
+
+    def _batch_search(self, max_ts: int) -> Search | None:
+        """Return the search for a whole batch, or None where only ParlAI's own finds what ParlAI's finds."""
+        if not self.searches_batches or hasattr(self, '_rerank_beams'):
+            return None
+        like = self._treesearch_factory(self.bare_model.llm.device, verbose=self.show_token_details)
+        stops = self._is_past_reply if self.stops_at_next_speaker else None
+        return search_like(like.set_block_list(self.beam_block_list), self.temperature, max_ts, stops)
+
+    def _greedy_replies(self) -> Callable[[ContextStates], list[FoundReply]] | None:
+        """Return what finds the replies to all turns of dialogues at once; None if they are not asked for, are drawn,
+        or depend on more than their contexts' tokens."""
+        if self.skip_generation or self.opt['candidates_per_prompt'] > 0:
+            return None
+        search = self._batch_search(min(self.label_truncate or 256, self.opt['max_new_tokens']))
+        if search is None or search.choose is not greedy or search.context_block_ngram > 0:
+            return None
+
+        def reply(states: ContextStates) -> list[FoundReply]:
+            with memory_errors_explained('replying'):
+                return replies_from(states, self.bare_model, search, self._length_penalty)
+
+        return reply
 
     def _generation_activation(self, score: Tensor) -> Tensor:
         log_probs = super()._generation_activation(score)

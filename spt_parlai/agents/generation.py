@@ -15,6 +15,7 @@ from parlai.utils.torch import neginf
 from torch import Tensor
 
 from spt_parlai.model.candidates import target_log_probs
+from spt_parlai.model.context_states import ContextStates
 from spt_parlai.model.decoding import Choice, DecodingState, Replies, Search, greedy, nucleus, top_k
 from spt_parlai.model.prompted_lm import PromptedLM
 
@@ -88,6 +89,15 @@ def found_replies(replies: Replies, length_penalty: float) -> list[FoundReply]:
     penalties = torch.tensor([((1 + n) / 6) ** length_penalty for n in lengths])
     scores = replies.scores / penalties.to(replies.scores.device)
     return [FoundReply(row[:n], score) for row, n, score in zip(replies.tokens, lengths, scores, strict=True)]
+
+
+def replies_from(states: ContextStates, model: PromptedLM, search: Search, length_penalty: float) -> list[FoundReply]:
+    """Return the reply to every example of a pass over dialogues, found in as few batches as memory allows."""
+    found: dict[int, FoundReply] = {}
+    for examples in states.batches():
+        replies = found_replies(search(model, states.of(examples)), length_penalty)
+        found |= dict(zip(examples, replies, strict=True))
+    return [found[i] for i in sorted(found)]
 
 
 def blocked_context(contexts: Tensor) -> Tensor:

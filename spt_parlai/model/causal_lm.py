@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,18 @@ SHAPE_KEYS = ('model_type', 'hidden_size', 'num_hidden_layers', 'num_attention_h
 
 HuggingFaceLM = Any
 """A `…ForCausalLM` of transformers. Its attributes depend on the architecture, so type checkers cannot follow them."""
+
+
+class TargetLogProbs(NamedTuple):
+    """Of N targets: log_probs float32 [N]; likeliest int64 [N], the likeliest tokens, 0 where they are not wanted.
+
+    logits [m, V] in the LM's dtype and cache: what continues the rows, where that was asked for.
+    """
+
+    log_probs: Tensor
+    likeliest: Tensor
+    logits: Tensor | None
+    cache: Any
 
 
 def input_device(lm: HuggingFaceLM) -> torch.device:
@@ -60,7 +72,6 @@ class CausalLM:
         shapes = sorted((name, original_shape(p)) for name, p in lm.named_parameters())
         digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
         self._fingerprint = {**{k: getattr(config, k, None) for k in SHAPE_KEYS}, 'shapes': digest}
-        self._merges_caches = True  # until a cache turns out to be of another kind
         self.recomputed_layers: Sequence[torch.nn.Module] = []  # see `layer_execution`
         parameters = inspect.signature(self.lm.forward).parameters
         self._takes_positions = 'position_ids' in parameters
@@ -130,6 +141,13 @@ class CausalLM:
             embedded = embedding(ids.to(self.device))
             return embedded if self._project_in is None else self._project_in(embedded)
 
+    @cached_property
+    def keeps_caches(self) -> bool:
+        """Whether a cache has a key and a value for every position of every row, so that its rows can be cut."""
+        from spt_parlai.model.kv_cache import forgets_nothing
+
+        return forgets_nothing(self.lm.config)
+
     def logits_at(self, embeddings: Tensor, positions: Tensor) -> Tensor:
         """The logits of the tokens that follow chosen positions.
 
@@ -139,22 +157,26 @@ class CausalLM:
         """
         return self._logits_at(embeddings, positions)[0]
 
-    def log_probs_at(self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor):
+    def log_probs_at(
+        self, embeddings: Tensor, positions: Tensor, targets: Tensor, wanted: Tensor, continued: Tensor | None = None
+    ) -> TargetLogProbs:
         """Log-probabilities of target tokens at chosen positions (see `logits_at`).
 
         Where the head allows it (see `can_chunk_logits`), only some of the logits are held at a time. targets: int64
-        [N]; wanted: bool [N], where the likeliest token is needed. Returns (log-probabilities float32 [N], likeliest
-        tokens int64 [N], 0 where they are not wanted).
+        [N]; wanted: bool [N], where the likeliest token is needed; continued: int64 [m], which of the positions have
+        their logits kept, and then the cache is, too.
         """
         if self.can_chunk_logits:
-            hidden, _ = self._hidden_at(embeddings, positions)
+            hidden, cache = self._hidden_at(embeddings, positions, use_cache=continued is not None)
             head, device = self.lm.get_output_embeddings(), hidden.device
             need(head)
-            return token_log_probs(hidden, head.weight, head.bias, targets.to(device), wanted.to(device))
-        logits = self.logits_at(embeddings, positions).float()
+            found = token_log_probs(hidden, head.weight, head.bias, targets.to(device), wanted.to(device))
+            return TargetLogProbs(*found, None if continued is None else head(hidden[continued.to(device)]), cache)
+        logits, cache = self._logits_at(embeddings, positions, use_cache=continued is not None)
         likeliest = torch.zeros_like(targets)
-        likeliest[wanted] = logits.detach()[wanted].argmax(-1)
-        return -F.cross_entropy(logits, targets, reduction='none'), likeliest
+        likeliest[wanted] = logits.detach()[wanted].float().argmax(-1)
+        log_probs = -F.cross_entropy(logits.float(), targets, reduction='none')
+        return TargetLogProbs(log_probs, likeliest, None if continued is None else logits[continued], cache)
 
     def prefill(self, embeddings: Tensor, mask: Tensor):
         """Run left-padded rows once. embeddings [R, T, D], mask bool [R, T] → (the last logits [R, V], cache).
@@ -163,13 +185,13 @@ class CausalLM:
         """
         from spt_parlai.model.kv_cache import can_merge, merge, parts_to_prefill  # transformers takes seconds to import
 
-        if not self._merges_caches:
+        if not self.keeps_caches:
             return self._prefill(embeddings, mask)
         parts, logits, caches = parts_to_prefill(mask), [], []
         for rows, length in parts:
             last, cache = self._prefill(embeddings[rows, -length:], mask[rows, -length:])
             if not can_merge(cache):
-                self._merges_caches = False
+                self.keeps_caches = False
                 return self._prefill(embeddings, mask)
             logits.append(last)
             caches.append(cache)
@@ -240,6 +262,10 @@ class CausalLM:
             training = embeddings.requires_grad or any(p.requires_grad for p in self.lm.parameters())
             for layer in self.recomputed_layers:
                 layer.training = training  # otherwise the library does not recompute the layer
+        if use_cache and self.keeps_caches and 'past_key_values' not in kwargs:
+            from spt_parlai.model.kv_cache import empty_cache
+
+            kwargs['past_key_values'] = empty_cache()
         try:
             return module(
                 inputs_embeds=embeddings.to(self.dtype),

@@ -5,11 +5,12 @@ Rows of similar length run together. Their caches are then merged into one, with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from spt_parlai.model.rows import rows_of_like_length
 
@@ -81,8 +82,21 @@ class GrowingLayer(DynamicLayer):
         return self._keys.tensor, self._values.tensor
 
 
+def forgets_nothing(config: Any) -> bool:
+    """Whether the LM's caches can hold a key and a value for every position: its layers keep no states instead.
+
+    Layers with a window can; the library's cache forgets what the window has left, but an `empty_cache` does not.
+    """
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def empty_cache() -> DynamicCache:
+    """A cache that keeps every position of every layer, also of those with a window, which their masks hide."""
+    return DynamicCache()
+
+
 def can_merge(cache: Any) -> bool:
-    """Whether the cache holds a key and a value for every position and row; caches with windows or states do not."""
+    """Whether the cache holds a key and a value for every position and row."""
     return type(cache) is DynamicCache and all(
         type(layer) is DynamicLayer and torch.is_tensor(layer.keys) for layer in cache.layers
     )
@@ -91,6 +105,26 @@ def can_merge(cache: Any) -> bool:
 def parts_to_prefill(mask: Tensor) -> list[tuple[list[int], int]]:
     """Which rows run together: mask bool [R, T] → [(row numbers, their greatest length)], the longest first."""
     return rows_of_like_length(mask.sum(1).tolist(), _TOKENS_AT_ONCE.get(mask.device.type, _TOKENS_AT_ONCE_ELSEWHERE))
+
+
+def merge_beginnings(parts: Sequence[Sequence[tuple[Tensor, Tensor]]], places: Sequence[tuple[int, int, int]]) -> Any:
+    """A cache [R, ..., T, d] of the beginnings of rows, with the padding on the left.
+
+    :param parts: the keys and values of each layer, [rows, ..., at least the length, d], for each part.
+    :param places: (part, row, length) for each row of the new cache.
+    """
+    T = max(length for _, _, length in places)
+    cache = empty_cache()
+    for layers in zip(*parts, strict=True):
+        merged = []
+        for tensors in zip(*layers, strict=True):  # the keys of all parts, then the values
+            _, *heads, _, d = tensors[0].shape
+            buffer = tensors[0].new_zeros(len(places), *heads, T + _ROOM, d)
+            for new, (part, row, length) in enumerate(places):
+                buffer[new, ..., T - length : T, :] = tensors[part][row, ..., :length, :]
+            merged.append(buffer)
+        cache.layers.append(GrowingLayer(merged[0], merged[1], T))
+    return cache
 
 
 def merge(caches: list[Any], parts: list[tuple[list[int], int]]) -> Any:

@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_parlai.model.causal_lm import CausalLM
+from spt_parlai.model.context_states import ContextStates
 from spt_parlai.model.decoding import DecodingState
 from spt_parlai.model.micro_batches import MicroBatches
 from spt_parlai.model.retriever import Retriever, context_mean, prefix_means, select
-from spt_parlai.model.rows import TokenRows, join_all, join_chosen, row_groups, target_positions, token_rows
+from spt_parlai.model.rows import (
+    TokenRows,
+    first_of_targets,
+    join_all,
+    join_chosen,
+    row_groups,
+    target_positions,
+    token_rows,
+)
 from spt_parlai.model.soft_prompts import SoftPromptGroup
 
 _TOKENS_AT_ONCE = {'cpu': 1024}  # a dialogue after four prompts: enough for a CPU, and it needs no padding
@@ -40,6 +49,7 @@ class Prediction(NamedTuple):
     scores: float32 [B, K] (eq. 1); selected: int64 [B] (eq. 7); example: int64 [N], the example each token belongs to;
     targets: int64 [N]; greedy: int64 [N], the likeliest token under the selected prompt.
     token_loss: a scalar, if it was asked for; its gradient is computed already, and `log_probs` has none then.
+    states: what replies to the contexts begin with, if it was asked for and the LM's caches can be cut.
     """
 
     log_probs: Tensor
@@ -49,6 +59,7 @@ class Prediction(NamedTuple):
     targets: Tensor
     greedy: Tensor
     token_loss: Tensor | None = None
+    states: ContextStates | None = None
 
 
 class PromptedLM(TorchGeneratorModel):
@@ -123,6 +134,7 @@ class PromptedLM(TorchGeneratorModel):
         selection: Selection | None = None,
         token_loss: TokenLoss | None = None,
         gradient_scale: float = 1.0,
+        keep_states: bool = False,
     ) -> Prediction:
         """Predict every target after every prompt (eq. 2), and select a prompt for every context (eq. 1 and 7).
 
@@ -134,6 +146,7 @@ class PromptedLM(TorchGeneratorModel):
         :param token_loss: the part of the loss that depends on log-probabilities. With it, groups of rows go forward
             and backward one after the other (see `micro_batches`); without it the graph of all rows is kept.
         :param gradient_scale: see `MicroBatches`.
+        :param keep_states: also return the states after the contexts.
         """
         device = self.llm.device
         if row is not None and context_length is not None:
@@ -150,9 +163,10 @@ class PromptedLM(TorchGeneratorModel):
         micro_batches = None
         if token_loss is not None and trained and torch.is_grad_enabled():
             micro_batches = MicroBatches(trained, gradient_scale)
+        states = ContextStates(scores, selected) if keep_states and self.llm.keeps_caches else None
         parts: list[tuple[Tensor, Tensor]] = []  # (log_probs [K, n], greedy [n]) of every group
         for group in groups:
-            log_probs, greedy = self._run_group(group.rows, selected)
+            log_probs, greedy = self._run_group(group.rows, selected, states)
             log_probs = log_probs.to(scores.device)
             if micro_batches is not None and token_loss is not None:
                 micro_batches.add(token_loss(log_probs, scores.detach(), group.rows.example.to(scores.device)))
@@ -167,18 +181,19 @@ class PromptedLM(TorchGeneratorModel):
             rows.targets.to(scores.device),
             torch.cat([greedy for _, greedy in parts])[order],
             None if micro_batches is None else micro_batches.sum(),
+            states,
         )
 
     def _trained_through_the_lm(self) -> list[Tensor]:
         modules = [self.soft_prompts] if self.tuned is None else [self.soft_prompts, self.tuned]
         return [p for module in modules for p in module.parameters() if p.requires_grad and p.numel()]
 
-    def _run_group(self, rows: TokenRows, selected: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_group(self, rows: TokenRows, selected: Tensor, states: ContextStates | None) -> tuple[Tensor, Tensor]:
         """Run some rows after all prompts → (log_probs float32 [K, n], likeliest tokens int64 [n])."""
         words = self.llm.embed(rows.ids)  # [r, M, D]
         chunks = self.soft_prompts.tokens.split(self.prompt_chunk)
         if len(chunks) == 1:
-            return self._run_prompts(chunks[0], 0, words, rows, selected)
+            return self._run_prompts(chunks[0], 0, words, rows, selected, states)
         # a chunk runs without a graph now and again in the backward pass, which frees its graph before the next chunk
         parts = [
             checkpoint(
@@ -188,6 +203,7 @@ class PromptedLM(TorchGeneratorModel):
                 words,
                 rows,
                 selected,
+                states,
                 use_reentrant=False,
                 preserve_rng_state=self.tuned is not None,  # whose dropout must be the same again
             )
@@ -196,20 +212,34 @@ class PromptedLM(TorchGeneratorModel):
         return torch.cat([log_probs for log_probs, _ in parts]), torch.stack([greedy for _, greedy in parts]).sum(0)
 
     def _run_prompts(
-        self, prompts: Tensor, first: int, words: Tensor, rows: TokenRows, selected: Tensor
+        self,
+        prompts: Tensor,
+        first: int,
+        words: Tensor,
+        rows: TokenRows,
+        selected: Tensor,
+        states: ContextStates | None,
     ) -> tuple[Tensor, Tensor]:
         """Run rows after some of the prompts, [k, L, D]; `first` is the number of the first one.
 
-        Returns (log_probs float32 [k, n], likeliest tokens int64 [n], 0 where none of these prompts is selected).
+        Keeps the states of the examples that selected these prompts. Returns (log_probs float32 [k, n], likeliest
+        tokens int64 [n], 0 where none of these prompts is selected).
         """
         k, L, _ = prompts.shape
         # [n], the prompt that each token's example selected
         own = selected.to(rows.example.device)[rows.example] - first
         here = own == torch.arange(k, device=own.device)[:, None]  # [k, n]
-        log_probs, greedy = self.llm.log_probs_at(
-            join_all(prompts, words), target_positions(rows, k, L), rows.targets.repeat(k), here.flatten()
+        begins = None if states is None else first_of_targets(rows, here)
+        found = self.llm.log_probs_at(
+            join_all(prompts, words), target_positions(rows, k, L), rows.targets.repeat(k), here.flatten(), begins
         )
-        return log_probs.view(k, -1), greedy.view(k, -1).sum(0)
+        if states is not None and begins is not None and len(begins):
+            prompt, token = begins // here.shape[1], begins % here.shape[1]
+            example = rows.example[token]
+            row = prompt * len(rows.ids) + rows.row[example]
+            assert found.logits is not None
+            states.keep(found.cache, example, row, L + rows.context_length[example], found.logits)
+        return found.log_probs.view(k, -1), found.likeliest.view(k, -1).sum(0)
 
     # ---- selection ------------------------------------------------------------------------------------
 

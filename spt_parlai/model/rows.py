@@ -141,3 +141,8 @@ def target_positions(rows: TokenRows, num_prompts: int, prompt_length: int) -> T
     first = rows.row[rows.example] * width + prompt_length + rows.column  # [N], of prompt 0
     prompt = torch.arange(num_prompts, device=first.device)[:, None] * (R * width)
     return (prompt + first[None]).flatten()
+
+
+def first_of_targets(rows: TokenRows, here: Tensor) -> Tensor:
+    """Where in a bool [k, n] over prompts and target tokens the first token of each target is true: int64 [m], flat."""
+    return (here & (rows.column == rows.context_length[rows.example] - 1)).flatten().nonzero()[:, 0]

@@ -51,7 +51,18 @@ def wide_llm(tiny_llms, tmp_path_factory):
         {'tokens_at_once': 400},
         {'contrastive_text': 'persona', 'contrastive_pairs': 'across'},
         {'metrics': 'all', 'skip_generation': False, 'max_new_tokens': 4, 'num_examples': 8},
-        {'skip_generation': False, 'max_new_tokens': 4, 'num_examples': 12},
+        {'skip_generation': False, 'max_new_tokens': 12, 'num_examples': 12},
+        {
+            'skip_generation': False,
+            'max_new_tokens': 12,
+            'beam_block_ngram': 1,
+            'text_truncate': 60,
+            'tokens_at_once': 400,
+        },
+        {'skip_generation': False, 'max_new_tokens': 6, 'beam_context_block_ngram': 1, 'num_examples': 12},
+        {'skip_generation': False, 'max_new_tokens': 6, 'inference': 'topk', 'num_examples': 12},
+        {'skip_generation': False, 'max_new_tokens': 6, 'inference': 'beam', 'beam_size': 2, 'num_examples': 8},
+        {'skip_generation': False, 'max_new_tokens': 4, 'dynamic_batching': 'full', 'num_examples': 12},
     ],
     ids=str,
 )
@@ -100,6 +111,22 @@ def test_same_report_of_two_processes(wide_llm, tmp_path, monkeypatch):
         reports.append(json.loads(file.read_text())['report'])
     ahead, alone = ({k: v for k, v in report.items() if k not in TIMES} for report in reports)
     assert ahead == pytest.approx(alone, rel=1e-5, abs=1e-6)
+
+
+def test_one_prefill_for_all_replies_of_a_dialogue(wide_llm, monkeypatch):
+    """Greedy replies begin from the pass that predicts the dialogue; drawn ones keep their order of draws."""
+    prefilled, encoder = [], PromptedLM.encoder
+
+    def counted(self, contexts, *args, **kwargs):
+        prefilled.append(len(contexts))
+        return encoder(self, contexts, *args, **kwargs)
+
+    monkeypatch.setattr(PromptedLM, 'encoder', counted)
+    settings = {'model': AGENT, 'llm': wide_llm, 'label_truncate': 24, 'seed': 7, 'max_new_tokens': 4}
+    assert evaluate(**settings, num_examples=8)['f1'] >= 0
+    assert not prefilled
+    evaluate(**settings, num_examples=8, inference='topk')
+    assert sum(prefilled) == 8
 
 
 def test_what_was_not_foreseen_is_predicted_by_itself(wide_llm, monkeypatch):

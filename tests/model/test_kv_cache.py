@@ -12,7 +12,6 @@ from spt_parlai.model.kv_cache import GrowingLayer, parts_to_prefill
 
 CONTEXTS = draw([7, 3, 11, 1, 9, 2], seed=1)
 CLOSE = dict(rtol=1e-5, atol=1e-5)
-WINDOWED = {'mistral', 'gemma2', 'gemma3'}  # some of their layers forget: those rows are prefilled together
 
 
 def test_parts_are_of_like_length_and_within_the_limit(monkeypatch):
@@ -42,15 +41,15 @@ def continued(model, drop):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_in_parts_as_together(family, monkeypatch):
     model, _ = build(tiny_lm(family))
-    model.llm._merges_caches = False
+    model.llm.keeps_caches = False
     expected, plain = continued(model, drop=True)
     assert not any(isinstance(layer, GrowingLayer) for layer in plain.cache.layers)
     monkeypatch.setitem(kv_cache._TOKENS_AT_ONCE, 'cpu', 20)
     monkeypatch.setattr(kv_cache, '_ROOM', 2)  # full after two steps
-    model.llm._merges_caches = True
+    model.llm.keeps_caches = True
     found, state = continued(model, drop=True)
-    assert model.llm._merges_caches == (family not in WINDOWED)
-    assert all(isinstance(layer, GrowingLayer) for layer in state.cache.layers) == (family not in WINDOWED)
+    assert model.llm.keeps_caches
+    assert all(isinstance(layer, GrowingLayer) for layer in state.cache.layers)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
 

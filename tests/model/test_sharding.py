@@ -19,7 +19,7 @@ def run(llm: CausalLM, times: int):
     for number in range(times):
         words = llm.embed(torch.arange(3, 9 + number)[None]).requires_grad_()
         targets, wanted = torch.tensor([4, 5]), torch.tensor([True, False])
-        log_probs, _ = llm.log_probs_at(words, torch.tensor([2, 5]), targets, wanted)
+        log_probs = llm.log_probs_at(words, torch.tensor([2, 5]), targets, wanted).log_probs
         (gradient,) = torch.autograd.grad(log_probs.sum(), words)
         gradients.append(gradient)
     return gradients
