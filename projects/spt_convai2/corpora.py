@@ -15,9 +15,9 @@ NAMES = {
     'convai2': 'ConvAI2',
     'dailydialog': 'DailyDialog',
     'msc': 'Multi-Session Chat',
-    'taskmaster4': 'Taskmaster-4',
-    'topical_chat': 'Topical-Chat',
-    'wizard_of_wikipedia': 'Wizard of Wikipedia',
+    'Taskmaster4Teacher': 'Taskmaster-4',
+    'TopicalChatTeacher': 'Topical-Chat',
+    'WizardOfWikipediaTeacher': 'Wizard of Wikipedia',
 }
 
 

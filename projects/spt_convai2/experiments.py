@@ -239,6 +239,18 @@ def _again(out: Path) -> Plan:
 
 
 @app.command()
+def corpora(
+    source: Annotated[Path, typer.Option('--from', help='Folder with NAME.txt of each, one dialogue a line.')],
+    data: Annotated[Path, typer.Option(help="ParlAI's datapath, into which they are written.")],
+) -> None:
+    """Install the corpora of `mixed` that ParlAI's own tasks do not read, with the committed split."""
+    import split
+
+    for name, (train, valid) in split.install(source, data).items():
+        print(f'{name}: {train} dialogues for training, {valid} for validation')
+
+
+@app.command()
 def report(
     out: Out = Path('runs/spt_convai2'),
     pattern: Annotated[

@@ -15,6 +15,7 @@ from spt_parlai.planning.shape import Shape, shape_of
 
 LIBRARIES = 1.0 * GIB  # of a card, for CUDA and its libraries
 REACHED = 0.35  # of a card's rate by a training step, an assumption
+FLOAT32 = 1 / 15  # of the rate in bfloat16, without TF32
 EXAMPLES = 131_438  # of ConvAI2's training part
 _OPTION = {
     'none': '',
@@ -130,8 +131,11 @@ def advice(run: Run, shape: Shape, on: Machine) -> str:
 
 
 def report(llm: str, dtype: str, run: Run, on: Machine) -> list[str]:
-    """The lines that `spt plan` prints."""
+    """The lines that `spt plan` prints. Full fine-tuning is in float32."""
+    dtype = 'float32' if run.agent == 'full' else dtype
     shape = shape_of(llm, getattr(torch, dtype))
+    if dtype == 'float32':
+        on = replace(on, flops=on.flops * FLOAT32)
     found = list(options(run, shape, on))
     lines = [
         f'{llm}: {shape.parameters / 1e9:.3g} B parameters ({shape.source}), {_gb(shape.bytes)} in {dtype}; '
