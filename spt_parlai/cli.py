@@ -68,7 +68,7 @@ def plan(
     card: Annotated[str | None, typer.Option(help='Kind of GPU: h100, a100-80, rtx4090 … (default: a100-80).')] = None,
     gpu_memory: Annotated[str | None, typer.Option(help='Memory of a GPU, such as 24GiB (default: of --card).')] = None,
     rate: Annotated[
-        float | None, typer.Option(help='TFLOP/s that a step reaches in bfloat16 (default: 35% of --card).')
+        float | None, typer.Option(help='TFLOP/s reached in bfloat16 (default: 35% of --card).')
     ] = None,
     network: Annotated[str, typer.Option(help='nvlink, pcie4, ethernet100, ethernet25, or GB/s.')] = 'pcie4',
     agent: Annotated[str, typer.Option(help='spt, prompt_tuning, lora or full.')] = 'spt',
