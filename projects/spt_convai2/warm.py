@@ -48,10 +48,11 @@ class Command:
     def wait(self) -> tuple[int, float]:
         """Wait for the end; returns the exit status and the seconds of processor time (0 if it was killed)."""
         try:
-            return self._ended.recv()
+            ended = self._ended.recv()
         except EOFError:
-            self._process.join()
-            return self._process.exitcode or 1, 0.0
+            ended = None
+        self._process.join()  # an error's message is printed after the status is sent
+        return ended or (self._process.exitcode or 1, 0.0)
 
     def interrupt(self) -> None:
         """Send SIGINT."""

@@ -81,6 +81,8 @@ def predict_ahead(
 
 def replies_ahead(batch: Batch, selection: Selection) -> list[FoundReply] | None:
     """Return the replies of a batch whose examples have been predicted ahead, or None if one of them has none."""
+    if batch.label_vec is None:  # hidden labels: nothing was predicted
+        return None
     pieces = _find(batch, selection)
     replies = [piece.reply for piece in pieces if piece is not None and piece.reply is not None]
     return replies if len(replies) == len(pieces) else None

@@ -52,6 +52,7 @@ def test_a_stopped_run_and_its_readers(tiny_llms, tmp_path):
         model='spt_parlai.agents:SptAgent',
         **{'llm': tiny_llms.opt, 'num_prompts': 3, 'prompt_length': 2, 'label_truncate': 24, 'max_new_tokens': 8},
         skip_generation=True,
+        text_truncate=48,
         prompt_init=f'file:{tmp_path / "whole"}',
     )
     assert begun['nll'] == pytest.approx(report['nll'], rel=1e-5)
