@@ -67,9 +67,7 @@ def plan(
     machines: Annotated[int, typer.Option(min=1, help='Machines.')] = 1,
     card: Annotated[str | None, typer.Option(help='Kind of GPU: h100, a100-80, rtx4090 … (default: a100-80).')] = None,
     gpu_memory: Annotated[str | None, typer.Option(help='Memory of a GPU, such as 24GiB (default: of --card).')] = None,
-    rate: Annotated[
-        float | None, typer.Option(help='TFLOP/s reached in bfloat16 (default: 35% of --card).')
-    ] = None,
+    rate: Annotated[float | None, typer.Option(help='TFLOP/s reached in bfloat16 (default: 35% of --card).')] = None,
     network: Annotated[str, typer.Option(help='nvlink, pcie4, ethernet100, ethernet25, or GB/s.')] = 'pcie4',
     agent: Annotated[str, typer.Option(help='spt, prompt_tuning, lora or full.')] = 'spt',
     num_prompts: Annotated[int, typer.Option(min=1, help='K.')] = 4,
