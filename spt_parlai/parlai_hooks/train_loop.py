@@ -258,10 +258,12 @@ def append_reports() -> None:
     parlai_log, parlai_validate, parlai_train = TrainLoop.log, TrainLoop.validate, TrainLoop.train
 
     def log(self):
-        report = parlai_log(self)
-        if _writes_reports(self):
-            left = self._compute_eta(self._total_epochs, self.train_time.time(), self._train_steps)
-            metrics_log.append(self.opt['model_file'], 'train', {**self.train_reports[-1], 'time_left': left})
+        # After a Ctrl-C between the two, the metrics log would lack what the checkpoint says was reported.
+        with contextlib.nullcontext() if is_distributed() else interrupts_postponed():
+            report = parlai_log(self)
+            if _writes_reports(self):
+                left = self._compute_eta(self._total_epochs, self.train_time.time(), self._train_steps)
+                metrics_log.append(self.opt['model_file'], 'train', {**self.train_reports[-1], 'time_left': left})
         return report
 
     def validate(self):

@@ -52,6 +52,24 @@ def test_a_killed_run_continues_to_the_same_losses(uninterrupted, tiny_llms, tmp
     assert [step for kind, step in steps if kind == 'valid'] == [10, 20]
 
 
+def test_ctrl_c_while_a_report_is_logged(tiny_llms, tmp_path, monkeypatch):
+    append = metrics_log.append
+
+    def interrupted(path, kind, entry):
+        if kind == 'train' and entry['train_steps'] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        append(path, kind, entry)
+
+    run = {**RUN, 'max_train_steps': 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics_log, 'append', interrupted)
+        with pytest.raises(SystemExit):
+            train(tmp_path / 'model', tiny_llms.opt, **run)
+    train(tmp_path / 'model', tiny_llms.opt, **run)
+    entries = metrics_log.read(metrics_log.path_of(tmp_path / 'model'))
+    assert [e['train_steps'] for e in entries if e['kind'] == 'train' and 'parleys' in e] == [1, 2]
+
+
 @pytest.fixture
 def interrupt(monkeypatch):
     """interrupt(n, run): Ctrl-C in the middle of the n-th batch of a training run."""
