@@ -1,11 +1,11 @@
 """Memory and speed of two processes around the same LLM, whole and sharded (`--llm-sharding full`), in turn.
 
-    python projects/benchmark/sharding.py --llm smollm2 [--processes 4] [--turns 4]
+    python projects/benchmark/sharding.py --llm smollm2 [--processes 4] [--turns 4] [--tokens 320 --targets 112]
 
-Each process trains four prompts of eight tokens on a dialogue of 96 tokens with 24 targets, or, with `--turns n`, on n
-such rows for each prompt, or, with `--tune`, all weights with Adam on one row and no prompt. Memory is that of the
-process itself, without file pages that the system shares and can drop: after loading, and at most while it trains;
-beside it, what `spt plan` says of the latter.
+Each process trains four prompts of eight tokens on a turn of 96 tokens with 24 targets, or, with `--turns n`, on n
+such rows for each prompt, or, with `--tune`, all weights with Adam on one row and no prompt. `--tokens 320 --targets
+112` makes a packed dialogue of the turn. Memory is that of the process itself, without file pages that the system
+shares and can drop: after loading, and at most while it trains; beside it, what `spt plan` says of the latter.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from spt_parlai.model.sharded_tuning import TunedShares
 from spt_parlai.model.sharding import of, run_along, weight_bytes
 from spt_parlai.planning.estimate import Run, memory
 from spt_parlai.planning.shape import shape_of
-
-LENGTH, TARGETS = 96, 24
 
 
 def own_memory() -> float:
@@ -55,24 +53,26 @@ class Peak(threading.Thread):
         return highest
 
 
-def loss_of(llm, prompts: torch.Tensor, turns: int) -> torch.Tensor:
+def loss_of(llm, prompts: torch.Tensor, args, turns: int) -> torch.Tensor:
     """The summed NLL of a row's targets after each of some prompts, [K, L, D], of as many such rows as turns."""
-    words = llm.embed(torch.arange(LENGTH)[None]).float()
-    rows = torch.cat([prompts, words.expand(len(prompts), -1, -1)], dim=1).repeat(turns, 1, 1)  # [K turns, L + 96, D]
+    words = llm.embed(torch.arange(args.tokens)[None]).float()
+    rows = torch.cat([prompts, words.expand(len(prompts), -1, -1)], dim=1).repeat(
+        turns, 1, 1
+    )  # [K turns, L + tokens, D]
     row = torch.arange(len(rows))[:, None] * rows.shape[1]
-    positions = (row + torch.arange(rows.shape[1] - TARGETS - 1, rows.shape[1] - 1)).flatten()
-    targets = torch.arange(LENGTH - TARGETS, LENGTH).repeat(len(rows))
+    positions = (row + torch.arange(rows.shape[1] - args.targets - 1, rows.shape[1] - 1)).flatten()
+    targets = torch.arange(args.tokens - args.targets, args.tokens).repeat(len(rows))
     log_probs = llm.log_probs_at(rows, positions, targets, torch.zeros(len(targets), dtype=torch.bool)).log_probs
     return -log_probs.sum()
 
 
-def prompting(llm, turns: int) -> Callable[[], None]:
+def prompting(llm, args, turns: int) -> Callable[[], None]:
     """A step of training prompts."""
     prompts = torch.randn(4, 8, llm.hidden_size, requires_grad=True)
-    return lambda: loss_of(llm, prompts, turns).backward()
+    return lambda: loss_of(llm, prompts, args, turns).backward()
 
 
-def tuning(llm) -> Callable[[], None]:
+def tuning(llm, args) -> Callable[[], None]:
     """A step of training all weights."""
     divided = of(llm.lm)
     tuned = tune_all(llm) if divided is None else TunedShares(llm, divided)
@@ -80,7 +80,7 @@ def tuning(llm) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        loss_of(llm, torch.zeros(1, 0, llm.hidden_size), 1).backward()
+        loss_of(llm, torch.zeros(1, 0, llm.hidden_size), args, 1).backward()
         if isinstance(tuned, TunedShares):
             tuned.complete_gradients()
         else:
@@ -96,11 +96,11 @@ def tuning(llm) -> Callable[[], None]:
 def process(rank: int, args, kind: str, folder: str, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=args.processes, rank=rank)
-    prompting(load_llm(DEMO), 1)()  # now the libraries have what they need themselves
+    prompting(load_llm(DEMO), args, 1)()  # now the libraries have what they need themselves
     before, peak = own_memory(), Peak()
     llm = load_llm(args.llm, dtype=args.dtype, sharding=kind)
     loading, loaded = peak.so_far(), own_memory()
-    step = tuning(llm) if args.tune else prompting(llm, args.turns)
+    step = tuning(llm, args) if args.tune else prompting(llm, args, args.turns)
     times = []
     for _ in range(args.steps):
         began = time.perf_counter()
@@ -119,15 +119,17 @@ def main() -> None:
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--turns', type=int, default=1)
+    parser.add_argument('--tokens', type=int, default=96)
+    parser.add_argument('--targets', type=int, default=24)
     parser.add_argument('--steps', type=int, default=5)
     parser.add_argument('--tune', action='store_true', help='train all weights')
     parser.add_argument('--rounds', type=int, default=2)
     args = parser.parse_args()
     context = multiprocessing.get_context('spawn')
     shape = shape_of(args.llm, getattr(torch, args.dtype))
-    run = Run('prompt_tuning', 1, 8, 4 * args.turns, LENGTH, 1, TARGETS, tokens_at_once=10**6)
+    run = Run('prompt_tuning', 1, 8, 4 * args.turns, args.tokens, 1, args.targets, tokens_at_once=10**6)
     if args.tune:
-        run = Run('full', 1, 0, 1, LENGTH, 1, TARGETS)
+        run = Run('full', 1, 0, 1, args.tokens, 1, args.targets)
     print('sharding  weights MB  while loading MB  loaded MB  training MB  planned MB  s a step')
     for kind in ('none', 'full') * args.rounds:
         with tempfile.TemporaryDirectory() as folder:

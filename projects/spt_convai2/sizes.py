@@ -88,7 +88,7 @@ SIZES = {
     ),
     'small': Size(
         llms=('demo',),
-        tasks={'persona': 'convai2:self', 'plain': 'dailydialog'},
+        tasks=_MIXED,
         train={
             'max_train_steps': 120,
             'batchsize': 4,
@@ -102,6 +102,8 @@ SIZES = {
         prompt_counts=(1, 2, 4, 8),
         rates=_RATES,
         retrieval=_OWN_EMBEDDINGS,
+        each=100,
+        secondary=472,
     ),
     'real': Size(
         llms=('smollm2',),
