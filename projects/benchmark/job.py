@@ -82,7 +82,7 @@ def in_fresh_process(job: Job) -> dict:
 def measure(job: Job) -> dict:
     """Time steps one by one, each between two measurements of the machine's rate in the same dtype."""
     from contenders import make
-    from step_profile import profiled
+    from step_profile import by_operation, profiled
 
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
@@ -108,7 +108,13 @@ def measure(job: Job) -> dict:
                 'phases': phases,
             }
         )
-    return {**asdict(job), 'steps': steps, 'peak_bytes': peak_bytes(device), 'bytes_with_model': with_model}
+    return {
+        **asdict(job),
+        'steps': steps,
+        'operations': by_operation(trainer) if job.profile else {},
+        'peak_bytes': peak_bytes(device),
+        'bytes_with_model': with_model,
+    }
 
 
 def run_in_rounds(jobs: Sequence[Job], rounds: int, say: Callable[[str], None]) -> list[dict]:

@@ -163,8 +163,9 @@ def main() -> None:
         write(result, args.out, 'machine.json')  # in case the next LLM fails
     console.print(table(result))
     for llm, found in result['llms'].items():
-        shares = ', '.join(f'{name} {share:.1%}' for name, share in found['profile']['shares'].items())
-        console.print(f'{llm}, time of a step by part: {shares}')
+        for what, key in ('part', 'shares'), ('kind of operation', 'operations'):
+            shares = ', '.join(f'{name} {share:.1%}' for name, share in found['profile'][key].items())
+            console.print(f'{llm}, time of a step by {what}: {shares}')
         if found['best']['device'] == 'cpu' and (share := found['best']['busy_threads'] / args.threads) < 0.9:
             console.print(
                 f'{llm}: the steps had {share:.0%} of {args.threads} threads; other work may have run beside.'

@@ -1,4 +1,4 @@
-"""The time of a step by part: the package's own functions, timed as they are called."""
+"""The time of a step by part (the package's own functions, timed as they are called) and by kind of operation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from unittest.mock import patch
 
 import torch
 from flops import synchronize
+from torch.profiler import ProfilerActivity, profile
 
 from spt_parlai.model import causal_lm
 
 PARTS = ('data', 'embedding', 'LLM forward', 'projection', 'similarity', 'objective', 'backward', 'optimizer', 'rest')
+KINDS = {  # the operations of torch (`aten::…`) that make up a kind: the first whose beginning fits
+    'matrix products': ('mm', 'bmm', 'addmm', 'baddbmm', 'linear'),
+    'attention': ('_scaled_dot_product', '_flash_attention', '_efficient_attention'),
+    'copies and casts': ('copy_', 'cat', 'index', 'gather', 'fill_', 'zero_', 'new_zeros'),
+    'element-wise and the rest': ('',),
+}
 
 
 def profiled(trainer):
@@ -62,3 +69,17 @@ def profiled(trainer):
         with part('rest'):
             size = trainer.step()
     return size, {name: spent[name] for name in PARTS}
+
+
+def by_operation(trainer) -> dict[str, float]:
+    """The share of each of `KINDS` in the time that a step spends in torch's operations."""
+    on_gpu = trainer.device.type == 'cuda'
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as run:
+        trainer.step()
+        synchronize(trainer.device)
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in run.key_averages():
+        name = event.key.removeprefix('aten::')
+        kind = next(kind for kind, beginnings in KINDS.items() if name.startswith(beginnings))
+        spent[kind] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    return {kind: time / sum(spent.values()) for kind, time in spent.items()}

@@ -75,6 +75,11 @@ def test_a_machine_is_measured_in_training_and_evaluation(tmp_path, tiny_llms, m
         assert found['epoch_hours'] == pytest.approx(131_438 / found['best']['examples_per_s'] / 3600)
         training, evaluation = found['profile']['steps'][0], found['evaluation']['steps'][0]
         assert evaluation['tokens'] == training['tokens'] and 2 < training['flops'] / evaluation['flops'] < 3
+        operations = found['profile']['operations']
+        assert sum(operations.values()) == pytest.approx(1) and min(operations.values()) > 0.001
+        assert (
+            f'{llm}, time of a step by kind of operation: matrix products {operations["matrix products"]:.1%}' in shown
+        )
         assert f'{llm}: an epoch of ConvAI2 (131,438 examples) takes' in shown
 
 
