@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from dialogues import episodes
-from flops import matmul_rate
+from flops import SQUARE, matmul_rate
 from job import Job, run_in_rounds
 from report import console, environment, say, write
 from rich.table import Table
@@ -77,7 +77,8 @@ def arguments() -> argparse.Namespace:
 def faster_dtype(device: torch.device, threads: int) -> str:
     """The name of the dtype in which this machine multiplies matrices faster."""
     torch.set_num_threads(threads)
-    return max(('float32', 'bfloat16'), key=lambda name: matmul_rate(getattr(torch, name), device))
+    small = SQUARE[device.type] // 4  # without bfloat16 instructions the usual one takes minutes
+    return max(('float32', 'bfloat16'), key=lambda name: matmul_rate(getattr(torch, name), device, small))
 
 
 def tried(base: Job, sizes: Sequence[int], rounds: int) -> list[dict]:
