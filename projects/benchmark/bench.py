@@ -21,6 +21,7 @@ from shapes import LLM_HELP, TOKENIZER_HELP
 
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.errors import naming
+from spt_parlai.hub import load_tokenizer
 
 NAIVE_BATCH, TURNS, DIALOGUES = 2, 8, 4  # DIALOGUES is the agent's default
 CURVES = {
@@ -92,6 +93,8 @@ def main() -> None:
     with naming('--out', args.out):
         check_writable(args.out / 'benchmark.json')
     episodes(args.data, 1)  # refuses a folder without data before anything is measured
+    if args.tokenizer:
+        load_tokenizer(args.tokenizer, option='--tokenizer')
     base = Job(
         'packed',
         args.llm,

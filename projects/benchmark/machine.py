@@ -24,7 +24,7 @@ from shapes import CONFIGS, LLM_HELP, TOKENIZER_HELP
 
 from spt_parlai.checkpoints.files import check_writable
 from spt_parlai.errors import naming
-from spt_parlai.hub import load_config
+from spt_parlai.hub import load_config, load_tokenizer
 
 EPOCH = 131_438  # examples in ConvAI2's train fold: 17,878 dialogues
 DIALOGUES = {'cpu': 4, 'cuda': 32}
@@ -141,6 +141,8 @@ def main() -> None:
     for llm in args.llm:
         if llm not in CONFIGS:
             load_config(llm)
+    if args.tokenizer:
+        load_tokenizer(args.tokenizer, option='--tokenizer')
     args.dtype = args.dtype or faster_dtype(torch.device(args.device), args.threads)
     result = {**environment(args), 'K': args.K, 'llms': {}}
     for llm in args.llm:

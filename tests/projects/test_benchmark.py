@@ -88,7 +88,9 @@ def test_a_machine_is_measured_in_training_and_evaluation(tmp_path, tiny_llms, m
     [
         ('machine.py', '--llm', 'no/such-llm', ' is not in the local Hugging Face cache'),
         ('machine.py', '--data', 'no-such-folder', ': the folder has no ConvAI2/train'),
+        ('machine.py', '--tokenizer', 'no/such-llm', ' is not in the local Hugging Face cache'),
         ('bench.py', '--data', 'no-such-folder', ': the folder has no ConvAI2/train'),
+        ('bench.py', '--tokenizer', 'no/such-llm', ' is not in the local Hugging Face cache'),
         ('bench.py', '--out', FOLDER / 'README.md', ': '),
     ],
 )
