@@ -17,13 +17,14 @@ ALL = {**RETRIEVER, 'contrastive_pairs': 'across', 'tau_gold': 0.1, 'tau_score':
 GATED = {**RETRIEVER, 'prompt_assignment': 'gated', 'activation_beta': 1, 'tau_score': 0.05, 'lambda_contrastive': 0}
 MIXTURE = {**GATED, 'prompt_assignment': 'mixture'}
 ASSIGNMENTS = {name: {**GATED, 'prompt_assignment': name} for name in ('gated', 'mixture', 'wta', 'annealed', 'equal')}
+SHARED = {'prompt_shared_rank': 8}  # what is common to all data trains whichever prompt was assigned
 DRAWS = {'inference': 'topk', 'topk': 50, 'temperature': 0.6, 'rank_by': 'mbr'}
 CANDIDATES = 16
 PT = f'PT, {L} tokens'
 VARIANTS: dict[str, Options] = {
     'contrast by embeddings': {'similarity_metric': 'embedding'},
     'adaptive prompts': {'adaptive_prompts': 0.1, 'adaptive_every': 10},
-    'a shared part': {'prompt_shared_rank': 4},
+    'a shared part': SHARED,
 }
 REAL_COLUMNS = ('unigram_f1', 'sacrebleu', 'rougeL', 'dist1', 'dist2', 'ppl', 'selected_gain', 'best_gain')
 MIXED_COLUMNS = ('ppl', *REAL_COLUMNS[:5], 'selected_gain', 'best_gain')
@@ -69,6 +70,8 @@ def mixed(size: Size, llms: tuple[str, ...]) -> TableOfRows:
         'SPT, all, from PT': _from_pt(size, task, ALL, few),
         'SPT, gated, from PT': _from_pt(size, task, GATED, few),
         'SPT, mixture, from PT': _from_pt(size, task, MIXTURE, few),
+        'SPT, gated, from PT, a shared part': _from_pt(size, task, {**GATED, **SHARED}, few),
+        'SPT, gated, a shared part': _from_scratch(size, task, {**GATED, **SHARED}, few),
     }
     drawn = {
         f'{PT}, {CANDIDATES} candidates': _pt(size, task, evaluate=_drawn(**few)),
