@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-LONG = ('training', 'projects', 'integration', 'parlai_hooks', 'agents', 'model', 'demo')
+LONG = ('training', 'projects', 'integration', 'tests', 'fuzz', 'parlai_hooks', 'agents', 'model', 'demo')
 CORPUS = [
     'given persona: i like tea. i have a dog.; context: Q: hello ! how are you ? R: i am fine , thanks . '
     'Q: what do you do ? R:',
