@@ -43,7 +43,7 @@ def explain_failed_downloads() -> None:
             raise explained(
                 AssertionError if isinstance(error, AssertionError) else RuntimeError,  # as ParlAI's
                 f'{name}: {self.url} could not be downloaded to {dpath} ({type(error).__name__}); '
-                f'{ADVICE.get(name, f"put the files of {self.file_name} into {dpath} by hand")}, '
+                f'{ADVICE.get(name, f"put {self.file_name}, not unpacked, into {dpath} by hand")}, '
                 'or try -t spt_parlai.tasks.sample, which needs no download.',
             ) from error
 

@@ -54,7 +54,7 @@ def test_no_network_is_told_at_once(no_network, tmp_path):
 
 
 def test_other_tasks_are_told_where_to_put_files(no_network, tmp_path):
-    with pytest.raises(UsageError, match=f'put the files of d.zip into {tmp_path}/DailyDialog by hand'):
+    with pytest.raises(UsageError, match=f'put d.zip, not unpacked, into {tmp_path}/DailyDialog by hand'):
         DownloadableFile('http://x/d.zip', 'd.zip', 'hash').download_file(str(tmp_path / 'DailyDialog'))
 
 

@@ -1,4 +1,4 @@
-"""Multi-Session Chat through ParlAI's own teacher, over files in its format: the second sessions of two pairs."""
+"""Multi-Session Chat through ParlAI's own teachers, over files in its format: sessions of two pairs."""
 
 import json
 
@@ -32,9 +32,7 @@ def spoken(texts, personas):
 def data(tmp_path_factory):
     """A datapath with what ParlAI would have downloaded."""
     folder = tmp_path_factory.mktemp('data')
-    session = folder / 'msc/msc/msc_dialogue/session_2'
-    session.mkdir(parents=True)
-    (folder / 'msc/.built').write_text('today\nv0.1')
+    sessions = [folder / f'msc/msc/msc_dialogue/session_{number}' for number in (2, 3, 4)]
     lines = [
         {
             **spoken(texts, personas),
@@ -44,8 +42,11 @@ def data(tmp_path_factory):
         }
         for i, (texts, personas) in enumerate(zip(SESSIONS, PERSONAS, strict=True))
     ]
-    for fold in ('train', 'valid', 'test'):
-        (session / f'{fold}.txt').write_text('\n'.join(json.dumps(line) for line in lines))
+    for session in sessions:
+        session.mkdir(parents=True)
+        for fold in ('train', 'valid', 'test'):
+            (session / f'{fold}.txt').write_text('\n'.join(json.dumps(line) for line in lines))
+    (folder / 'msc/.built').write_text('today\nv0.1')
     plain = folder / 'dialogue_lines/topical_chat'
     plain.mkdir(parents=True)
     for fold in ('train', 'valid'):
@@ -98,3 +99,12 @@ def test_several_tasks_with_and_without_personas_in_one_run(tiny_llms, data, tmp
     assert {n: whole[n] for n in whole.keys() - rates} == pytest.approx(
         {n: singly[n] for n in singly.keys() - rates}, rel=1e-4, abs=1e-6
     )
+
+
+def test_all_sessions_as_one_task(tiny_llms, data, tmp_path):
+    run = {'task': 'msc', 'include_session1': False, 'datapath': data, **OWN}
+    train(tmp_path / 'model', tiny_llms.opt, max_train_steps=2, **run)
+    report = evaluate(tmp_path / 'model', **run)
+    assert report['exs'] == 30
+    for session in ('msc_dialogue_2', 'msc_dialogue_3', 'msc_dialogue_4'):
+        assert report[f'{session}/exs'] == 10 and f'{session}/persona_f1' in report
