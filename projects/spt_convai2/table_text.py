@@ -114,7 +114,7 @@ def note(table: dict[str, Any]) -> str:
     but = f' except for {", ".join(others)}' if others else ''
     said = f'Mean ± sd over {seeds} seed{"s" * (counts[-1] != 1)}, in percent{but}.'
     if table['gain_columns']:
-        against = ', '.join(sorted({row['against'] for row in table['rows'] if 'gain' in row}))
+        against = '; or '.join(sorted({row['against'] for row in table['rows'] if 'gain' in row}))
         columns = ', '.join(TITLES[c] for c in table['gain_columns'])
         said += (
             f' AVG↑: mean relative gain over {against}, seed by seed, in {columns}; '

@@ -105,6 +105,11 @@ def test_what_cannot_be_used_is_refused_before_anything_is_measured(run, tmp_pat
         ('similarity.py', '--batch 4 --rounds 1', ('whole dialogues', 'any dialogue')),
         ('projection.py', '--tokens 8 --rounds 1', ('ours, 64 MB', 'all logits')),
         (
+            'evaluation.py',
+            '--dtype float32 --dialogues 1 --max-new-tokens 3 --rounds 1',
+            ('without replies', 'with replies'),
+        ),
+        (
             'decoding.py',
             '--examples 4 --batchsize 2 --max-new-tokens 3 --repeats 1',
             ('batched search', "ParlAI's search", 'generate, groups', 'generate, reruns'),
@@ -117,6 +122,9 @@ def test_single_parts_are_compared(run, script, options, shown):
         assert [line for line in lines if line.startswith(name)], name
     if script == 'decoding.py':
         assert sum(line.endswith('4/4') for line in lines) == 4  # all ways give the same replies
+    if script == 'evaluation.py':
+        rows = [line.split() for line in lines if 'replies  ' in line and 'ratio' not in line]
+        assert [len(set(row[6].split('/'))) for row in rows] == [1, 1] and all(float(row[7]) < 1e-4 for row in rows)
 
 
 def test_sessions_at_once_are_all_answered(run, tmp_path, tiny_llms):
