@@ -3,7 +3,8 @@
     python projects/benchmark/evaluation.py --model-file spt:smollm2 --data DATAPATH
 
 Both ways evaluate the same dialogues with the same model, one after the other in rounds; loading does not count. The
-script also says whether both report the same and reply the same.
+script also says whether both report the same and reply the same, and how many times as many operations the LLM needs
+turn by turn, by the counts of `flops.py` over a hundred dialogues: without replies no ratio can be above that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import statistics
 import time
 
 import torch
+from dialogues import Reader, episodes
+from flops import LLMShape
 from parlai.core.agents import create_agent
 from parlai.core.params import ParlaiParser
 from parlai.core.worlds import create_task
@@ -66,6 +69,19 @@ def furthest(a: dict[str, float], b: dict[str, float]) -> tuple[float, str]:
     return max((abs(a[name] - b[name]) / max(1e-6, abs(b[name])), name) for name in b)
 
 
+def operations(agent, data: str | None) -> float:
+    """Operations of predicting each turn after its own context, relative to those of one row for each dialogue."""
+    reader, shape = Reader(agent.opt['llm'], 2**31, 2**31), LLMShape.of(agent.bare_model.llm.lm)
+    singly = whole = 0.0
+    for episode in episodes(data, 100):
+        turns = reader.turns(episode)
+        targets = sum(len(turn.target) for turn in turns)
+        rows = [agent.opt.get('prompt_length', 0) + len(turn.context) + len(turn.target) - 1 for turn in turns]
+        singly += shape.forward(rows, targets)
+        whole += shape.forward([max(rows)], targets)
+    return singly / whole
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model-file', help='a trained agent (default: untrained prompts around --llm)')
@@ -104,6 +120,7 @@ def main() -> None:
             f'{wall[False] / wall[True]:>7.2f}{busy[False] / busy[True]:>11.2f}'
             f'{f"{same}/{len(found[True][1])}":>14}{difference:>10.1e} ({name})'
         )
+    print(f'operations, turn by turn to whole dialogues: {operations(agent, args.data):.2f}')
 
 
 if __name__ == '__main__':

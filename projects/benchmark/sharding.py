@@ -56,9 +56,8 @@ class Peak(threading.Thread):
 def loss_of(llm, prompts: torch.Tensor, args, turns: int) -> torch.Tensor:
     """The summed NLL of a row's targets after each of some prompts, [K, L, D], of as many such rows as turns."""
     words = llm.embed(torch.arange(args.tokens)[None]).float()
-    rows = torch.cat([prompts, words.expand(len(prompts), -1, -1)], dim=1).repeat(
-        turns, 1, 1
-    )  # [K turns, L + tokens, D]
+    prompted = torch.cat([prompts, words.expand(len(prompts), -1, -1)], dim=1)
+    rows = prompted.repeat(turns, 1, 1)  # [K turns, L + tokens, D]
     row = torch.arange(len(rows))[:, None] * rows.shape[1]
     positions = (row + torch.arange(rows.shape[1] - args.targets - 1, rows.shape[1] - 1)).flatten()
     targets = torch.arange(args.tokens - args.targets, args.tokens).repeat(len(rows))

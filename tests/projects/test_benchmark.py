@@ -107,7 +107,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_measured(run, tmp_pat
         (
             'evaluation.py',
             '--dtype float32 --dialogues 1 --max-new-tokens 3 --rounds 1',
-            ('without replies', 'with replies'),
+            ('without replies', 'with replies', 'operations, turn by turn to whole dialogues: '),
         ),
         (
             'decoding.py',
