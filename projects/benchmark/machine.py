@@ -58,6 +58,7 @@ def arguments() -> argparse.Namespace:
         '--tokens-at-once', type=int, nargs='+', help='values to try; default: that of the agents, on a GPU also more'
     )
     parser.add_argument('--recompute', action='store_true', help='use --checkpoint-activations true')
+    parser.add_argument('--compile', action='store_true', help='use --llm-compile true')
     parser.add_argument('--rounds', type=int, default=1, help='how often each measurement runs')
     parser.add_argument('--steps', type=int, help='timed steps in each run; default: 3, on a GPU 20')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
@@ -156,6 +157,7 @@ def main() -> None:
             args.L,
             args.batch,
             recompute=args.recompute,
+            compile=args.compile,
             steps=args.steps,
             warm_up=WARM_UP[args.device],
             seed=args.seed,

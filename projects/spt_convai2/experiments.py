@@ -50,6 +50,14 @@ class Plan(NamedTuple):
     def jobs(self) -> list[grid.Job]:
         return grid.jobs_of(self.tables, self.size, self.seeds)
 
+    def only(self, texts: list[str]) -> Plan:
+        """The same plan for the rows whose label holds one of these texts."""
+        tables = [t._replace(rows=[r for r in t.rows if any(x in r.label for x in texts)]) for t in self.tables]
+        if not any(table.rows for table in tables):
+            labels = '; '.join(dict.fromkeys(row.label for table in self.tables for row in table.rows))
+            raise UsageError(f'--rows {" ".join(texts)}: no row is called so; there are: {labels}.')
+        return self._replace(tables=tables)
+
 
 Names = Annotated[
     list[str], typer.Argument(help=f'What to run: {", ".join(TABLES)} (table8 is part of table4), or all.')
@@ -172,12 +180,16 @@ def run(
     settings: Settings = None,
     set_: Set = None,
     set_eval: SetEval = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(help='Only the rows whose label holds this text; several may be given.')
+    ] = None,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only print the commands of the missing runs.')] = False,
 ) -> None:
     """Train and evaluate what the tables need, then report. Finished runs are kept; interrupted ones continue."""
     asked = plan(names, size, llm, data, seeds, jobs, out, settings, set_, set_eval)
+    jobs_of_rows = asked.only(rows).jobs if rows else asked.jobs
     if dry_run:
-        for job in asked.jobs:
+        for job in jobs_of_rows:
             for stage in runner.missing(job, asked.place):
                 print(runner.shown(stage.command))
         return
@@ -190,7 +202,7 @@ def run(
     try:
         with portalocker.Lock(asked.place.out / '.lock', timeout=0, fail_when_locked=True):
             runner.write_json(asked.place.out / 'asked.json', _remembered(asked, size, names, set_, set_eval, settings))
-            failed = runner.Runner(asked.place, asked.at_once, asked.devices, console)(asked.jobs)
+            failed = runner.Runner(asked.place, asked.at_once, asked.devices, console)(jobs_of_rows)
     except portalocker.exceptions.LockException:
         raise UsageError(f'--out {out}: another `run` uses this folder; wait for it or give another folder.') from None
     except KeyboardInterrupt:

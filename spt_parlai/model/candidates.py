@@ -11,6 +11,8 @@ from torch import Tensor
 from spt_parlai.model.decoding import Choice, DecodingState, Replies, Search, greedy
 from spt_parlai.model.prompted_lm import PromptedLM
 
+CACHE_BYTES = 2 * 2**30  # of the keys and values of the replies that are drawn together
+
 
 class OwnDraws:
     """A `decoding.Choice` that gives every row random numbers of its own, whatever other rows are beside it.
@@ -43,17 +45,29 @@ def draw_replies(
     seeds: Sequence[int | None],
     contexts: Tensor | None = None,
 ) -> Replies:
-    """Draw R replies in one batch, with the settings of a search. `encoded` stays as it is.
+    """Draw R replies, as many at once as keep `CACHE_BYTES`, with the settings of a search. `encoded` stays as it is.
 
     :param encoded: states of contexts after prompts, from `model.encoder`.
     :param rows: for each reply, the row of `encoded` that it continues.
     :param seeds: for each reply, see `OwnDraws`.
     :param contexts: int64 [rows of `encoded`, T], for `context_block_ngram`.
     """
-    device = encoded.logits.device
-    chosen = torch.tensor(rows, device=device)
-    drawing = replace(search, choose=OwnDraws(search.choose, seeds, device))
-    return drawing(model, encoded.reordered(chosen), None if contexts is None else contexts.to(device)[chosen])
+    device, at_once, parts = encoded.logits.device, _rows_at_once(encoded, search.max_length), []
+    for start in range(0, len(rows), at_once):
+        chosen = torch.tensor(rows[start : start + at_once], device=device)
+        drawing = replace(search, choose=OwnDraws(search.choose, seeds[start : start + at_once], device))
+        of_rows = None if contexts is None else contexts.to(device)[chosen]
+        parts.append(drawing(model, encoded.reordered(chosen), of_rows))
+    return Replies(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _rows_at_once(encoded: DecodingState, max_length: int) -> int:
+    """How many rows of a cache that grows by `max_length` tokens keep `CACHE_BYTES`; at least one."""
+    R, T = len(encoded.logits), encoded.mask.shape[1]
+    layers = getattr(encoded.cache, 'layers', ())
+    tensors = [getattr(layer, name, None) for layer in layers for name in ('keys', 'values')]
+    held = sum(tensor.nbytes for tensor in tensors if torch.is_tensor(tensor))
+    return max(1, CACHE_BYTES * R * T // max(1, held * (T + max_length)))
 
 
 def target_log_probs(model: PromptedLM, encoded: DecodingState, row: int, targets: Tensor) -> Tensor:

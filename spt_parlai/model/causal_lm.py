@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spt_parlai.model.attention import share_keys_within_groups
+from spt_parlai.model.attention import attend_by_products
 from spt_parlai.model.sharding import need
 from spt_parlai.model.target_log_probs import token_log_probs
 
@@ -63,7 +63,7 @@ class CausalLM:
     """
 
     def __init__(self, lm: HuggingFaceLM):
-        share_keys_within_groups()
+        attend_by_products()
         self.lm = lm.eval()
         for parameter in self.lm.parameters():
             parameter.requires_grad_(False)

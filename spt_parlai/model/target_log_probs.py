@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOGIT_BYTES = 64 * 2**20  # size of one chunk of float32 logits
+CACHED_BYTES = 2**20  # of those in float32 that are computed with at once on a CPU, where memory costs more than time
 
 
 def token_log_probs(
@@ -39,20 +40,31 @@ class _TokenLogProbs(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if needed else None  # of each log-probability, at its hidden state
         chunks = math.ceil(len(hidden) * weight.shape[0] * 4 / LOGIT_BYTES)
         size = math.ceil(len(hidden) / max(1, chunks)) or 1  # of equal size, because a small last chunk is slow
+        logits = torch.empty(size, weight.shape[0], dtype=weight.dtype, device=hidden.device)  # one chunk's, used again
+        rows = size if hidden.is_cuda else max(1, CACHED_BYTES // (weight.shape[0] * 4))
         for start in range(0, len(hidden), size):
-            chunk = slice(start, start + size)
-            logits = F.linear(hidden[chunk], weight, bias).float()  # [n, V]
-            target = targets[chunk, None]
-            likeliest[chunk][wanted[chunk]] = logits[wanted[chunk]].argmax(-1)
-            highest = logits.amax(-1, keepdim=True)
-            above = logits.gather(1, target) - highest
-            residual = logits.sub_(highest).exp_()  # p, not yet normalised: value and gradient share one exponential
-            total = residual.sum(-1, keepdim=True)
-            log_probs[chunk] = (above - total.log())[:, 0]
+            chunk = logits[: len(hidden) - start]
+            if bias is None:
+                torch.mm(hidden[start : start + size], weight.t(), out=chunk)
+            else:
+                torch.addmm(bias, hidden[start : start + size], weight.t(), out=chunk)
+            for first in range(0, len(chunk), rows):
+                here = slice(start + first, start + min(first + rows, len(chunk)))
+                of_rows = chunk[first : first + rows]
+                single = of_rows.float()  # [n, V]; for an LM in float32 it is the chunk itself
+                target = targets[here, None]
+                likeliest[here][wanted[here]] = single[wanted[here]].argmax(-1)
+                highest = single.amax(-1, keepdim=True)
+                above = single.gather(1, target) - highest
+                residual = single.sub_(highest).exp_()  # p, not yet normalised: value and gradient share an exponential
+                total = residual.sum(-1, keepdim=True)
+                log_probs[here] = (above - total.log())[:, 0]
+                if needed:
+                    residual.div_(-total)  # −p
+                    residual.scatter_add_(1, target, torch.ones_like(total))  # one-hot − p
+                    of_rows.copy_(residual)
             if needed:
-                residual.div_(-total)  # −p
-                residual.scatter_add_(1, target, torch.ones_like(total))  # one-hot − p
-                torch.mm(residual.to(weight.dtype), weight, out=gradient[chunk])
+                torch.mm(chunk, weight, out=gradient[start : start + size])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(likeliest)
         return log_probs, likeliest

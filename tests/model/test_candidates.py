@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.families import build, draw, pad, tiny_lm
 
+from spt_parlai.model import candidates
 from spt_parlai.model.candidates import OwnDraws, draw_replies, target_log_probs
 from spt_parlai.model.decoding import Search, greedy, nucleus, top_k
 from spt_parlai.model.prompted_lm import Selection
@@ -69,6 +70,21 @@ def test_rows_without_a_seed_take_the_likeliest_tokens_and_rows_that_end_leave(m
         kept = tokens[: tokens.index(end)] if end in tokens else tokens[:-1]
         assert reply == [START, *kept, end]
     assert ran[0] == 20 and ran[-1] <= 10 and len(ran) <= STEPS - 1
+
+
+def test_few_rows_at_once_draw_the_same_in_less_memory(monkeypatch):
+    model, _ = build(tiny_lm('llama'))
+    states, rows, seeds = encoded(model), [0, 0, 4, 8, 8, 8, 1], [5, 6, 5, None, 5, 7, 5]
+    together, ran, decode = drawn(model, states, rows, seeds), [], model.llm.decode
+    layers = states.cache.layers
+    row = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) / len(states.logits)
+    longest = states.mask.shape[1]
+    monkeypatch.setattr(candidates, 'CACHE_BYTES', int(3.5 * row * (longest + STEPS) / longest))
+    monkeypatch.setattr(model.llm, 'decode', lambda ids, *rest: (ran.append(len(ids)), decode(ids, *rest))[1])
+    assert drawn(model, states, rows, seeds) == together
+    assert max(ran) == 3
+    monkeypatch.setattr(candidates, 'CACHE_BYTES', 0)
+    assert drawn(model, states, rows, seeds) == together  # one row at a time, however large its cache
 
 
 def test_states_stay_as_they_are():
