@@ -98,10 +98,11 @@ def _layers(llm: CausalLM) -> list[torch.nn.Module]:
 def _inputs_of(layers: list[torch.nn.Module], llm: CausalLM) -> list[tuple[tuple, dict]]:
     """The positional and the named arguments of each layer in a trial."""
     given: dict[torch.nn.Module, tuple[tuple, dict]] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, *inputs: given.setdefault(layer, inputs) and None, with_kwargs=True)
-        for layer in layers
-    ]
+
+    def keep(layer, args, kwargs):
+        given[layer] = args, kwargs
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
     try:
         _trial(llm)
     finally:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LOGIT_BYTES = 64 * 2**20  # size of one chunk of float32 logits

@@ -78,6 +78,8 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(project, asked
     assert run(project, 'run', *words, '--dry-run').output.split() == evaluation['command'].split()
     longer = run(project, 'run', *words, '--dry-run', '--set-eval', 'num_examples=32').output.splitlines()
     assert len(longer) == 2  # another evaluation of the same training
+    more = [*words, '--dry-run', '--set-eval', 'num_examples=32', '--rows', 'SPT']
+    assert run(project, 'run', *more).output.splitlines() == [line for line in longer if 'runs/spt-' in line]
     assert all(line.startswith('parlai eval_model') for line in longer)
     assert '2 runs, 1 of them finished before' in run(project, 'run', *words).output
     again = json.loads(path.read_text())['stages']
@@ -110,6 +112,10 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(project, asked, finis
         (['table6'], 'table6'),
         (['table7'], 'judged by people'),
         (['table1', '--seeds', 'one'], '--seeds one'),
+        (
+            ['table1', '--rows', 'nothing'],
+            '--rows nothing: no row is called so; there are: demo PT; demo PT of 32 tokens',
+        ),
         (['table1', '--jobs', '0'], '--jobs 0'),
         (['table1', '--set', 'steps'], '--set steps'),
         (['table1', '--data', '/no/such/folder'], '--data /no/such/folder'),
