@@ -114,7 +114,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(project, asked, finis
         (['table1', '--seeds', 'one'], '--seeds one'),
         (
             ['table1', '--rows', 'nothing'],
-            '--rows nothing: no row is called so; there are: demo PT; demo PT of 32 tokens',
+            '--rows nothing: no row is called so; there are: demo PT; demo PT of 32',
         ),
         (['table1', '--jobs', '0'], '--jobs 0'),
         (['table1', '--set', 'steps'], '--set steps'),
