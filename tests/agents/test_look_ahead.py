@@ -88,29 +88,37 @@ def test_same_report_and_log(wide_llm, tmp_path, monkeypatch, more):
         seen.append(sum(rows))
     ahead, alone = ({k: v for k, v in report.items() if k not in TIMES} for report in reports)
     assert ahead == pytest.approx(alone, rel=1e-5, abs=1e-6)
-    assert [[m.get('text') for m in turn] for turn in logs[0]] == [[m.get('text') for m in turn] for turn in logs[1]]
-    assert [[set(m) for m in turn] for turn in logs[0]] == [[set(m) for m in turn] for turn in logs[1]]
-    assert [_numbers(turn) for turn in logs[0]] == [
-        pytest.approx(_numbers(turn), rel=1e-4, abs=1e-5) for turn in logs[1]
-    ]
-    assert all(map(_numbers, logs[0]))
+    _assert_same_turns(*logs)
     if not ALONE & {*more, more.get('model')}:
         assert seen[0] <= seen[1] / 2
 
 
-def test_same_report_of_two_processes(wide_llm, tmp_path, monkeypatch):
+def test_same_report_and_logs_of_two_processes(wide_llm, tmp_path, monkeypatch):
     warm.patch_workers(monkeypatch)
-    reports = []
+    reports, logs = [], []
     for packing in (True, False):
-        file = tmp_path / f'{packing}.json'
+        folder = tmp_path / str(packing)
+        folder.mkdir()
+        file = folder / 'report.json'
         MultiProcessEval.main(
-            model=AGENT, llm=wide_llm, num_prompts=3, prompt_length=2, label_truncate=24, seed=7, skip_generation=True,
+            model=AGENT, llm=wide_llm, num_prompts=3, prompt_length=2, label_truncate=24, seed=7, max_new_tokens=4,
             task=SAMPLE, datatype='valid', batchsize=4, num_examples=24, distributed_world_size=2,
-            dialogue_packing=packing, report_filename=str(file),
+            dialogue_packing=packing, report_filename=str(file), world_logs=str(folder / 'log.jsonl'),
         )  # fmt: skip
         reports.append(json.loads(file.read_text())['report'])
+        logs.append([turn for log in sorted(folder.glob('log*.jsonl')) for turn in turns(log)])
+        assert len(list(folder.glob('log*.jsonl'))) == 2
     ahead, alone = ({k: v for k, v in report.items() if k not in TIMES} for report in reports)
     assert ahead == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    _assert_same_turns(*logs)
+
+
+def _assert_same_turns(ahead, alone):
+    """The same texts and fields, and the same numbers up to rounding."""
+    assert [[m.get('text') for m in turn] for turn in ahead] == [[m.get('text') for m in turn] for turn in alone]
+    assert [[set(m) for m in turn] for turn in ahead] == [[set(m) for m in turn] for turn in alone]
+    assert [_numbers(turn) for turn in ahead] == [pytest.approx(_numbers(turn), rel=1e-4, abs=1e-5) for turn in alone]
+    assert ahead and all(map(_numbers, ahead))
 
 
 def test_one_prefill_for_all_replies_of_a_dialogue(wide_llm, monkeypatch):
