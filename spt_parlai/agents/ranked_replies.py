@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import pad_sequence
 from spt_parlai.metrics import ranking
 from spt_parlai.model.candidates import draw_replies, target_log_probs
 from spt_parlai.model.decoding import DecodingState, Search
-from spt_parlai.model.memory_estimate import return_freed_memory
 from spt_parlai.model.prompted_lm import Selection
 from spt_parlai.options.declare import Opt, Option, OptionGroup, belongs
 
@@ -114,7 +113,6 @@ def ranked_replies(agent, batch, search: Search) -> list[RankedReplies]:
             of_prompt.append(prompt)
     context = agent._get_batch_context(batch).repeat_interleave(P, 0) if search.context_block_ngram > 0 else None
     found = draw_replies(model, encoded, search, rows, seeds, context)
-    return_freed_memory()  # what the next batch needs is longer, so that no freed piece would be large enough
     tokens = [row[:length] for row, length in zip(found.tokens, found.lengths.tolist(), strict=True)]
     texts = [agent._v2t(reply) for reply in tokens]
     without = None

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from spt_parlai.model.decoding import Choice, DecodingState, Replies, Search, greedy
+from spt_parlai.model.freed_memory import return_freed_memory
 from spt_parlai.model.prompted_lm import PromptedLM
 
-CACHE_BYTES = 2 * 2**30  # of the keys and values of the replies that are drawn together
+CACHE_BYTES = 2 * 2**30  # of the keys and values of the replies that are drawn together on a CPU; a GPU draws all
 
 
 class OwnDraws:
@@ -45,19 +46,23 @@ def draw_replies(
     seeds: Sequence[int | None],
     contexts: Tensor | None = None,
 ) -> Replies:
-    """Draw R replies, as many at once as keep `CACHE_BYTES`, with the settings of a search. `encoded` stays as it is.
+    """Draw R replies with the settings of a search. `encoded` stays as it is.
+
+    All are drawn in one batch, but on a CPU only as many at once as keep `CACHE_BYTES`.
 
     :param encoded: states of contexts after prompts, from `model.encoder`.
     :param rows: for each reply, the row of `encoded` that it continues.
     :param seeds: for each reply, see `OwnDraws`.
     :param contexts: int64 [rows of `encoded`, T], for `context_block_ngram`.
     """
-    device, at_once, parts = encoded.logits.device, _rows_at_once(encoded, search.max_length), []
+    device, parts = encoded.logits.device, []
+    at_once = _rows_at_once(encoded, search.max_length) if device.type == 'cpu' else len(rows)
     for start in range(0, len(rows), at_once):
         chosen = torch.tensor(rows[start : start + at_once], device=device)
         drawing = replace(search, choose=OwnDraws(search.choose, seeds[start : start + at_once], device))
         of_rows = None if contexts is None else contexts.to(device)[chosen]
         parts.append(drawing(model, encoded.reordered(chosen), of_rows))
+    return_freed_memory()  # what the next batch needs is longer, so that no freed piece would be large enough
     return Replies(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 

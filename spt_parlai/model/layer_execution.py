@@ -64,11 +64,15 @@ def compile_layers(llm: CausalLM) -> None:
     if any(hasattr(layer, '_hf_hook') for layer in layers):
         raise _refusal(llm, 'is spread over devices; train without compiling')
     inputs = _inputs_of(layers, llm)
-    expected = [_layer_trial(layer, *given) for layer, given in zip(layers, inputs, strict=True)]
+
+    def trials() -> list[tuple[Tensor, Tensor]]:
+        return [_layer_trial(layer, *given) for layer, given in zip(layers, inputs, strict=True)]
+
+    expected = trials()
     for layer in layers:
         layer.forward = _compiled_with_gradients(layer.forward)  # type: ignore[method-assign]
     try:
-        compiled = [_layer_trial(layer, *given) for layer, given in zip(layers, inputs, strict=True)]
+        compiled = trials()
     except Exception as error:  # any error of the compiler, or of the compiler that it calls
         reason = ' '.join(str(error).split('\n')[0].split())[:160]
         why = f'does not compile here ({type(error).__name__}: {reason}); train without compiling'

@@ -40,7 +40,7 @@ class _TokenLogProbs(torch.autograd.Function):
         chunks = math.ceil(len(hidden) * weight.shape[0] * 4 / LOGIT_BYTES)
         size = math.ceil(len(hidden) / max(1, chunks)) or 1  # of equal size, because a small last chunk is slow
         logits = torch.empty(size, weight.shape[0], dtype=weight.dtype, device=hidden.device)  # one chunk's, used again
-        rows = size if hidden.is_cuda else max(1, CACHED_BYTES // (weight.shape[0] * 4))
+        rows = size if hidden.device.type != 'cpu' else max(1, CACHED_BYTES // (weight.shape[0] * 4))
         for start in range(0, len(hidden), size):
             chunk = logits[: len(hidden) - start]
             if bias is None:

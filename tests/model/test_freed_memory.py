@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from spt_parlai.model.memory_estimate import return_freed_memory
+from spt_parlai.model.freed_memory import return_freed_memory
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='only glibc keeps freed memory so')
